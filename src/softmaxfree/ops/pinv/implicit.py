@@ -1,0 +1,38 @@
+"""The one gradient of every solver: `dL/dA = -Y^T (dL/dY) Y^T` with `Y` the computed inverse (README.md)."""
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from softmaxfree.ops.pinv.solvers import solver_from_json
+from softmaxfree.ops.precision import full_precision
+
+
+@torch.library.custom_op("softmaxfree::pinv", mutates_args=())
+def _pinv(gram: Tensor, solver: str) -> Tensor:
+    with full_precision(gram):
+        return solver_from_json(solver).compute(gram).contiguous()
+
+
+@_pinv.register_fake
+def _(gram: Tensor, solver: str) -> Tensor:
+    return gram.new_empty(gram.shape)
+
+
+def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(output)
+
+
+def _gradient(ctx, grad: Tensor):
+    (inverse,) = ctx.saved_tensors
+    with full_precision(grad):
+        return -(inverse.mT @ grad @ inverse.mT), None
+
+
+_pinv.register_autograd(_gradient, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.softmaxfree.pinv)
+def _flops(gram_shape, solver: str, *args, out_shape=None, **kwargs) -> int:
+    *batch, m, _ = gram_shape
+    return torch.Size(batch).numel() * solver_from_json(solver).flops(m)

@@ -1,0 +1,185 @@
+"""Solvers for the inverse of the landmark kernel matrix: one frozen dataclass each, forward computation only.
+
+Trained weights are tied to their solver: 20 Newton steps are a spectral filter, not an inverse. So a solver is data,
+JSON-serialisable and stored with the model. All share the gradient of `implicit.py`.
+"""
+
+import abc
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractPinvSolver(abc.ABC):
+    """Computes a regularised inverse of a symmetric positive matrix, each image on its own."""
+
+    name: ClassVar[str]
+    json: str = dataclasses.field(init=False, repr=False, compare=False, default="")
+
+    def __post_init__(self) -> None:
+        self.validate()
+        # written once, since torch.compile cannot trace json.dumps; this string is what the op takes
+        object.__setattr__(self, "json", json.dumps(self.to_dict()))
+
+    @abc.abstractmethod
+    def validate(self) -> None:
+        """Raises ValueError for an argument out of range."""
+
+    @abc.abstractmethod
+    def compute(self, gram: Tensor) -> Tensor:
+        """Returns the inverse `(B, H, M, M)` of `gram (B, H, M, M)`, float32 or float64; batched, no host sync."""
+
+    @abc.abstractmethod
+    def flops(self, num_landmarks: int) -> int:
+        """Returns the floating-point operations for one `M x M` matrix (a multiply and an add count 2)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the solver as plain data; `as_solver` reads it back."""
+        return {"name": self.name} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Newton(AbstractPinvSolver):
+    """Newton-Schulz steps `V <- 2 V - V P V`, `P = A + ridge I`, from `V = alpha P` (SOFT, eq. 10 and algorithm 2).
+
+    Attributes:
+        iters: number of steps.
+        ridge: added to the diagonal of `A`; the released code uses 0.01, its normalised variant 0.
+        start: `"rowsum"`: `alpha = 1.8 / max_i(sum_j A_ij)^2`, for each matrix (released code);
+            `"halving"`: `alpha = 2 / max(sum_j A_ij)^2` over the heads of an image, halved at most 10 times while
+            `max(colsum |I - alpha P P|) > 1.01` (released normalised variant, there over the whole batch).
+    """
+
+    name: ClassVar[str] = "newton"
+    iters: int = 20
+    ridge: float = 0.01
+    start: Literal["rowsum", "halving"] = "rowsum"
+
+    def validate(self) -> None:
+        _require(self.iters >= 1, "iters", self.iters, "1 or more")
+        _require(self.ridge >= 0, "ridge", self.ridge, "0 or more")
+        _require(self.start in ("rowsum", "halving"), "start", self.start, "'rowsum' or 'halving'")
+
+    def compute(self, gram: Tensor) -> Tensor:
+        p = add_ridge(gram, self.ridge)
+        v = self.alpha(gram) * p
+        shape, p, v = p.shape, p.flatten(0, -3), v.flatten(0, -3)
+        for _ in range(self.iters):
+            v = torch.baddbmm(v, v @ p, v, beta=2, alpha=-1)
+        return v.view(shape)
+
+    def alpha(self, gram: Tensor) -> Tensor:
+        """Returns the scale of the first iterate, `(B, H, 1, 1)` or `(B, 1, 1, 1)`."""
+        rowsum = gram.sum(-1)
+        if self.start == "rowsum":
+            return (1.8 / rowsum.amax(-1).square())[..., None, None]
+        alpha = 2 / rowsum.amax((-1, -2), keepdim=True).unsqueeze(-1).square()
+        p = add_ridge(gram, self.ridge)
+        p2, eye = p @ p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
+        for _ in range(10):  # the released loop stops early instead; halving only while it goes on is the same
+            norm = (eye - alpha * p2).abs().sum(-2).amax((-1, -2))[:, None, None, None]
+            alpha = torch.where(norm > 1.01, alpha / 2, alpha)
+        return alpha
+
+    def flops(self, num_landmarks: int) -> int:
+        return 4 * self.iters * num_landmarks**3
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Cholesky(AbstractPinvSolver):
+    """The exact `(A + ridge I)^-1` by a Cholesky factorisation: far cheaper than Newton, and another function.
+
+    Attributes:
+        ridge: added to the diagonal; must exceed the rounding of `A`, or the factorisation fails.
+    """
+
+    name: ClassVar[str] = "cholesky"
+    ridge: float = 0.01
+
+    def validate(self) -> None:
+        _require(self.ridge >= 1e-5, "ridge", self.ridge, "1e-5 or more")
+
+    def compute(self, gram: Tensor) -> Tensor:
+        factor, _ = torch.linalg.cholesky_ex(add_ridge(gram, self.ridge))
+        return torch.cholesky_inverse(factor)
+
+    def flops(self, num_landmarks: int) -> int:
+        return 2 * num_landmarks**3
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Eigh(AbstractPinvSolver):
+    """Moore-Penrose inverse of `A + ridge I` from its eigenvalues: the oracle, and the slowest.
+
+    Attributes:
+        ridge: added to the diagonal.
+        rcond: eigenvalues below `rcond` times the largest count as 0.
+    """
+
+    name: ClassVar[str] = "eigh"
+    ridge: float = 0.0
+    rcond: float = 1e-6
+
+    def validate(self) -> None:
+        _require(self.ridge >= 0, "ridge", self.ridge, "0 or more")
+        _require(0 <= self.rcond < 1, "rcond", self.rcond, "in [0, 1)")
+
+    def compute(self, gram: Tensor) -> Tensor:
+        w, vectors = torch.linalg.eigh(add_ridge(gram, self.ridge))
+        inverse = torch.where(w > self.rcond * w[..., -1:], w.reciprocal(), 0)
+        return (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+
+    def flops(self, num_landmarks: int) -> int:
+        return 11 * num_landmarks**3  # tridiagonalisation, QL with vectors, reassembly
+
+
+SOLVERS: dict[str, type[AbstractPinvSolver]] = {cls.name: cls for cls in (Newton, Cholesky, Eigh)}
+
+
+def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractPinvSolver:
+    """Returns a solver from itself, from its `to_dict()`, from that as JSON, or from its bare name.
+
+    Raises:
+        ValueError: for an unknown name or argument.
+    """
+    if isinstance(solver, AbstractPinvSolver):
+        return solver
+    spec = dict(_parse(solver) if isinstance(solver, str) else solver)
+    name = spec.pop("name", None)
+    if name not in SOLVERS:
+        raise ValueError(f"solver {name!r} is not one of {', '.join(SOLVERS)}")
+    fields = {f.name for f in dataclasses.fields(SOLVERS[name]) if f.init}
+    if not spec.keys() <= fields:
+        raise ValueError(f"solver {name!r} takes {sorted(fields)}, got {sorted(spec)}")
+    return SOLVERS[name](**spec)
+
+
+@functools.cache
+def solver_from_json(spec: str) -> AbstractPinvSolver:
+    """Returns the solver of a JSON string; cached, since ops ask at every call."""
+    return as_solver(spec)
+
+
+def add_ridge(gram: Tensor, ridge: float) -> Tensor:
+    """Returns `A + ridge I`."""
+    if ridge == 0:
+        return gram
+    return gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+
+
+def _parse(text: str) -> Mapping[str, Any]:
+    return json.loads(text) if text.lstrip().startswith("{") else {"name": text}
+
+
+def _require(condition: bool, name: str, given: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {given!r}")
