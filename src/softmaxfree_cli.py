@@ -1,0 +1,338 @@
+"""The `softmaxfree` command: what it understands, and the one place where an error becomes one line.
+
+It stands outside the package and needs only the standard library: importing `softmaxfree` imports torch and
+timm, which takes seconds, and help should not wait for them. A command is one block below and a module
+`softmaxfree.cli.<name>` whose function `run` receives the parsed arguments by name.
+"""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+# What a user can cause and mend. Every other error is a bug and keeps its traceback.
+_EXPECTED_ERRORS = (ValueError, OSError)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints errors as one line and help texts as they were written."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(
+            prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class _Command(NamedTuple):
+    summary: str
+    epilog: str
+    extra: str | None
+    overrides: bool
+    add_arguments: Callable[[_Parser], None]
+
+
+_COMMANDS: dict[str, _Command] = {}
+
+
+def _command(name: str, summary: str, epilog: str, *, extra: str | None = None, overrides: bool = False):
+    """Register a command; the function below it adds the arguments.
+
+    `{recipes}` in the epilog becomes the list of recipes. `extra` names the optional dependencies
+    that it needs. With `overrides`, `--a.b value` reaches `run` as `--a.b=value` in the list `overrides`.
+    """
+
+    def register(add_arguments: Callable[[_Parser], None]) -> None:
+        _COMMANDS[name] = _Command(summary, epilog, extra, overrides, add_arguments)
+
+    return register
+
+
+_RECIPE = {"metavar": "RECIPE", "help": "a name from the list below, or a YAML file of your own"}
+
+
+@_command(
+    "train",
+    "train a model by a recipe",
+    """\
+recipes:
+{recipes}
+
+overrides: every key of a recipe is an option, its path dotted:
+  softmaxfree train digits --trainer.max_epochs 3 --data.batch_size 64
+  softmaxfree train digits --model.lr 1e-3 --model.model_args.drop_path_rate 0.2
+
+resume: the run goes on where its last checkpoint was written:
+  softmaxfree train digits --out runs/mine --resume last
+
+several processes: torchrun starts them, the Trainer's strategy joins them:
+  torchrun --nproc-per-node 8 -m softmaxfree train soft_tiny --trainer.strategy ddp
+""",
+    extra="train",
+    overrides=True,
+)
+def _train(parser: _Parser) -> None:
+    parser.add_argument("recipe", **_RECIPE)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for all that the run writes (default: runs/RECIPE)"
+    )
+    parser.add_argument(
+        "--resume", metavar="PATH", help="a checkpoint, or `last`: the newest in the run's folder"
+    )
+
+
+@_command(
+    "validate",
+    "measure a checkpoint by a recipe's metrics",
+    """\
+recipes:
+{recipes}
+
+The recipe tells the data and the metrics; its keys are options as in `softmaxfree train`:
+  softmaxfree validate digits --checkpoint runs/digits/best.ckpt
+  softmaxfree validate soft_tiny --checkpoint best.ckpt --data.root /data/imagenet --data.batch_size 64
+""",
+    extra="train",
+    overrides=True,
+)
+def _validate(parser: _Parser) -> None:
+    parser.add_argument("recipe", **_RECIPE)
+    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="a .ckpt of `softmaxfree train`")
+
+
+@_command(
+    "predict",
+    "tell the classes of images",
+    """\
+a checkpoint is one of:
+  a .ckpt of `softmaxfree train`
+  a .safetensors of `softmaxfree convert`
+  a folder written by timm's save_for_hf
+  any other .pth or .safetensors, together with --model
+
+examples:
+  softmaxfree predict three.png --checkpoint runs/digits/best.ckpt
+  softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
+  softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
+""",
+)
+def _predict(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("files", metavar="PATH", nargs="+", help="images, or folders that are searched for images")
+    add("--checkpoint", metavar="PATH", help="the weights, see below")
+    add("--model", metavar="NAME", help="the model, where the checkpoint does not name it")
+    add("--topk", metavar="K", type=int, default=5, help="classes an image (default: %(default)s)")
+    add("--class-names", metavar="FILE", help="a text file, one class a line, in the order of the head")
+    add("--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s")
+    add("--out", metavar="FILE", help="write there instead of to the terminal")
+    add(
+        "--on-error",
+        choices=("skip", "fail"),
+        default="skip",
+        help="on an unreadable image (default: %(default)s)",
+    )
+    add("--batch-size", metavar="N", type=int, default=16, help="images at a time (default: %(default)s)")
+    add("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
+
+
+@_command(
+    "models",
+    "list the models: parameters, MACs, size",
+    """\
+columns, the MACs of one image in billions (one multiply-add is one MAC):
+  conv+linear  convolutions and linear layers alone
+  executed     every product that this library computes, the inverse included
+  published    the released formulation as papers count it: its order of products, without the inverse
+
+examples:
+  softmaxfree models
+  softmaxfree models 'soft_norm_*' --img-size 224 512 1024 --markdown
+""",
+)
+def _models(parser: _Parser) -> None:
+    add = parser.add_argument
+    add(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="*",
+        help="such as 'soft_norm_*' (default: all models)",
+    )
+    add("--markdown", action="store_true", help="print a Markdown table")
+    add("--img-size", metavar="N", type=int, nargs="+", help="one or more (default: the model's own)")
+
+
+@_command(
+    "convert",
+    "turn released weights into a safetensors file",
+    """\
+The file is read without running any code that it may hold, and every weight must find its place. What is
+written names its model, so that `softmaxfree predict --checkpoint` needs nothing else.
+
+examples:
+  softmaxfree convert SOFT_Tiny.pth soft_tiny.safetensors
+  softmaxfree convert model_best.pth small.safetensors --model soft_norm_small
+""",
+)
+def _convert(parser: _Parser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a checkpoint of the authors, such as SOFT_Tiny.pth")
+    parser.add_argument("target", metavar="DST", help="the .safetensors file to write")
+    parser.add_argument(
+        "--model", metavar="NAME", help="its model, where weights and file name leave it open"
+    )
+
+
+_MAIN_EPILOG = """\
+commands:
+{commands}
+
+examples:
+  softmaxfree train digits                    train on embedded digits, in minutes on a CPU
+  softmaxfree train --help                    the recipes, and how to change them
+  softmaxfree validate digits --checkpoint C  the accuracy of a checkpoint
+  softmaxfree predict photos/ --checkpoint C  the five likeliest classes of every image
+  softmaxfree models --markdown               the table of all models
+  softmaxfree convert SOFT_Tiny.pth t.safetensors
+
+`softmaxfree COMMAND --help` explains a command.
+"""
+
+
+def recipes() -> dict[str, str]:
+    """Names of the recipes that come with the package, each with the first line of its header."""
+    found = {}
+    for path in sorted((Path(__file__).parent / "softmaxfree" / "recipes").glob("*.yaml")):
+        with path.open(encoding="utf-8") as file:
+            found[path.stem] = file.readline().strip("# \n")
+    return found
+
+
+def _columns(rows: dict[str, str]) -> str:
+    width = max(map(len, rows), default=0)
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error message: names close to the one given, or all of them."""
+    close = difflib.get_close_matches(name, names)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+
+
+def _versions() -> str:
+    packages = ("softmaxfree", "torch", "timm")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return " ".join([*versions, "Python", platform.python_version()])
+
+
+def _main_parser() -> _Parser:
+    parser = _Parser(
+        "softmaxfree",
+        usage="softmaxfree [--version] [--traceback] COMMAND ...",
+        description="Vision backbones with softmax-free attention (SOFT, SOFT++): train, measure, use.",
+        epilog=_MAIN_EPILOG.format(commands=_columns({name: c.summary for name, c in _COMMANDS.items()})),
+    )
+    parser.add_argument("--version", action="store_true", help="print the versions that matter, and leave")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def _split_overrides(tokens: Iterable[str], parser: _Parser) -> tuple[list[str], list[str]]:
+    """Take `--a.b value` and `--a.b=value` out of the tokens; returns overrides and rest."""
+    overrides, rest = [], []
+    tokens = iter(tokens)
+    for token in tokens:
+        key, equals, _ = token.partition("=")
+        if not (key.startswith("--") and "." in key):
+            rest.append(token)
+        elif equals:
+            overrides.append(token)
+        elif (value := next(tokens, "--")).startswith("--"):
+            parser.error(f"{key} needs a value")
+        else:
+            overrides.append(f"{key}={value}")
+    return overrides, rest
+
+
+def _parse(name: str, tokens: Sequence[str]) -> dict:
+    """The arguments of `softmaxfree.cli.<name>.run`."""
+    command = _COMMANDS[name]
+    epilog = command.epilog.replace("{recipes}", _columns(recipes()))
+    parser = _Parser(f"softmaxfree {name}", description=command.summary, epilog=epilog)
+    command.add_arguments(parser)
+    arguments = {}
+    if command.overrides:
+        arguments["overrides"], tokens = _split_overrides(tokens, parser)
+    namespace, unknown = parser.parse_known_args(tokens)
+    if unknown:
+        options = re.findall(r"--[a-z][a-z-]*", parser.format_usage())
+        parser.error(f"unexpected {unknown[0]!r}; {_nearest(unknown[0], options)}")
+    return {**arguments, **vars(namespace)}
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _run(name: str, arguments: dict, *, traceback: bool) -> int:
+    code, message = 2, ""
+    try:
+        importlib.import_module(f"softmaxfree.cli.{name}").run(**arguments)
+        return 0
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except BrokenPipeError:  # the reader left, as `head` does; nothing is left to flush to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ModuleNotFoundError as error:
+        if traceback or error.name is None or error.name.startswith("softmaxfree"):
+            raise
+        extra = _COMMANDS[name].extra
+        package = f"softmaxfree[{extra}]" if extra else "softmaxfree"
+        message = f"{error.name} is not installed; run: pip install '{package}'"
+    except _EXPECTED_ERRORS as error:
+        if traceback:
+            raise
+        message = _one_line(error)
+    print(f"softmaxfree {name}: {message}", file=sys.stderr)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: What stands after `softmaxfree`; None takes the process's own.
+
+    Returns:
+        The exit code: 0, 2 after an error that the user can mend, 130 when interrupted.
+    """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    end = next((i + 1 for i, token in enumerate(tokens) if not token.startswith("-")), len(tokens))
+    parser = _main_parser()
+    options = parser.parse_args(tokens[:end])
+    name = options.command
+    if options.version:
+        print(_versions())
+    elif name is None:
+        parser.print_help()
+    elif name not in _COMMANDS:
+        parser.error(f"there is no command {name!r}; {_nearest(name, _COMMANDS)}")
+    else:
+        return _run(name, _parse(name, tokens[end:]), traceback=options.traceback)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,8 +24,9 @@ class AbstractPinvSolver(abc.ABC):
 
     def __post_init__(self) -> None:
         self.validate()
-        # written once, since torch.compile cannot trace json.dumps; this string is what the op takes
-        object.__setattr__(self, "json", json.dumps(self.to_dict()))
+        # the string that the op takes; by hand, since torch.compile cannot trace json.dumps
+        items = (f'"{k}": "{v}"' if isinstance(v, str) else f'"{k}": {v}' for k, v in self.to_dict().items())
+        object.__setattr__(self, "json", "{" + ", ".join(items) + "}")
 
     @abc.abstractmethod
     def validate(self) -> None:
