@@ -1,0 +1,25 @@
+"""What holds for every test: Triton kernels are interpreted where there is no GPU; stray memory is seen."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which torch does late
+
+
+@pytest.fixture(autouse=True)
+def nan_in_uninitialized_memory(monkeypatch: pytest.MonkeyPatch):
+    """Fills `torch.empty` and its like with NaN, so that no test passes on what memory happened to hold."""
+    before = torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Makes each test independent of those run before it."""
+    torch.manual_seed(0)
