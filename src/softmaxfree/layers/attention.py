@@ -1,0 +1,116 @@
+"""Softmax-free attention layer: projections, landmarks, value convolution (SOFT, section 3; SOFT++, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import Tensor, nn
+
+from softmaxfree.layers.landmarks import Landmarks, Sampling
+from softmaxfree.ops import AbstractPinvSolver, Newton
+from softmaxfree.ops.nystrom import nystrom, nystrom_attention
+
+register_notrace_function(nystrom_attention)
+
+_DEFAULT = Newton()
+
+
+class SoftmaxFreeAttention(nn.Module):
+    """Multi-head self-attention with a Gaussian kernel, linear in the number of tokens.
+
+    Keys are tied to queries, which are scaled by `D^(-1/4)`, so that the kernel is `exp(-|q_i - q_j|^2 / (2 sqrt(D)))`.
+
+    Args:
+        dim: channels `C`.
+        num_heads: `H`; divides `dim`.
+        ratio: side of the window of tokens that one landmark stands for.
+        value_kernel: odd side of the convolution of the values that is added to the output, one filter for each head
+            (released code); 0: none.
+        landmark_sampling: see `Landmarks`.
+        landmark_grid: landmark budget, see `Landmarks`.
+        solver: inverts the landmark kernel matrix.
+        normalize: the symmetric normalisation of SOFT++.
+        ndim: 1 for sequences, 2 for images.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: when `num_heads` does not divide `dim` or `value_kernel` is even.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        ratio: int,
+        *,
+        value_kernel: int = 3,
+        landmark_sampling: Sampling = "conv",
+        landmark_grid: tuple[int, ...] | None = (16, 16),
+        solver: AbstractPinvSolver = _DEFAULT,
+        normalize: bool = False,
+        ndim: int = 2,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads must divide the width {dim}, got {num_heads}")
+        if value_kernel and value_kernel % 2 == 0:
+            raise ValueError(f"value_kernel must be odd, or 0 for none, got {value_kernel}")
+        factory = {"device": device, "dtype": dtype}
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.scale = self.head_dim**-0.25
+        self.normalize = normalize
+        self.q = nn.Linear(dim, dim, **factory)
+        self.v = nn.Linear(dim, dim, **factory)
+        self.landmarks = Landmarks(
+            self.head_dim, ratio, sampling=landmark_sampling, max_grid=landmark_grid, ndim=ndim, **factory
+        )
+        conv = nn.Conv2d if ndim == 2 else nn.Conv1d
+        self.value_conv = (
+            conv(num_heads, num_heads, value_kernel, padding="same", groups=num_heads, bias=False, **factory)
+            if value_kernel
+            else None
+        )
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.set_solver(solver)
+
+    def set_solver(self, solver: AbstractPinvSolver) -> None:
+        """Changes how the landmark kernel matrix is inverted."""
+        self.solver = solver
+        self._solver_json = solver.json  # TorchScript knows strings, not solvers
+
+    def forward(self, x: Tensor, grid: list[int]) -> Tensor:
+        """Attends.
+
+        Args:
+            x: tokens `(B, N, C)`, row-major on the grid.
+            grid: sizes of the token grid, product `N`.
+
+        Returns:
+            `(B, N, C)`.
+        """
+        heads = [self.num_heads, self.head_dim]
+        q = (self.q(x) * self.scale).unflatten(-1, heads).transpose(1, 2)
+        values = self.v(x)
+        v = values.unflatten(-1, heads).transpose(1, 2)
+        landmarks = self.landmarks(q, grid).to(q.dtype)
+        if torch.jit.is_scripting():
+            out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, None)
+        else:
+            out = nystrom_attention(q, q, v, landmarks, solver=self.solver, normalize=self.normalize)
+        out = out.transpose(1, 2).flatten(2)
+        if self.value_conv is not None:
+            out = out + self._convolve(values, grid)
+        return self.proj(out)
+
+    def _convolve(self, values: Tensor, grid: list[int]) -> Tensor:
+        """Returns the values `(B, N, C)` convolved on the grid; all channels of a head share its filter."""
+        assert self.value_conv is not None
+        weight = self.value_conv.weight.repeat_interleave(self.head_dim, 0)
+        image = values.transpose(1, 2).unflatten(2, grid)
+        if len(grid) == 1:
+            image = F.conv1d(image, weight, padding="same", groups=image.shape[1])
+        else:
+            image = F.conv2d(image, weight, padding="same", groups=image.shape[1])
+        return image.flatten(2).transpose(1, 2)

@@ -1,0 +1,132 @@
+"""Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from timm.layers import register_notrace_module
+from torch import Tensor, nn
+
+Sampling = Literal["conv", "mean", "random", "first"]
+
+
+@register_notrace_module
+class Landmarks(nn.Module):
+    """Samples `M` landmarks from the tokens of each head.
+
+    Args:
+        head_dim: width `D` of a head.
+        ratio: side of the window of tokens that one landmark stands for.
+        sampling: `"conv"`: a convolution of stride `ratio` shared by the heads, then LayerNorm and GELU (released
+            code); `"mean"`: the mean of each window (paper); `"random"`: tokens at fixed pseudo-random places;
+            `"first"`: the first tokens.
+        max_grid: the landmark budget, one number for each axis of the grid: where there would be more landmarks, they
+            are averaged down to it (SOFT fixes `M`; the released code lets it grow with the image). None: no limit.
+        ndim: 1 for sequences, 2 for images.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for a sampling that does not exist.
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        ratio: int,
+        *,
+        sampling: Sampling = "conv",
+        max_grid: tuple[int, ...] | None = (16, 16),
+        ndim: int = 2,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        if sampling not in get_args(Sampling):
+            raise ValueError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
+        if max_grid is not None and (len(max_grid) != ndim or min(max_grid) < 1):
+            raise ValueError(f"landmark_grid must be {ndim} numbers of 1 or more, or None, got {max_grid!r}")
+        self.ratio = ratio
+        self.sampling: str = sampling
+        self.max_grid = None if max_grid is None else list(max_grid)
+        factory = {"device": device, "dtype": dtype}
+        if sampling == "conv":
+            conv = nn.Conv2d if ndim == 2 else nn.Conv1d
+            self.conv = conv(head_dim, head_dim, ratio, stride=ratio, bias=False, **factory)
+            self.norm = nn.LayerNorm(head_dim, **factory)
+            self.act = nn.GELU()
+        else:
+            self.conv = self.norm = self.act = nn.Identity()
+
+    def forward(self, tokens: Tensor, grid: list[int]) -> Tensor:
+        """Samples the landmarks.
+
+        Args:
+            tokens: `(B, H, N, D)`, row-major on the grid.
+            grid: sizes of the token grid, product `N`, each at least `ratio`.
+
+        Returns:
+            `(B, H, M, D)`.
+        """
+        if self.sampling == "random" or self.sampling == "first":
+            return self._subset(tokens, grid)
+        windows = self._windows(tokens, grid)  # (B, H, *landmark grid, window, D)
+        if self.sampling == "mean":
+            return self._pool(windows.mean(-2)).flatten(2, -2)
+        # windows do not overlap, so the convolution is one matrix product
+        weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
+        landmarks = windows.flatten(-2) @ weight.to(windows.dtype)
+        return self.act(self.norm(self._pool(landmarks).flatten(2, -2)))
+
+    def _windows(self, tokens: Tensor, grid: list[int]) -> Tensor:
+        """Returns the full windows `(B, H, y, x, ratio^2, D)`; tokens that fill none are left out, as released."""
+        r = self.ratio
+        if len(grid) == 1:
+            count = grid[0] // r
+            return tokens[:, :, : count * r].unflatten(2, [count, r])
+        y, x = grid[0] // r, grid[1] // r
+        image = tokens.unflatten(2, grid)[:, :, : y * r, : x * r]
+        return image.unflatten(3, [x, r]).unflatten(2, [y, r]).transpose(3, 4).flatten(4, 5)
+
+    def _pool(self, landmarks: Tensor) -> Tensor:
+        """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget."""
+        if self.max_grid is None:
+            return landmarks
+        columns = pooling_matrix(landmarks.shape[-2], self.max_grid[-1], landmarks)
+        landmarks = columns @ landmarks
+        if len(self.max_grid) == 2:
+            rows = pooling_matrix(landmarks.shape[-3], self.max_grid[0], landmarks)
+            landmarks = (rows @ landmarks.flatten(-2)).unflatten(-1, landmarks.shape[-2:])
+        return landmarks
+
+    def _subset(self, tokens: Tensor, grid: list[int]) -> Tensor:
+        sizes = [size // self.ratio for size in grid]
+        if self.max_grid is not None:
+            sizes = [min(size, cap) for size, cap in zip(sizes, self.max_grid, strict=True)]
+        places = torch.arange(tokens.shape[2], device=tokens.device)
+        if self.sampling == "random":
+            # the same places for every image, call and device: multiples of a golden-ratio fraction, sorted
+            places = torch.argsort(places.double().mul(0.6180339887498949).frac(), stable=True)
+        return tokens[:, :, places[: math.prod(sizes)]]
+
+
+def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:
+    """Returns the matrix of adaptive average pooling from `size` to at most `target` cells.
+
+    Unlike adaptive pooling it is exact when exported with a dynamic size. The identity where `size <= target`.
+
+    Args:
+        size: number of cells.
+        target: number of cells wanted.
+        like: gives dtype and device.
+
+    Returns:
+        `(min(size, target), size)`; rows sum to 1.
+    """
+    cells = min(size, target)
+    out = torch.arange(cells, device=like.device).unsqueeze(1)
+    place = torch.arange(size, device=like.device)
+    begin = out * size // cells
+    end = ((out + 1) * size + cells - 1) // cells
+    inside = (place >= begin) & (place < end)
+    return inside.to(like.dtype) / (end - begin).to(like.dtype)

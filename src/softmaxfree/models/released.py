@@ -1,0 +1,111 @@
+"""Reads weights: the authors' released names and shapes, other image sizes, and whether a checkpoint fits at all."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from softmaxfree.ops import Newton
+
+if TYPE_CHECKING:
+    from softmaxfree.models.soft import SoftmaxFreeTransformer
+
+# what the released normalised models were trained with; an exact inverse would be another function
+RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
+
+_STEM = {"0": "0.conv", "1": "0.bn", "3": "1.conv", "4": "1.bn", "6": "2.conv", "7": "2.bn"}
+_RENAMED = (
+    (r"^pos_embed(\d)$", lambda m: f"stages.{int(m[1]) - 1}.pos_embed.table"),
+    (r"^cls_token$", "stages.3.cls_token"),
+    (r"^norm\.", "stages.3.norm."),
+    (r"^patch_embed(\d)\.proj\.(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.embed.{_STEM[m[2]]}."),
+    (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"\.att\.mha\.attn\.Qlandmark_op\.", ".attn.landmarks.conv."),
+    (r"\.att\.mha\.attn\.Qnorm_act\.0\.", ".attn.landmarks.norm."),
+    (r"\.att\.mha\.attn\.conv\.", ".attn.value_conv."),
+    (r"\.att\.mha\.W_([qv])\.", r".attn.\1."),
+    (r"\.att\.mha\.ff\.", ".attn.proj."),
+    (r"\.att\.ff([12])\.", r".mlp.fc\1."),
+    (r"\.att\.norm([12])\.", r".norm\1."),
+)
+
+
+def is_released(state_dict: Mapping[str, Tensor]) -> bool:
+    """Returns whether the names are those of the authors' code."""
+    return "patch_embed1.proj.0.weight" in state_dict
+
+
+def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the authors' weights under our names."""
+    out = {}
+    for name, value in state_dict.items():
+        for pattern, renamed in _RENAMED:
+            name = re.sub(pattern, renamed, name)
+        if name == "stages.3.pos_embed.table":  # the class token's position comes first
+            out["stages.3.cls_pos"], value = value[:, :1], value[:, 1:]
+        elif ".attn.kv." in name:
+            continue
+        elif name.startswith("stages.3.") and ".attn.q." in name:
+            kv = state_dict[_released_stage4(name).replace(".attn.q.", ".attn.kv.")]
+            name, value = name.replace(".attn.q.", ".attn.qkv."), torch.cat((value, kv))
+        out[name] = value
+    return out
+
+
+def _released_stage4(name: str) -> str:
+    return name.replace("stages.3.blocks.", "block4.")
+
+
+def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
+    """Returns the weights with square position tables resampled to the model's grids where they differ."""
+    out = dict(state_dict)
+    for i, stage in enumerate(model.stages):
+        name = f"stages.{i}.pos_embed.table"
+        table = out.get(name)
+        if table is None or table.shape == stage.pos_embed.table.shape:
+            continue
+        side = round(table.shape[1] ** 0.5)
+        if side * side == table.shape[1] and table.shape[2] == stage.pos_embed.table.shape[2]:
+            image = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
+            image = F.interpolate(image, size=stage.pos_embed.grid, mode="bilinear", align_corners=False)
+            out[name] = image.flatten(2).transpose(1, 2).to(table.dtype)
+    return out
+
+
+def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> None:
+    """Raises one ValueError that says why weights do not fit the model, instead of a list of hundreds of keys."""
+    expected = model.state_dict()
+    wrong = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
+    unexpected = [n for n in state_dict if n not in expected]
+    missing = [n for n in expected if n not in state_dict]
+    if not (wrong or unexpected or missing):
+        return
+    if not unexpected and not missing and all(n.startswith("head.") for n in wrong):
+        raise ValueError(
+            f"num_classes={model.num_classes} does not fit the checkpoint, which has "
+            f"{len(state_dict['head.weight'])} classes: create the model with that number, load, then reset_classifier()"
+        )
+    theirs, ours = _describe(state_dict), _describe(expected)
+    if theirs is None:
+        raise ValueError(f"the checkpoint is of another model: it holds {next(iter(state_dict), 'no weight')!r}, "
+                         f"this model has {next(iter(expected))!r}")
+    if theirs != ours:
+        raise ValueError(f"the checkpoint is of another model: it has {theirs}; this model has {ours}")
+    raise ValueError(
+        f"the checkpoint does not fit: {len(missing)} weights missing {missing[:2]}, {len(unexpected)} unexpected "
+        f"{unexpected[:2]}, {len(wrong)} of another shape {wrong[:2]}"
+    )
+
+
+def _describe(state_dict: Mapping[str, Tensor]) -> str | None:
+    depths, dims = [], []
+    for i in range(4):
+        blocks = {n.split(".")[3] for n in state_dict if n.startswith(f"stages.{i}.blocks.")}
+        norm = state_dict.get(f"stages.{i}.blocks.0.norm1.weight")
+        if norm is not None:
+            depths.append(len(blocks))
+            dims.append(len(norm))
+    return f"embed_dims={tuple(dims)} depths={tuple(depths)}" if depths else None
