@@ -1,15 +1,14 @@
 """Softmax-free attention layer: projections, landmarks, value convolution (SOFT, section 3; SOFT++, section 3)."""
 
-import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
 
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.ops import AbstractPinvSolver, Newton
-from softmaxfree.ops.nystrom import nystrom, nystrom_attention
+from softmaxfree.ops.nystrom import nystrom
 
-register_notrace_function(nystrom_attention)
+register_notrace_function(nystrom)
 
 _DEFAULT = Newton()
 
@@ -95,10 +94,7 @@ class SoftmaxFreeAttention(nn.Module):
         values = self.v(x)
         v = values.unflatten(-1, heads).transpose(1, 2)
         landmarks = self.landmarks(q, grid).to(q.dtype)
-        if torch.jit.is_scripting():
-            out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, None)
-        else:
-            out = nystrom_attention(q, q, v, landmarks, solver=self.solver, normalize=self.normalize)
+        out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, None)
         out = out.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
             out = out + self._convolve(values, grid)

@@ -46,6 +46,11 @@ class PositionTable(nn.Module):
         """Returns the positions of a `height x width` grid, `(1, height * width, C)`."""
         if torch.jit.is_scripting():
             return self.resample(height, width)
+        else:
+            return self._look_up(height, width)
+
+    @torch.jit.unused
+    def _look_up(self, height: int, width: int) -> Tensor:
         if torch.compiler.is_exporting():
             return self.resample(height, width)  # a shortcut for equal sizes would pin the exported size
         if (height, width) == self.grid:

@@ -1,6 +1,5 @@
 """Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -56,7 +55,7 @@ class Landmarks(nn.Module):
             self.norm = nn.LayerNorm(head_dim, **factory)
             self.act = nn.GELU()
         else:
-            self.conv = self.norm = self.act = nn.Identity()
+            self.conv = self.norm = self.act = None
 
     def forward(self, tokens: Tensor, grid: list[int]) -> Tensor:
         """Samples the landmarks.
@@ -71,7 +70,7 @@ class Landmarks(nn.Module):
         if self.sampling == "random" or self.sampling == "first":
             return self._subset(tokens, grid)
         windows = self._windows(tokens, grid)  # (B, H, *landmark grid, window, D)
-        if self.sampling == "mean":
+        if self.conv is None:
             return self._pool(windows.mean(-2)).flatten(2, -2)
         # windows do not overlap, so the convolution is one matrix product
         weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
@@ -100,14 +99,15 @@ class Landmarks(nn.Module):
         return landmarks
 
     def _subset(self, tokens: Tensor, grid: list[int]) -> Tensor:
-        sizes = [size // self.ratio for size in grid]
-        if self.max_grid is not None:
-            sizes = [min(size, cap) for size, cap in zip(sizes, self.max_grid, strict=True)]
+        count = 1
+        for axis, size in enumerate(grid):
+            cells = size // self.ratio
+            count *= cells if self.max_grid is None else min(cells, self.max_grid[axis])
         places = torch.arange(tokens.shape[2], device=tokens.device)
         if self.sampling == "random":
             # the same places for every image, call and device: multiples of a golden-ratio fraction, sorted
             places = torch.argsort(places.double().mul(0.6180339887498949).frac(), stable=True)
-        return tokens[:, :, places[: math.prod(sizes)]]
+        return tokens[:, :, places[:count]]
 
 
 def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:

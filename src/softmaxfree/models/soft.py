@@ -8,7 +8,7 @@ The released code (https://github.com/fudan-zvg/SOFT) gives the weights' shapes;
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -67,6 +67,8 @@ class SoftmaxFreeTransformer(nn.Module):
     Raises:
         ValueError: for arguments that do not fit each other.
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class SoftmaxFreeTransformer(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns the parameter groups of layer-wise decay: one a block, or with `coarse` one a stage."""
         blocks = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.norm", (99999,)), (r"^stages\.(\d+)", (0,))]
-        return {"stem": r"^stages\.0\.(embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+        return {"stem": r"^stages\.0\.(?:embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

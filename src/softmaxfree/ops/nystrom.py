@@ -53,9 +53,7 @@ def nystrom_attention(
         raise NotImplementedError(
             "causal=True is not possible: every landmark sees all tokens, so K(q, l) A+ K(l, k) has no causal form"
         )
-    _check(q, k, v, landmarks, mask, landmark_mask)
-    with full_precision(q):
-        return nystrom(q, k, v, landmarks, solver.json, normalize, mask, landmark_mask)
+    return nystrom(q, k, v, landmarks, solver.json, normalize, mask, landmark_mask)
 
 
 def nystrom(
@@ -68,7 +66,25 @@ def nystrom(
     mask: Tensor | None,
     landmark_mask: Tensor | None,
 ) -> Tensor:
-    """`nystrom_attention` for a solver in JSON, without checks; scriptable."""
+    """`nystrom_attention` for a solver in JSON; scriptable."""
+    if torch.jit.is_scripting():
+        return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
+    else:
+        _check(q, k, v, landmarks, mask, landmark_mask)
+        with full_precision(q):
+            return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
+
+
+def _nystrom(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    solver: str,
+    normalize: bool,
+    mask: Tensor | None,
+    landmark_mask: Tensor | None,
+) -> Tensor:
     gram = gaussian.gram(landmarks)
     if mask is not None:
         v = v.masked_fill(~mask[:, None, :, None], 0.0)

@@ -1,6 +1,6 @@
 """The precision every op computes in, whatever it is given and whatever autocast says."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,4 +18,6 @@ def widen(x: Tensor) -> Tensor:
 
 def full_precision(x: Tensor) -> AbstractContextManager:
     """Returns a context in which autocast does not narrow the matrix products on `x`'s device."""
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return nullcontext()
     return torch.autocast(device_type=x.device.type, enabled=False)
