@@ -7,6 +7,10 @@ from torch import Tensor
 TOKEN_COUNTS = (49, 50, 63, 196, 197, 3136)
 # landmark counts: one, odd, 7 x 7
 LANDMARK_COUNTS = (1, 9, 49)
+# of any element against the released code's, over the largest element
+MAX_RELATIVE_ERROR = 2e-4
+# of an image's logits alone against the same image in a batch
+MAX_BATCH_EFFECT = 1e-5
 
 
 def assert_no_worse_than(

@@ -1,0 +1,110 @@
+"""The attention layer: parity with the released code, sequences, arguments."""
+
+import pytest
+import torch
+
+from softmaxfree import ops
+from softmaxfree.layers import SoftmaxFreeAttention, SoftmaxFreeBlock
+from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER, from_released
+from tests import golden_files
+from tests.helpers import MAX_RELATIVE_ERROR, assert_no_worse_than
+
+BLOCK = "stages.0.blocks.0.attn."
+
+
+def released_attention(name: str, dtype: torch.dtype):
+    """Returns the layer with the golden weights, the golden tensors, and the grid."""
+    tensors, meta = golden_files.load(name)
+    normalize = meta["norm"] == "True"
+    layer = SoftmaxFreeAttention(
+        int(meta["dim"]),
+        int(meta["heads"]),
+        int(meta["ratio"]),
+        value_kernel=int(meta["conv"]),
+        normalize=normalize,
+        solver=RELEASED_NORMALIZED_SOLVER if normalize else ops.Newton(),
+        dtype=dtype,
+    )
+    layer.load_state_dict(renamed(golden_files.below(tensors, "weight.")))
+    return layer, tensors, [int(meta["height"]), int(meta["width"])]
+
+
+def renamed(released: dict) -> dict:
+    """Returns tensors of the released attention module under our names."""
+    return golden_files.below(from_released({f"block1.0.att.mha.{k}": v for k, v in released.items()}), BLOCK)
+
+
+def run(name: str, dtype: torch.dtype, with_gradients: bool) -> dict[str, torch.Tensor]:
+    layer, tensors, grid = released_attention(name, dtype)
+    x = tensors["x"].to(dtype).requires_grad_()
+    out = layer(x, grid)
+    if not with_gradients:
+        return {"out": out}
+    out.backward(tensors["grad_out"].to(dtype))
+    return {"out": out, "grad_x": x.grad} | {f"grad.{k}": p.grad for k, p in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 8])
+def test_values_and_gradients_are_the_released_ones(ratio):
+    name = f"attention_ratio{ratio}"
+    tensors, _ = golden_files.load(name)
+    golden = {k: tensors[k] for k in ("out", "grad_x")}
+    golden |= {f"grad.{k}": v for k, v in renamed(golden_files.below(tensors, "grad.")).items()}
+    ours, exact = run(name, torch.float32, True), run(name, torch.float64, True)
+    assert golden.keys() == ours.keys()
+    for key, value in golden.items():
+        assert_no_worse_than(ours[key], value, exact[key], name=key)
+        assert (ours[key] - value).abs().max() <= MAX_RELATIVE_ERROR * value.abs().max(), key
+
+
+def test_normalised_values_are_the_released_ones_at_batch_size_one():
+    tensors, _ = golden_files.load("attention_norm_ratio4")
+    ours = run("attention_norm_ratio4", torch.float32, False)["out"]
+    exact = run("attention_norm_ratio4", torch.float64, False)["out"]
+    assert_no_worse_than(ours, tensors["out"], exact)
+    assert (ours - tensors["out"]).abs().max() <= MAX_RELATIVE_ERROR * tensors["out"].abs().max()
+
+
+@pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
+def test_a_sequence_is_an_image_of_one_row_with_windows_of_one_row(sampling):
+    sequence = SoftmaxFreeAttention(16, 2, 1, landmark_sampling=sampling, landmark_grid=(8,), ndim=1)
+    image = SoftmaxFreeAttention(16, 2, 1, landmark_sampling=sampling, landmark_grid=(1, 8))
+    weights = sequence.state_dict()
+    weights["value_conv.weight"] = torch.nn.functional.pad(weights["value_conv.weight"].unsqueeze(2), (0, 0, 1, 1))
+    if sampling == "conv":
+        weights["landmarks.conv.weight"] = weights["landmarks.conv.weight"].unsqueeze(2)
+    image.load_state_dict(weights)
+    x = torch.randn(2, 33, 16)
+    torch.testing.assert_close(sequence(x, [33]), image(x, [1, 33]))
+
+
+def test_the_value_convolution_is_one_filter_a_head():
+    layer = SoftmaxFreeAttention(12, 3, 2, value_kernel=5)
+    values = torch.randn(2, 7 * 9, 12)
+    per_head = values.view(2, 7, 9, 3, 4).permute(0, 4, 3, 1, 2).flatten(0, 1)
+    expected = layer.value_conv(per_head).view(2, 4, 3, 7, 9).permute(0, 3, 4, 2, 1).reshape(2, 63, 12)
+    torch.testing.assert_close(layer._convolve(values, [7, 9]), expected)
+    assert SoftmaxFreeAttention(12, 3, 2, value_kernel=0).value_conv is None
+
+
+def test_stochastic_depth_drops_whole_images():
+    block = SoftmaxFreeBlock(16, 2, 2, drop_path=0.5).train()
+    x = torch.randn(64, 16, 16)
+    branch = block.drop_path1(x)
+    kept = branch.flatten(1).abs().amax(1) > 0
+    assert 10 < kept.sum() < 54
+    torch.testing.assert_close(branch[kept], x[kept] / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(dim=10, num_heads=3, ratio=2), "num_heads must divide the width 10, got 3"),
+        (dict(dim=12, num_heads=3, ratio=2, value_kernel=4), "value_kernel must be odd"),
+        (dict(dim=12, num_heads=3, ratio=2, landmark_sampling="max"), "landmark_sampling must be one of conv, mean"),
+        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(4,)), "landmark_grid must be 2 numbers"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxFreeAttention(**kwargs)

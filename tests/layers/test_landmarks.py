@@ -1,0 +1,71 @@
+"""Landmarks: each sampling, odd grids, the budget."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from softmaxfree.layers import Landmarks
+from softmaxfree.layers.landmarks import pooling_matrix
+
+GRIDS = [(8, 8), (9, 11), (7, 30), (17, 16)]
+
+
+def tokens_of(grid, head_dim=8):
+    return torch.randn(2, 3, grid[0] * grid[1], head_dim)
+
+
+def as_images(tokens, grid):
+    return tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_conv_is_the_strided_convolution_shared_by_heads(grid, ratio):
+    layer, tokens = Landmarks(8, ratio, max_grid=None), tokens_of(grid)
+    expected = layer.act(layer.norm(layer.conv(as_images(tokens, grid)).flatten(2).transpose(1, 2)))
+    torch.testing.assert_close(layer(tokens, list(grid)), expected.unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mean_is_average_pooling(grid):
+    tokens = tokens_of(grid)
+    expected = F.avg_pool2d(as_images(tokens, grid), 2).flatten(2).transpose(1, 2).unflatten(0, (2, 3))
+    torch.testing.assert_close(Landmarks(8, 2, sampling="mean")(tokens, list(grid)), expected)
+
+
+@pytest.mark.parametrize("sampling", ["random", "first"])
+def test_subsets_are_tokens_each_once(sampling):
+    tokens = tokens_of((9, 11))
+    landmarks = Landmarks(8, 2, sampling=sampling)(tokens, [9, 11])
+    assert landmarks.shape == (2, 3, 20, 8)
+    assert torch.equal(landmarks, Landmarks(8, 2, sampling=sampling)(tokens, [9, 11]))
+    places = (landmarks[0, 0].unsqueeze(1) == tokens[0, 0]).all(-1).nonzero()[:, 1]
+    assert len(places) == 20
+    assert len(places.unique()) == 20
+    assert torch.equal(places, torch.arange(20)) == (sampling == "first")
+    if sampling == "random":  # spread over the grid, not crowded at one end
+        assert 30 < places.float().mean() < 68
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 17, 23, 64])
+@pytest.mark.parametrize("target", [1, 7, 16])
+def test_pooling_matrix_is_adaptive_average_pooling(size, target):
+    x = torch.randn(5, size)
+    expected = F.adaptive_avg_pool1d(x.unsqueeze(0), min(size, target))[0]
+    torch.testing.assert_close(x @ pooling_matrix(size, target, x).T, expected)
+
+
+@pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
+def test_the_budget_bounds_each_axis_and_changes_nothing_below_it(sampling):
+    capped, free = Landmarks(8, 2, sampling=sampling, max_grid=(4, 4)), Landmarks(8, 2, sampling=sampling, max_grid=None)
+    free.load_state_dict(capped.state_dict())
+    small, large = tokens_of((9, 8)), tokens_of((6, 40))
+    assert torch.equal(capped(small, [9, 8]), free(small, [9, 8]))
+    assert capped(large, [6, 40]).shape[2] == 3 * 4
+    assert free(large, [6, 40]).shape[2] == 3 * 20
+
+
+def test_the_budget_averages_before_the_norm():
+    layer, tokens = Landmarks(8, 2, max_grid=(2, 3)), tokens_of((8, 14))
+    pooled = F.adaptive_avg_pool2d(layer.conv(as_images(tokens, (8, 14))), (2, 3)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(layer(tokens, [8, 14]), layer.act(layer.norm(pooled)).unflatten(0, (2, 3)))

@@ -1,0 +1,113 @@
+"""Every solver: value against its float64 oracle, the one gradient, second derivatives, hard matrices."""
+
+import json
+
+import pytest
+import torch
+
+from softmaxfree import ops
+from softmaxfree.ops.pinv import naive, residual
+from tests.helpers import assert_no_worse_than
+
+SOLVERS = [
+    ops.Newton(iters=30),
+    ops.Newton(iters=40, ridge=0.0, start="halving"),
+    ops.Cholesky(),
+    ops.Eigh(ridge=0.01),
+    ops.Eigh(),
+]
+
+
+def gram(*shape: int, spread: float = 1.0, dtype=torch.float64) -> torch.Tensor:
+    """Kernel matrices of random landmarks; a larger spread makes them better conditioned."""
+    return ops.gaussian_gram(torch.randn(*shape, 8, dtype=dtype) * spread)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_converges_to_the_ridge_inverse(solver):
+    a = gram(2, 3, 9)
+    torch.testing.assert_close(ops.pinv(a, solver), naive.ridge_inverse(a, solver.ridge), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_gradient_and_second_derivative(solver):
+    a = gram(1, 2, 5).requires_grad_()
+    # Eigh and Cholesky read one triangle: perturb symmetrically
+    assert torch.autograd.gradcheck(lambda x: ops.pinv((x + x.mT) / 2, solver), a)
+    assert torch.autograd.gradgradcheck(lambda x: ops.pinv((x + x.mT) / 2, solver), a)
+
+
+@pytest.mark.parametrize("num_landmarks", [1, 9, 49])
+def test_twenty_newton_steps_are_the_documented_filter(num_landmarks):
+    a, solver = gram(2, 3, num_landmarks, spread=0.5), ops.Newton()
+    exact = naive.newton_filter(a, solver.alpha(a), solver.iters, solver.ridge)
+    torch.testing.assert_close(ops.pinv(a, solver), exact, rtol=1e-8, atol=1e-8)
+
+
+def test_newton_is_as_accurate_as_its_steps_in_float32():
+    a = gram(2, 4, 49, spread=0.5)
+    solver, a32 = ops.Newton(), a.float()
+    p = a32 + 0.01 * torch.eye(49)
+    v = (1.8 / a32.sum(-1).amax(-1).square())[..., None, None] * p
+    for _ in range(20):
+        v = 2 * v - v @ p @ v
+    exact = naive.newton_filter(a32.double(), solver.alpha(a32.double()), 20, 0.01)
+    assert_no_worse_than(ops.pinv(a32, solver), v, exact)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_images_do_not_see_each_other(solver):
+    a, b = gram(1, 2, 9), gram(1, 2, 9, spread=0.1)
+    both = ops.pinv(torch.cat((a, b)), solver)
+    torch.testing.assert_close(both, torch.cat((ops.pinv(a, solver), ops.pinv(b, solver))), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [ops.Newton(), ops.Newton(ridge=0.0, start="halving"), ops.Cholesky(), ops.Eigh()])
+@pytest.mark.parametrize("case", ["repeated", "far", "one", "empty"])
+def test_degenerate_matrices_stay_finite(solver, case):
+    landmarks = {
+        "repeated": torch.ones(2, 2, 9, 8),
+        "far": torch.randn(2, 2, 9, 8) * 1e4,
+        "one": torch.randn(2, 2, 1, 8),
+        "empty": torch.randn(0, 2, 9, 8),
+    }[case].requires_grad_()
+    out = ops.pinv(ops.gaussian_gram(landmarks), solver)
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert landmarks.grad is not None
+    assert landmarks.grad.isfinite().all()
+
+
+def test_residual_is_small_for_an_inverse_and_one_for_nothing():
+    a = gram(2, 3, 9)
+    assert residual(a, ops.pinv(a, ops.Eigh())).max() < 1e-9
+    torch.testing.assert_close(residual(a, torch.zeros_like(a)), torch.ones(2, 3, dtype=a.dtype))
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, ops.Newton(7, 0.1)], ids=repr)
+def test_solvers_survive_json(solver):
+    assert ops.as_solver(json.loads(json.dumps(solver.to_dict()))) == solver
+    assert ops.as_solver(solver.json) == solver
+    assert ops.as_solver(solver) is solver
+
+
+def test_a_bare_name_is_a_solver():
+    assert ops.as_solver("newton") == ops.Newton(iters=20, ridge=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ops.Newton(iters=0), "iters must be 1 or more, got 0"),
+        (lambda: ops.Newton(ridge=-1.0), "ridge must be 0 or more"),
+        (lambda: ops.Newton(start="middle"), "'rowsum' or 'halving'"),
+        (lambda: ops.Cholesky(ridge=0.0), "ridge must be 1e-5 or more"),
+        (lambda: ops.Eigh(rcond=1.0), "rcond"),
+        (lambda: ops.as_solver("svd"), "'svd' is not one of newton, cholesky, eigh"),
+        (lambda: ops.as_solver({"name": "newton", "steps": 3}), "takes .*iters.*got .*steps"),
+        (lambda: ops.pinv(torch.zeros(1, 1, 3, 4)), "square"),
+    ],
+)
+def test_bad_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
