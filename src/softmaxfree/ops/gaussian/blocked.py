@@ -1,7 +1,7 @@
-"""The Gaussian kernel product over tiles that fit in a CPU's cache; runs on any device. See README.md, "Tiles".
+"""The Gaussian kernel product over tiles that fit in a CPU's cache; runs on any device (README.md, "Tiles").
 
-Of `x` and `y`, the one with more points is the long side, walked in tiles of `T` rows; the other is the short side of
-`S` points, held whole. `G` images are taken at once where a tile has room for them.
+Of `x` and `y`, the one with more points is the long side, walked in tiles of `T` rows; the other is the short
+side of `S` points, held whole. `G` images are taken at once where a tile has room for them.
 """
 
 import math
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from softmaxfree.ops.precision import compute_dtype, widen
 
-# of one tile's kernel matrix, for each thread: half of a usual second-level cache
-_TILE_BYTES = 1 << 19
+# of a tile's kernel matrix: half of a usual second-level cache for each thread, or what keeps a GPU busy
+_CPU_TILE_BYTES = 1 << 19
+_GPU_TILE_BYTES = 1 << 26
 # rows below which a matrix product loses its speed, whatever the cache
 _MIN_ROWS = 64
 _LOG2_E = 1 / math.log(2)
@@ -56,13 +57,16 @@ def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
 
 
 class _Tiles:
-    """The kernel matrix between a long and a short set of points, one tile at a time, in memory used again."""
+    """The kernel matrix of a long and a short set of points, one tile at a time, in memory used again."""
 
     def __init__(self, long: Tensor, short: Tensor) -> None:
         self._long, self._dtype, self._memory = long, compute_dtype(long.dtype), {}
         _, heads, rows, width = long.shape
         row_bytes = max(1, heads * short.shape[-2] * self._dtype.itemsize)
-        room = max(_MIN_ROWS, _TILE_BYTES * torch.get_num_threads() // row_bytes)
+        tile_bytes = (
+            _CPU_TILE_BYTES * torch.get_num_threads() if long.device.type == "cpu" else _GPU_TILE_BYTES
+        )
+        room = max(_MIN_ROWS, tile_bytes // row_bytes)
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._rows = math.ceil(rows / max(1, math.ceil(rows / room)))
         self._group = max(1, room // max(1, rows))
@@ -71,7 +75,7 @@ class _Tiles:
         self._base2 = torch.cat((point, square, one), -1).mul_(_LOG2_E)
 
     def walk(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """Yields images, tokens, the augmented points `(G, H, T, D + 2)` and their kernel matrix `(G H, T, S)`."""
+        """Yields images, tokens, augmented points `(G, H, T, D + 2)` and their kernel `(G H, T, S)`."""
         batch, _, tokens, width = self._long.shape
         for i in range(0, batch, self._group):
             images = slice(i, i + self._group)
@@ -113,8 +117,10 @@ def _result(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, summed: bo
     return like.new_empty(shape, dtype=dtype)
 
 
-def _multiply(kernel: Tensor, values: Tensor, out: Tensor, images: slice, tokens: slice, onto_long: bool) -> None:
-    """Multiplies a tile with values of the short side and stores, or with values of the long side and adds."""
+def _multiply(
+    kernel: Tensor, values: Tensor, out: Tensor, images: slice, tokens: slice, onto_long: bool
+) -> None:
+    """Multiplies a tile with values of the short side and stores, or of the long side and adds."""
     if not onto_long:
         _fold(out[images]).baddbmm_(kernel.mT, _fold(values[images, :, tokens]))
         return

@@ -1,0 +1,1 @@
+"""Timing of the op and of models against their peers, each only after its results were checked."""
