@@ -57,7 +57,10 @@ def _command(name: str, summary: str, epilog: str, *, extra: str | None = None, 
     return register
 
 
-_RECIPE = {"metavar": "RECIPE", "help": "a name from the list below, or a YAML file of your own"}
+def _add_recipe(parser: _Parser) -> None:
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a name from the list below, or a YAML file of yours"
+    )
 
 
 @_command(
@@ -71,8 +74,8 @@ overrides: every key of a recipe is an option, its path dotted:
   softmaxfree train digits --trainer.max_epochs 3 --data.batch_size 64
   softmaxfree train digits --model.lr 1e-3 --model.model_args.drop_path_rate 0.2
 
-resume: the run goes on where its last checkpoint was written:
-  softmaxfree train digits --out runs/mine --resume last
+resume: the newest run goes on from its last checkpoint, in its folder:
+  softmaxfree train digits --resume last
 
 several processes: torchrun starts them, the Trainer's strategy joins them:
   torchrun --nproc-per-node 8 -m softmaxfree train soft_tiny --trainer.strategy ddp
@@ -81,12 +84,14 @@ several processes: torchrun starts them, the Trainer's strategy joins them:
     overrides=True,
 )
 def _train(parser: _Parser) -> None:
-    parser.add_argument("recipe", **_RECIPE)
+    _add_recipe(parser)
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for all that the run writes (default: runs/RECIPE)"
+        "--out",
+        metavar="DIR",
+        help="folder of the runs, each in one of its own: 0, 1, 2 ... (default: runs/RECIPE)",
     )
     parser.add_argument(
-        "--resume", metavar="PATH", help="a checkpoint, or `last`: the newest in the run's folder"
+        "--resume", metavar="PATH", help="a checkpoint to go on from, or `last`: that of the newest run"
     )
 
 
@@ -98,15 +103,20 @@ recipes:
 {recipes}
 
 The recipe tells the data and the metrics; its keys are options as in `softmaxfree train`:
-  softmaxfree validate digits --checkpoint runs/digits/best.ckpt
+  softmaxfree validate digits --checkpoint runs/digits/0/best.ckpt
   softmaxfree validate soft_tiny --checkpoint best.ckpt --data.root /data/imagenet --data.batch_size 64
 """,
     extra="train",
     overrides=True,
 )
 def _validate(parser: _Parser) -> None:
-    parser.add_argument("recipe", **_RECIPE)
-    parser.add_argument("--checkpoint", metavar="FILE", required=True, help="a .ckpt of `softmaxfree train`")
+    _add_recipe(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        required=True,
+        help="best.ckpt or the folder `best` of a run, or other weights of the same model",
+    )
 
 
 @_command(
@@ -116,11 +126,11 @@ def _validate(parser: _Parser) -> None:
 a checkpoint is one of:
   a .ckpt of `softmaxfree train`
   a .safetensors of `softmaxfree convert`
-  a folder written by timm's save_for_hf
+  a folder with config.json and model.safetensors: `best` of a run, or any by timm's save_for_hf
   any other .pth or .safetensors, together with --model
 
 examples:
-  softmaxfree predict three.png --checkpoint runs/digits/best.ckpt
+  softmaxfree predict three.png --checkpoint runs/digits/0/best.ckpt
   softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
   softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
 """,

@@ -1,0 +1,135 @@
+"""`softmaxfree models`: parameters, MACs and size of every model."""
+
+import copy
+import difflib
+from collections.abc import Sequence
+from math import floor, log10, prod
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from softmaxfree.cli.table import markdown_table, print_table
+from softmaxfree.layers import Landmarks
+
+__all__ = ["find_models", "macs", "run"]
+
+_COLUMNS = ("model", "image", "params (M)", "size (MB)", "conv+linear (G)", "executed (G)", "published (G)")
+
+
+def run(pattern: str, markdown: bool, img_size: Sequence[int] | None) -> None:
+    """Print the table.
+
+    Args:
+        pattern: names of models, with wildcards.
+        markdown: print it in Markdown.
+        img_size: heights and widths in pixels, a row each; None takes each model's own.
+
+    Raises:
+        ValueError: no model matches, or an image is smaller than a model's minimum.
+    """
+    names = tqdm(find_models(pattern), unit="model", disable=None, leave=False)
+    rows = [row for name in names for row in _rows(name, img_size)]
+    if markdown:
+        print(markdown_table(_COLUMNS, rows))
+    else:
+        print_table(_COLUMNS, rows)
+
+
+def find_models(pattern: str = "*") -> list[str]:
+    """Return the names of this package's models that match a pattern.
+
+    Args:
+        pattern: a name, with wildcards.
+
+    Returns:
+        At least one name.
+
+    Raises:
+        ValueError: no model matches; names the nearest ones.
+    """
+    ours = [
+        n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith("softmaxfree.")
+    ]
+    found = [name for name in timm.list_models(pattern) if name in ours]
+    if not found:
+        near = difflib.get_close_matches(pattern.strip("*"), ours) or ours
+        raise ValueError(f"no model matches {pattern!r}; there are {', '.join(near)}")
+    return found
+
+
+def macs(model: nn.Module, img_size: tuple[int, int]) -> dict[str, int]:
+    """Count the multiply-adds of one image.
+
+    Args:
+        model: a classifier, best on the meta device, where nothing is computed.
+        img_size: height and width in pixels.
+
+    Returns:
+        `conv_linear`: convolutions and linear layers; `executed`: these and every matrix product, kernel
+        product and inverse that this library computes; `published`: the released formulation as papers count.
+    """
+    executed = _flops(model, img_size, {})
+    released = copy.deepcopy(model)
+    for module in released.modules():
+        if isinstance(module, Landmarks):
+            vars(module)["max_grid"] = None  # its landmarks grow with the image
+    published = _flops(released, img_size, _PUBLISHED)
+    layers = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
+    return {
+        "conv_linear": sum(executed.get(op, 0) for op in layers) // 2,
+        "executed": sum(executed.values()) // 2,
+        "published": sum(published.values()) // 2,
+    }
+
+
+def _rows(name: str, img_size: Sequence[int] | None) -> list[tuple[str, ...]]:
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    rows = []
+    for side in img_size or [model.pretrained_cfg["input_size"][-1]]:
+        if side < (smallest := getattr(model, "min_img_size", 1)):
+            raise ValueError(f"--img-size must be {smallest} or more for {name}, got {side}")
+        counts = [_three_digits(count / 1e9) for count in macs(model, (side, side)).values()]
+        rows.append((name, f"{side}x{side}", f"{params / 1e6:.2f}", f"{size / 1e6:.1f}", *counts))
+    return rows
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - floor(log10(value)))}f}"
+
+
+def _flops(model: nn.Module, img_size: tuple[int, int], formulas: dict) -> dict:
+    device = next(model.parameters()).device
+    image = torch.empty(1, getattr(model, "in_chans", 3), *img_size, device=device)
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with torch.no_grad(), counter:
+        model.eval()(image)
+    return counter.get_flop_counts()["Global"]
+
+
+def _published_product(x_shape, y_shape, b_shape, *args, out_shape=None, **kwargs) -> int:
+    """FLOPs of half of a released attention: it is called for K(l, k) v and again for K(q, l) w.
+
+    A head of the released code computes K(q, l) once with 3 products N M D (|q|^2, |l|^2 and q l, by matrices
+    of ones), K A+ with N M^2, K^T v and (K A+)(K^T v) with N M D each, and K(l, l) with 3 M^2 D, of which
+    2 M^2 D are counted elsewhere: as l l of ours, and as our A+ (K v), which the released code does not have.
+    """
+    *heads, rows, width = x_shape
+    n, m = max(rows, y_shape[-2]), min(rows, y_shape[-2])
+    return prod(heads) * (5 * n * m * width + n * m * m + m * m * width)
+
+
+def _uncounted(*args, out_shape=None, **kwargs) -> int:
+    return 0  # the released inverse hides in an autograd function, where the papers' counter does not look
+
+
+_PUBLISHED = {
+    torch.ops.softmaxfree.gaussian_product: _published_product,
+    torch.ops.softmaxfree.pinv: _uncounted,
+}

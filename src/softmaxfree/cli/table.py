@@ -1,0 +1,63 @@
+"""Tables on the terminal, in text and in Markdown."""
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["markdown_table", "plain_table", "print_table"]
+
+_Rows = Sequence[Sequence[str]]
+
+
+def print_table(columns: Sequence[str], rows: _Rows) -> None:
+    """Print a table: drawn by rich on a terminal where rich is installed, else as plain text."""
+    if not sys.stdout.isatty():
+        print(plain_table(columns, rows))
+        return
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(plain_table(columns, rows))
+        return
+    table = Table()
+    for column, right in zip(columns, _numeric(rows), strict=True):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
+def plain_table(columns: Sequence[str], rows: _Rows) -> str:
+    """Return a table as aligned columns."""
+    return "\n".join("  ".join(cells).rstrip() for cells in _aligned(columns, rows))
+
+
+def markdown_table(columns: Sequence[str], rows: _Rows) -> str:
+    """Return a table in Markdown."""
+    head, *body = _aligned(columns, rows)
+    rule = ["-" * (len(cell) - right) + ":" * right for cell, right in zip(head, _numeric(rows), strict=True)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+
+
+def _aligned(columns: Sequence[str], rows: _Rows) -> list[list[str]]:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    numeric = _numeric(rows)
+    return [
+        [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ]
+        for row in (columns, *rows)
+    ]
+
+
+def _numeric(rows: _Rows) -> list[bool]:
+    return [all(map(_is_number, cells)) for cells in zip(*rows, strict=True)]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
