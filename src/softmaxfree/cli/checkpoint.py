@@ -1,0 +1,90 @@
+"""A classifier from any kind of checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from timm.data.config import resolve_data_config
+from torch import nn
+
+from softmaxfree.cli.convert import arguments_for
+from softmaxfree.cli.models import find_models
+from softmaxfree.weights import read_notes, read_weights
+
+__all__ = ["Classifier", "load_classifier"]
+
+
+class Classifier(NamedTuple):
+    """A model in eval mode, how images are prepared for it (in timm's words), what its outputs are called."""
+
+    model: nn.Module
+    data_config: dict[str, Any]
+    class_names: list[str]
+
+
+def load_classifier(checkpoint: str | None, model: str | None) -> Classifier:
+    """Build a classifier with its weights.
+
+    Args:
+        checkpoint: a `.ckpt` of the Trainer, a `.safetensors` or `.pth` of weights, or a folder of timm's
+            `save_for_hf`; None takes the weights that timm knows for `model`.
+        model: name of the model, where the checkpoint does not tell.
+
+    Returns:
+        The classifier. Where the checkpoint names no classes, they are called by their numbers.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it cannot be read safely, names no model, or is of another model.
+    """
+    net: Any = _load(checkpoint, model)
+    names = net.pretrained_cfg.get("label_names") or range(net.num_classes)
+    return Classifier(net.eval(), resolve_data_config({}, model=net), [str(name) for name in names])
+
+
+def _load(checkpoint: str | None, model: str | None) -> nn.Module:
+    if checkpoint is None:
+        if model is None:
+            raise ValueError("give --checkpoint PATH, or --model NAME for a model that timm has weights of")
+        return _create(model, pretrained=True)
+    if Path(checkpoint).is_dir():
+        if not Path(checkpoint, "config.json").is_file():
+            raise FileNotFoundError(
+                f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf"
+            )
+        return _create(f"local-dir:{checkpoint}", pretrained=True)
+    weights = read_weights(checkpoint)
+    name, arguments = _told(checkpoint)
+    if name and model and name != model:
+        raise ValueError(f"--model is {model}, but {checkpoint} is of {name}")
+    name = name or model
+    if name is None:
+        raise ValueError(f"{checkpoint} does not name its model: give --model")
+    net = _create(name, **(arguments or arguments_for(name, weights)))
+    try:
+        net.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} does not fit {name}: {str(error)[:300]}") from error
+    return net
+
+
+def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
+    """Name and arguments of the model, where the file tells them."""
+    notes = read_notes(checkpoint)
+    if "architecture" in notes:
+        return notes["architecture"], json.loads(notes.get("model_args", "{}"))
+    if task := notes.get("hyper_parameters"):
+        overlay = {**notes.get("data_config", {}), "label_names": notes.get("class_names")}
+        arguments = {"num_classes": task["num_classes"], "pretrained_cfg_overlay": overlay}
+        return task["name"], {**arguments, **(task["model_args"] or {})}
+    return None, {}
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        find_models(name)  # raises, with the nearest names
+    try:
+        return timm.create_model(name, **arguments)
+    except RuntimeError as error:  # timm's for: no such architecture, no weights
+        raise ValueError(str(error)) from error

@@ -1,0 +1,105 @@
+"""`softmaxfree convert`: the authors' weights as a safetensors file that names its model."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.models import find_models
+from softmaxfree.models.released import from_released, is_released, require_fit
+from softmaxfree.models.soft import checkpoint_filter_fn
+from softmaxfree.weights import read_weights
+
+__all__ = ["arguments_for", "run"]
+
+# What the authors' code builds under this name is deeper than in their paper, whose depths ours has.
+_RELEASED_SMALL = (1, 3, 20, 4)
+
+
+def run(source: str, target: str, model: str | None = None) -> None:
+    """Convert a file and tell what was done.
+
+    Args:
+        source: weights of a SOFT model, the authors' or ours.
+        target: the `.safetensors` file to write. Its metadata hold `architecture` and, in JSON, `model_args`:
+            the arguments of `timm.create_model` for these weights, solver included.
+        model: name of the model; None finds it by the shapes of the weights and the name of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read safely, is of another model, or its model cannot be told.
+        OSError: the target cannot be written.
+    """
+    if Path(target).suffix != ".safetensors":
+        raise ValueError(f"DST must end in .safetensors, got {target}")
+    weights = read_weights(source)
+    name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
+    arguments = arguments_for(name, weights)
+    try:
+        net = timm.create_model(name, **arguments)
+        net.load_state_dict(weights)
+    except ValueError as error:
+        raise ValueError(f"{source} as {name}: {error}") from error
+    metadata = {"format": "pt", "architecture": name, "model_args": json.dumps(net._model_args)}
+    with atomic_write(target) as part:
+        part.write_bytes(safetensors.torch.save(net.state_dict(), metadata))
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    print(f"model    {name}, {why}")
+    print(f"weights  {parameters / 1e6:.2f} M parameters, all loaded, none left over")
+    print(f"config   {metadata['model_args']}")
+    print(f"written  {target}, {Path(target).stat().st_size / 1e6:.1f} MB")
+
+
+def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` that weights need, apart from their solver.
+
+    Args:
+        name: a model.
+        weights: its state dict; under the authors' names too.
+
+    Returns:
+        `num_classes` and `in_chans` where the weights tell them, and `depths` for the authors' SOFT-Small.
+    """
+    ours = from_released(weights) if is_released(weights) else weights
+    cfg: Any = timm.get_pretrained_cfg(name)
+    arguments: dict[str, Any] = {}
+    if (head := ours.get(f"{cfg.classifier}.weight")) is not None:
+        arguments["num_classes"] = len(head)
+    if (conv := ours.get(f"{cfg.first_conv}.weight")) is not None:
+        arguments["in_chans"] = conv.shape[1]
+    deepest = f"stages.2.blocks.{_RELEASED_SMALL[2] - 1}.norm1.weight"
+    if name in ("soft_small", "soft_norm_small") and deepest in ours:
+        arguments["depths"] = _RELEASED_SMALL
+    return arguments
+
+
+def _identify(weights: Mapping[str, Tensor], source: Path) -> tuple[str, str]:
+    """The model's name, and how it was found."""
+    fitting = [name for name in timm.list_models(module="soft") if _fits(name, weights)]
+    if not fitting:
+        raise ValueError(f"{source} fits no SOFT model; --model NAME tells what differs from that one")
+    # Both families have the same shapes: only the name of the file tells them apart.
+    words = set(re.findall("[a-z]+", source.stem.lower()))
+    told = [name for name in fitting if "soft" in words and ("norm" in words) == ("norm" in name.split("_"))]
+    if len(told) != 1:
+        raise ValueError(
+            f"{source} fits {' and '.join(fitting)}, and its name does not tell which: give --model"
+        )
+    return told[0], f"by its shapes, and among {' and '.join(fitting)} by the file's name"
+
+
+def _fits(name: str, weights: Mapping[str, Tensor]) -> bool:
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(name, **arguments_for(name, weights))
+        require_fit(checkpoint_filter_fn(weights, model), model)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""`softmaxfree predict`: the likeliest classes of images."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from timm.data.readers import get_img_extensions
+from timm.data.transforms_factory import create_transform
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.checkpoint import load_classifier
+from softmaxfree.cli.table import plain_table, print_table
+
+__all__ = ["run"]
+
+
+def run(
+    files: Sequence[str],
+    checkpoint: str | None = None,
+    model: str | None = None,
+    topk: int = 5,
+    class_names: str | None = None,
+    format: Literal["table", "json", "csv"] = "table",
+    out: str | None = None,
+    on_error: Literal["skip", "fail"] = "skip",
+    batch_size: int = 16,
+    device: str = "cpu",
+) -> None:
+    """Classify images and print or write the likeliest classes of each.
+
+    Args:
+        files: images, and folders that are searched for images.
+        checkpoint: see `load_classifier`.
+        model: see `load_classifier`.
+        topk: number of classes an image, at most all.
+        class_names: text file with a class a line; None takes the checkpoint's names, or numbers.
+        format: of the result.
+        out: file to write it to; None prints it.
+        on_error: what an unreadable image does: it is named and skipped, or ends the command.
+        batch_size: images at a time.
+        device: where the model runs.
+
+    Raises:
+        FileNotFoundError: a file or the checkpoint is missing.
+        ValueError: an argument or the checkpoint is wrong, or no image can be read.
+        OSError: the result cannot be written.
+    """
+    for name, value in {"--topk": topk, "--batch-size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    images = _find_images(files)
+    classifier = load_classifier(checkpoint, model)
+    names = (
+        classifier.class_names
+        if class_names is None
+        else _read_names(class_names, len(classifier.class_names))
+    )
+    net = _to(classifier.model, device)
+    results = []
+    for paths, batch in _batches(images, _reader(classifier.data_config), batch_size, on_error):
+        with torch.inference_mode():
+            best = net(batch.to(device)).float().softmax(-1).topk(min(topk, len(names)))
+        for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
+            likeliest = zip(indices, values, strict=True)
+            predictions = [{"class": names[i], "index": i, "probability": p} for i, p in likeliest]
+            results.append({"file": str(path), "predictions": predictions})
+    if not results:
+        raise ValueError(f"none of the {len(images)} images can be read")
+    if skipped := len(images) - len(results):
+        print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
+    _write(results, format, out)
+
+
+def _find_images(files: Sequence[str]) -> list[Path]:
+    found = []
+    for path in map(Path, files):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in get_img_extensions())
+            if not inside:
+                raise ValueError(f"no images in {path}; looked for {' '.join(get_img_extensions())}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"there is no file or folder {path}")
+    return found
+
+
+def _to(net: nn.Module, device: str) -> nn.Module:
+    try:
+        return net.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _read_names(file: str, num_classes: int) -> list[str]:
+    names = Path(file).read_text(encoding="utf-8").splitlines()
+    if len(names) != num_classes:
+        raise ValueError(
+            f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes"
+        )
+    return names
+
+
+def _reader(data_config: dict[str, Any]) -> Callable[[Path], Tensor]:
+    """What makes the model's input of an image file."""
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    transform: Any = create_transform(**data_config)
+
+    def read(path: Path) -> Tensor:
+        with Image.open(path) as image:
+            return transform(image.convert(mode))
+
+    return read
+
+
+def _batches(
+    images: Sequence[Path], read: Callable[[Path], Tensor], batch_size: int, on_error: str
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Paths and tensors of the images that can be read."""
+
+    def readable() -> Iterator[tuple[Path, Tensor]]:
+        for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
+            try:
+                yield path, read(path)
+            except (
+                Exception
+            ) as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+                if on_error == "fail":
+                    raise ValueError(
+                        f"unreadable image {path} ({error}); --on-error skip leaves it out"
+                    ) from error
+                tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
+
+    items = readable()
+    while batch := list(islice(items, batch_size)):
+        paths, tensors = zip(*batch, strict=True)
+        yield list(paths), torch.stack(tensors)
+
+
+def _write(results: list[dict], format: str, out: str | None) -> None:
+    if format == "table" and out is None:
+        print_table(*_table(results))
+        return
+    text = {"json": _json, "csv": _csv, "table": lambda r: plain_table(*_table(r)) + "\n"}[format](results)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    with atomic_write(out) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _table(results: list[dict]) -> tuple[list[str], list[list[str]]]:
+    columns = ["file", *(f"top-{i + 1}" for i in range(len(results[0]["predictions"])))]
+    cells = [[f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]] for result in results]
+    return columns, [[result["file"], *row] for result, row in zip(results, cells, strict=True)]
+
+
+def _json(results: list[dict]) -> str:
+    return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(results: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "rank", "class", "index", "probability"))
+    for result in results:
+        for rank, p in enumerate(result["predictions"], start=1):
+            writer.writerow((result["file"], rank, p["class"], p["index"], f"{p['probability']:.6f}"))
+    return text.getvalue()

@@ -1,0 +1,76 @@
+"""Weights from files of any kind, read without running code that they may hold."""
+
+import errno
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm.models
+import torch
+from torch import Tensor
+
+__all__ = ["read_notes", "read_weights"]
+
+_TASK_PREFIX = "model."  # of `ClassificationTask.model` in a Trainer's checkpoint
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a model.
+
+    Args:
+        path: a `.safetensors`, a `.ckpt` of the Trainer, or a `.pth` of tensors and plain values, such as the
+            released ones. Averaged weights (EMA) are taken where the file has them.
+
+    Returns:
+        The state dict, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights, or cannot be read without running code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
+            weights = timm.models.load_state_dict(str(path))
+    except OSError:
+        raise
+    except Exception as error:  # whatever a decoder makes of foreign bytes
+        raise ValueError(_refusal(path, error)) from error
+    if path.suffix == ".ckpt":
+        weights = {k.removeprefix(_TASK_PREFIX): v for k, v in weights.items() if k.startswith(_TASK_PREFIX)}
+    if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
+        raise ValueError(f"{path} holds no weights of a model")
+    return weights
+
+
+def read_notes(path: str | Path) -> dict[str, Any]:
+    """Read what a file that `read_weights` has read says beside its weights.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The metadata of a `.safetensors`, everything in a `.ckpt`, nothing of any other file.
+    """
+    if Path(path).suffix == ".safetensors":
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    if Path(path).suffix == ".ckpt":
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {}
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, pickle.UnpicklingError):
+        code = re.search(r"GLOBAL ([\w.]+)", str(cause))
+        return (
+            f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
+            "hold any code. If you trust it, load it elsewhere and save its state dict alone"
+        )
+    return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"
