@@ -14,7 +14,7 @@ __all__ = ["atomic_write"]
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what was written there takes its name when the block ends.
 
-    After an error, or when the process is killed, the file that `path` named before is still there, untouched.
+    After an error, or when the process is killed, the file that `path` named before is still there.
 
     Args:
         path: the file to write; its folder is made if need be.

@@ -1,0 +1,237 @@
+"""Labelled images in folders (ImageNet's layout), in tar files, or from any source that timm can name."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from softmaxfree.data.images import ReadableImages, collate_readable
+from softmaxfree.data.loaders import eval_loader, train_loader
+
+__all__ = ["ImageFolderDataModule"]
+
+_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
+
+
+class ImageFolderDataModule(LightningDataModule):
+    """Images by class, augmented as timm does.
+
+    Without a `source`, `root` holds `train` and `val` (or `validation`), each with a folder of images a
+    class, or `train.tar` and `val.tar` with such folders inside.
+
+    Args:
+        root: folder of the data; for a named source what timm makes of it, mostly a cache.
+        source: empty, or a name for `timm.data.create_dataset`: `torch/...`, `hfds/...`, `wds/...`.
+        source_args: further arguments of `create_dataset`, such as `input_key` and `target_key`.
+        train_split: the source's name of the training split.
+        val_split: the source's name of the validation split.
+        img_size: height and width in pixels.
+        in_chans: 3 for colour, 1 for grey.
+        batch_size: images a process and step.
+        num_workers: worker processes.
+        mean: of each channel, of values in [0, 1].
+        std: of each channel.
+        scale: part of the image's area that a training crop covers.
+        ratio: width over height of a training crop.
+        hflip: probability of a mirrored training image.
+        color_jitter: strength of the colour jitter; not used where `auto_augment` is.
+        auto_augment: timm's name of the augmentation, such as `rand-m9-mstd0.5-inc1`; null for none.
+        train_interpolation: of training images: bilinear, bicubic or random.
+        re_prob: probability of erasing a part of a training image.
+        re_mode: what is put there: `const`, `rand` or `pixel`.
+        interpolation: of validation images.
+        crop_pct: part of the resized validation image's side that the centre crop keeps.
+        on_error: what an unreadable image does: stop the run, or be left out, named and counted. A streamed
+            source has its own way.
+        seed: seed of the run.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        source: str = "",
+        source_args: dict[str, Any] | None = None,
+        train_split: str = "train",
+        val_split: str = "validation",
+        img_size: int = 224,
+        in_chans: Literal[1, 3] = 3,
+        batch_size: int = 128,
+        num_workers: int = 8,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+        train_interpolation: str = "random",
+        re_prob: float = 0.25,
+        re_mode: Literal["const", "rand", "pixel"] = "pixel",
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.875,
+        on_error: Literal["skip", "fail"] = "fail",
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if not len(mean) == len(std) == in_chans:
+            raise ValueError(
+                f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}"
+            )
+        self.root = Path(root).expanduser()
+        self.source = source
+        self.source_args = source_args or {}
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.on_error = on_error
+        self.seed = seed
+        self.data_config = {
+            "input_size": (in_chans, img_size, img_size),
+            "mean": tuple(mean),
+            "std": tuple(std),
+            "interpolation": interpolation,
+            "crop_pct": crop_pct,
+        }
+        self.class_names: tuple[str, ...] = ()
+        self._splits = {"train": train_split, "val": val_split}
+        self._augment = {
+            "scale": scale,
+            "ratio": ratio,
+            "hflip": hflip,
+            "color_jitter": color_jitter,
+            "auto_augment": auto_augment,
+            "interpolation": train_interpolation,
+            "re_prob": re_prob,
+            "re_mode": re_mode,
+        }
+        self._sets: dict[str, Dataset] = {}
+        self._num_unreadable = 0
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None where the source does not tell."""
+        return len(self.class_names) or None
+
+    def setup(self, stage: str) -> None:
+        """Find the images.
+
+        Args:
+            stage: what the Trainer is about to do.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: a split is missing or has no images, or the splits differ in their classes.
+        """
+        if self._sets:
+            return
+        datasets = {split: self._open(split) for split in ("train", "val")}
+        names = {split: _class_names(dataset) for split, dataset in datasets.items()}
+        if "" in names["train"]:
+            raise ValueError(f"data.root: {self.root} has training images outside any class folder")
+        if names["train"] != names["val"]:
+            raise ValueError(f"the classes of the splits differ: {_difference(names)}")
+        self.class_names = names["val"]
+        self._sets = {split: self._prepare(split, dataset) for split, dataset in datasets.items()}
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of the training split."""
+        return train_loader(
+            self._sets["train"],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            trainer=self.trainer,
+            collate_fn=collate_readable,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the validation split."""
+        return eval_loader(
+            self._sets["val"],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            trainer=self.trainer,
+            collate_fn=collate_readable,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Name the images that the loaders could not read since the last batch.
+
+        Args:
+            batch: the batch.
+            dataloader_idx: not used.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: there is an unreadable image and `on_error` is "fail", or a whole batch is unreadable.
+        """
+        sets = [s for s in self._sets.values() if isinstance(s, ReadableImages)]
+        count = sum(int(s.unreadable.sum()) for s in sets)
+        if count > self._num_unreadable:
+            self._num_unreadable = count
+            names = [s.explain(i) for s in sets for i in s.unreadable.nonzero().flatten().tolist()]
+            if self.on_error == "fail":
+                raise ValueError(
+                    f"unreadable image {names[0]}; with --data.on_error skip such images are left out"
+                )
+            warnings.warn(f"{count} unreadable images left out: {'; '.join(names)}", stacklevel=2)
+        if batch is None:
+            raise ValueError("a batch has no image that can be read")
+        return batch
+
+    def _open(self, split: str) -> Any:
+        root = self.root if self.source else _split_folder(self.root, split)
+        try:
+            return create_dataset(
+                self.source,
+                root=str(root),
+                split=self._splits[split],
+                search_split=bool(self.source),
+                is_training=split == "train",
+                batch_size=self.batch_size,
+                seed=self.seed,
+                input_img_mode="RGB" if self.data_config["input_size"][0] == 3 else "L",
+                **self.source_args,
+            )
+        except (RuntimeError, AssertionError) as error:  # timm's for "nothing there"
+            raise ValueError(f"data.root: no images in {root}: {error}") from error
+
+    def _prepare(self, split: str, dataset: Any) -> Dataset:
+        augment = {"is_training": True, **self._augment} if split == "train" else {}
+        transform: Any = create_transform(**{**self.data_config, **augment})
+        if not isinstance(dataset, IterableDataset):
+            return ReadableImages(dataset, transform)
+        dataset.transform = transform  # pyright: ignore[reportAttributeAccessIssue]  timm's has one
+        return dataset
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root: there is no folder {root}")
+    for name in _FOLDERS[split]:
+        for candidate in (root / name, root / f"{name}.tar"):
+            if candidate.exists():
+                return candidate
+    found = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
+    raise ValueError(f"data.root: {root} needs a folder {' or '.join(_FOLDERS[split][:2])}; it holds {found}")
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    reader = getattr(dataset, "reader", dataset)
+    classes = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+    return tuple(str(name) for name in sorted(classes, key=classes.__getitem__))
+
+
+def _difference(names: dict[str, tuple[str, ...]]) -> str:
+    train, val = set(names["train"]), set(names["val"])
+    parts = [
+        f"only in {split}: {', '.join(sorted(only))}"
+        for split, only in (("train", train - val), ("val", val - train))
+        if only
+    ]
+    return "; ".join(parts)
