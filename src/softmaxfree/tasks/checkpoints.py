@@ -1,0 +1,103 @@
+"""Checkpoints: written whole, read without running code, and refused with a reason if they do not fit."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.weights import read_weights
+
+__all__ = ["AtomicCheckpointIO", "load_state", "load_weights"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one, then gives it the name; reads tensors and plain values only.
+
+    Lightning's own writes to the system's temporary folder, from where the last step may be a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: state of model and trainer.
+            path: the file.
+            storage_options: not supported.
+
+        Raises:
+            OSError: it cannot be written; the file that was there before still is.
+        """
+        assert storage_options is None
+        # Given a path, torch writes without Python and reports a full disk as a RuntimeError.
+        with atomic_write(path) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint; code in it never runs.
+
+        Args:
+            path: the file.
+            map_location: as for `torch.load`.
+            weights_only: not used.
+
+        Returns:
+            What was saved.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no checkpoint, or one that needs code to run.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"{path} is no checkpoint that can be read safely: {_short(error)}") from error
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights into a model of timm; of a Trainer's checkpoint the averaged ones, if it has them.
+
+    Args:
+        model: the model.
+        path: a `.ckpt` of the Trainer, a folder as `save_pretrained` writes it, a `.safetensors` or a `.pth`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read safely, or its weights are of another model or number of classes.
+    """
+    path = Path(path)
+    load_state(model, read_weights(path / "model.safetensors" if path.is_dir() else path), str(path))
+
+
+def load_state(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Load weights into a model.
+
+    Args:
+        model: the model.
+        weights: its state dict, perhaps.
+        name: of their source, for the message.
+
+    Raises:
+        ValueError: they are of another model or number of classes.
+    """
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} does not fit the model: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    """Return the start of a message, which may list hundreds of weights."""
+    text = " ".join(str(error).split())
+    return text if len(text) < 400 else f"{text[:400]} ..."

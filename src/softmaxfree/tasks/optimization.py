@@ -1,0 +1,78 @@
+"""Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
+
+import math
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from timm.scheduler import create_scheduler_v2
+from torch.optim import Optimizer
+
+__all__ = ["LrScaling", "ScheduleName", "create_schedule", "epochs_done", "scaled_lr"]
+
+LrScaling = Literal["none", "linear", "sqrt"]
+ScheduleName = Literal["cosine", "tanh", "wsd", "constant"]
+
+
+def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) -> float:
+    """Return the peak learning rate for the images of one update: batch x processes x accumulated steps.
+
+    Args:
+        lr: the rate that belongs to `base_batch`.
+        scaling: how the rate follows the batch.
+        base_batch: images an update.
+        trainer: tells processes and accumulation; its data module tells `batch_size`.
+
+    Returns:
+        The rate.
+
+    Raises:
+        ValueError: the rate shall be scaled, but no data module tells its `batch_size`.
+    """
+    if scaling == "none":
+        return lr
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if batch_size is None:
+        raise ValueError(f"model.lr_scaling = {scaling!r} needs a data module with a batch_size")
+    ratio = batch_size * trainer.world_size * trainer.accumulate_grad_batches / base_batch
+    return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
+
+
+def create_schedule(
+    optimizer: Optimizer,
+    name: ScheduleName,
+    trainer: Trainer,
+    *,
+    warmup_epochs: int,
+    warmup_lr: float,
+    min_lr: float,
+) -> Any:
+    """Return a schedule of timm over the trainer's epochs; only timm's know the `lr_scale` of layer decay.
+
+    Its clock is epochs, of which an update is a fraction (`epochs_done`). So the length of an epoch need not
+    be known here: to ask the Trainer for it would start the loaders before a resumed run knows its epoch.
+
+    Args:
+        optimizer: whose rates are set.
+        name: shape of the decay.
+        trainer: tells `max_epochs`.
+        warmup_epochs: length of the linear warm-up.
+        warmup_lr: where it starts.
+        min_lr: where the decay ends.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: the trainer has no number of epochs.
+    """
+    if not trainer.max_epochs or trainer.max_epochs < 0:
+        raise ValueError("trainer.max_epochs must be given, since the learning rate follows it")
+    schedule, _ = create_scheduler_v2(
+        optimizer, name, trainer.max_epochs, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr
+    )
+    return schedule
+
+
+def epochs_done(trainer: Trainer) -> float:
+    """Return the updates done so far, in epochs."""
+    return trainer.global_step / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
