@@ -12,17 +12,17 @@ def points() -> list[torch.Tensor]:
 
 
 def test_cpu_runs_blocked(points):
-    assert dispatch.gaussian(*points).__name__.endswith("blocked")
+    assert dispatch.choose("gaussian", *points).__name__.endswith("blocked")
 
 
 @pytest.mark.parametrize("name", ["naive", "blocked"])
 def test_forced(points, monkeypatch, name: str):
-    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, name)
-    assert dispatch.gaussian(*points).__name__.endswith(name)
+    monkeypatch.setenv("SOFTMAXFREE_GAUSSIAN", name)
+    assert dispatch.choose("gaussian", *points).__name__.endswith(name)
 
 
 def test_forced_in_vain_says_why_and_what_else(points, monkeypatch):
-    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "blocked")
+    monkeypatch.setenv("SOFTMAXFREE_GAUSSIAN", "blocked")
     with pytest.raises(
         ValueError, match=r"=blocked cannot run here \(.*blocked: tiles need .* naive: can run\)"
     ):
@@ -30,9 +30,15 @@ def test_forced_in_vain_says_why_and_what_else(points, monkeypatch):
 
 
 def test_unknown_name(points, monkeypatch):
-    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "cuda")
+    monkeypatch.setenv("SOFTMAXFREE_GAUSSIAN", "cuda")
     with pytest.raises(ValueError, match=r"must be one of auto, .*naive; got 'cuda'"):
         gaussian_product(*points)
+
+
+def test_each_op_has_its_own_variable(points, monkeypatch):
+    monkeypatch.setenv("SOFTMAXFREE_NEWTON", "steps")
+    assert dispatch.choose("newton", torch.eye(100)[None, None]).__name__.endswith("steps")
+    assert dispatch.choose("gaussian", *points).__name__.endswith("blocked")
 
 
 def test_other_ranks_fall_to_the_definition(points):
@@ -41,5 +47,15 @@ def test_other_ranks_fall_to_the_definition(points):
 
 
 def test_explain_names_every_implementation(points):
-    reasons = dispatch.explain_gaussian(*points)
+    reasons = dispatch.explain("gaussian", *points)
     assert reasons["blocked"] == reasons["naive"] == []
+    assert dispatch.explain("newton", torch.eye(9)[None, None])["spectral"] == [
+        "stepping is as fast below 65 landmarks, got 9"
+    ]
+
+
+def test_the_last_implementation_runs_everywhere():
+    halves = [torch.randn(3, 4, device="meta", dtype=torch.bfloat16)] * 3
+    for op, table in dispatch.IMPLEMENTATIONS.items():
+        assert list(dispatch.explain(op, *halves[: 3 if op == "gaussian" else 1]).values())[-1] == []
+        assert len(table) > 1

@@ -12,12 +12,12 @@ from tests.helpers import LANDMARK_COUNTS, TOKEN_COUNTS
 from tests.ops import contract
 
 
-@pytest.fixture(params=list(dispatch._GAUSSIAN))
+@pytest.fixture(params=list(dispatch.IMPLEMENTATIONS["gaussian"]))
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Makes the op run one implementation, under Triton's interpreter where it needs a GPU."""
-    module = dispatch._GAUSSIAN[request.param]
+    module = dispatch.IMPLEMENTATIONS["gaussian"][request.param]
     monkeypatch.setattr(module, "not_supported_reasons", lambda x, y, b: [])
-    monkeypatch.setattr(dispatch, "_GAUSSIAN", {request.param: module})
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "gaussian", {request.param: module})
     return request.param
 
 

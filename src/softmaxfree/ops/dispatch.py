@@ -1,6 +1,6 @@
 """Which implementation of an op runs, and why each other one does not.
 
-The only reader of environment variables.
+The only reader of environment variables: `SOFTMAXFREE_GAUSSIAN` and `SOFTMAXFREE_NEWTON` force one.
 """
 
 import os
@@ -9,31 +9,44 @@ from types import ModuleType
 from torch import Tensor
 
 from softmaxfree.ops.gaussian import blocked, naive
+from softmaxfree.ops.pinv.newton import spectral, steps
 
-BACKEND_VARIABLE = "SOFTMAXFREE_BACKEND"
-# in order of preference: the first that can run does. The definition runs everywhere
-_GAUSSIAN: dict[str, ModuleType] = {"blocked": blocked, "naive": naive}
+# in order of preference: the first that can run does, and the last can always
+IMPLEMENTATIONS: dict[str, dict[str, ModuleType]] = {
+    "gaussian": {"blocked": blocked, "naive": naive},
+    "newton": {"spectral": spectral, "steps": steps},
+}
 
 
-def gaussian(x: Tensor, y: Tensor, b: Tensor) -> ModuleType:
-    """Returns the module that computes the Gaussian kernel product of these tensors.
+def choose(op: str, *tensors: Tensor) -> ModuleType:
+    """Returns the module that computes `op` for these tensors.
+
+    Args:
+        op: `"gaussian"` (tensors `x, y, b`) or `"newton"` (tensor `p`).
+        *tensors: what the op is called with.
 
     Raises:
-        ValueError: when the implementation forced by `SOFTMAXFREE_BACKEND` is unknown or cannot run; says
-            why, and what the others say.
+        ValueError: when the implementation that the environment forces is unknown or cannot run; says why,
+            and what the others say.
     """
-    forced = os.environ.get(BACKEND_VARIABLE, "auto")
+    table = IMPLEMENTATIONS[op]
+    forced = os.environ.get(variable(op), "auto")
     if forced == "auto":
-        return next(module for module in _GAUSSIAN.values() if not module.not_supported_reasons(x, y, b))
-    if forced not in _GAUSSIAN:
-        raise ValueError(f"{BACKEND_VARIABLE} must be one of auto, {', '.join(_GAUSSIAN)}; got {forced!r}")
-    reasons = explain_gaussian(x, y, b)
+        return next(module for module in table.values() if not module.not_supported_reasons(*tensors))
+    if forced not in table:
+        raise ValueError(f"{variable(op)} must be one of auto, {', '.join(table)}; got {forced!r}")
+    reasons = explain(op, *tensors)
     if reasons[forced]:
         answers = "; ".join(f"{name}: {', '.join(why) or 'can run'}" for name, why in reasons.items())
-        raise ValueError(f"{BACKEND_VARIABLE}={forced} cannot run here ({answers})")
-    return _GAUSSIAN[forced]
+        raise ValueError(f"{variable(op)}={forced} cannot run here ({answers})")
+    return table[forced]
 
 
-def explain_gaussian(x: Tensor, y: Tensor, b: Tensor) -> dict[str, list[str]]:
-    """Returns, in order of preference, each implementation's reasons why it cannot run (none: it can)."""
-    return {name: module.not_supported_reasons(x, y, b) for name, module in _GAUSSIAN.items()}
+def explain(op: str, *tensors: Tensor) -> dict[str, list[str]]:
+    """Returns each implementation's reasons why it cannot run (none: it can), in order of preference."""
+    return {name: module.not_supported_reasons(*tensors) for name, module in IMPLEMENTATIONS[op].items()}
+
+
+def variable(op: str) -> str:
+    """Returns the environment variable that forces an implementation of `op`."""
+    return f"SOFTMAXFREE_{op.upper()}"

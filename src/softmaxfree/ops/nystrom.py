@@ -131,21 +131,29 @@ def gaussian_attention(
     return gaussian.gaussian_product(q, k, v)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, landmarks: Tensor, mask: Tensor | None, landmark_mask: Tensor | None) -> None:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, landmarks: Tensor, mask: Tensor | None, landmark_mask: Tensor | None
+) -> None:
     named = {"q": q, "k": k, "v": v, "landmarks": landmarks}
     for name, x in named.items():
         if x.ndim != 4:
             raise ValueError(f"{name} must be (B, H, tokens, width), got {tuple(x.shape)}")
         if x.shape[:2] != q.shape[:2] or (name != "v" and x.shape[-1] != q.shape[-1]):
-            raise ValueError(f"{name} {tuple(x.shape)} does not fit q {tuple(q.shape)}: batch, heads, width must agree")
+            raise ValueError(
+                f"{name} {tuple(x.shape)} does not fit q {tuple(q.shape)}: batch, heads, width must agree"
+            )
         if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}: they must agree")
+            raise ValueError(
+                f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}: they must agree"
+            )
     if v.shape[-2] != k.shape[-2]:
         raise ValueError(f"v must have one row for each of the {k.shape[-2]} keys, got {v.shape[-2]}")
     if landmarks.shape[-2] == 0:
         raise ValueError("landmarks must hold at least one landmark, got 0")
     if not torch.compiler.is_exporting() and landmarks.shape[-2] > max(q.shape[-2], k.shape[-2]):
-        raise ValueError(f"landmarks must not outnumber the {max(q.shape[-2], k.shape[-2])} tokens, got {landmarks.shape[-2]}")
+        raise ValueError(
+            f"landmarks must not outnumber the {max(q.shape[-2], k.shape[-2])} tokens, got {landmarks.shape[-2]}"
+        )
     if compute_dtype(q.dtype) not in (q.dtype, torch.float32):
         raise ValueError(f"q must be a float tensor, got {q.dtype}")
     _check_mask("mask", mask, q, k.shape[-2])

@@ -73,7 +73,7 @@ def gram(landmarks: Tensor) -> Tensor:
 @torch.library.custom_op("softmaxfree::gaussian_product", mutates_args=())
 def _forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     with full_precision(x):
-        return dispatch.gaussian(x, y, b).forward(x, y, b, out_dtype)
+        return dispatch.choose("gaussian", x, y, b).forward(x, y, b, out_dtype)
 
 
 @_forward.register_fake
@@ -84,7 +84,7 @@ def _(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
 @torch.library.custom_op("softmaxfree::gaussian_product_backward", mutates_args=())
 def _backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with full_precision(x):
-        grads = dispatch.gaussian(x, y, b).backward(x, y, b, grad)
+        grads = dispatch.choose("gaussian", x, y, b).backward(x, y, b, grad)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
 
@@ -131,6 +131,8 @@ def _check(x: Tensor, y: Tensor, b: Tensor) -> None:
     if y.shape[-2] != b.shape[-2]:
         raise ValueError(f"b must have one row for each of y's {y.shape[-2]} points, got {b.shape[-2]}")
     if y.dtype != x.dtype or b.dtype not in (x.dtype, torch.float32):
-        raise ValueError(f"x and y must share a dtype and b have it or float32; got {x.dtype}, {y.dtype}, {b.dtype}")
+        raise ValueError(
+            f"x and y must share a dtype and b have it or float32; got {x.dtype}, {y.dtype}, {b.dtype}"
+        )
     if not x.device == y.device == b.device:
         raise ValueError(f"x, y and b must be on one device; got {x.device}, {y.device}, {b.device}")

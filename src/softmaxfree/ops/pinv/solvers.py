@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from softmaxfree.ops import dispatch
+from softmaxfree.ops.pinv.newton import steps
+
 
 @dataclasses.dataclass(frozen=True)
 class AbstractPinvSolver(abc.ABC):
@@ -42,7 +45,8 @@ class AbstractPinvSolver(abc.ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the solver as plain data; `as_solver` reads it back."""
-        return {"name": self.name} | {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        return {"name": self.name} | arguments
 
 
 @final
@@ -70,11 +74,9 @@ class Newton(AbstractPinvSolver):
 
     def compute(self, gram: Tensor) -> Tensor:
         p = add_ridge(gram, self.ridge)
-        v = self.alpha(gram) * p
-        shape, p, v = p.shape, p.flatten(0, -3), v.flatten(0, -3)
-        for _ in range(self.iters):
-            v = torch.baddbmm(v, v @ p, v, beta=2, alpha=-1)
-        return v.view(shape)
+        # an exported graph must run anywhere
+        way = steps if torch.compiler.is_exporting() else dispatch.choose("newton", p)
+        return way.run(p, self.alpha(gram), self.iters)
 
     def alpha(self, gram: Tensor) -> Tensor:
         """Returns the scale of the first iterate, `(B, H, 1, 1)` or `(B, 1, 1, 1)`."""
@@ -84,7 +86,7 @@ class Newton(AbstractPinvSolver):
         alpha = 2 / rowsum.amax((-1, -2), keepdim=True).unsqueeze(-1).square()
         p = add_ridge(gram, self.ridge)
         p2, eye = p @ p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
-        for _ in range(10):  # the released loop stops early instead; halving only while it goes on is the same
+        for _ in range(10):  # the released loop stops early; halving only while it goes on is the same
             norm = (eye - alpha * p2).abs().sum(-2).amax((-1, -2))[:, None, None, None]
             alpha = torch.where(norm > 1.01, alpha / 2, alpha)
         return alpha
