@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
@@ -69,34 +70,27 @@ class Landmarks(nn.Module):
         """
         if self.sampling == "random" or self.sampling == "first":
             return self._subset(tokens, grid)
-        windows = self._windows(tokens, grid)  # (B, H, *landmark grid, window, D)
-        if self.conv is None:
-            return self._pool(windows.mean(-2)).flatten(2, -2)
-        # windows do not overlap, so the convolution is one matrix product
-        weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
-        landmarks = windows.flatten(-2) @ weight.to(windows.dtype)
-        return self.act(self.norm(self._pool(landmarks).flatten(2, -2)))
-
-    def _windows(self, tokens: Tensor, grid: list[int]) -> Tensor:
-        """Returns the full windows `(B, H, y, x, ratio^2, D)`; tokens that fill none are left out, as released."""
-        r = self.ratio
-        if len(grid) == 1:
-            count = grid[0] // r
-            return tokens[:, :, : count * r].unflatten(2, [count, r])
-        y, x = grid[0] // r, grid[1] // r
-        image = tokens.unflatten(2, grid)[:, :, : y * r, : x * r]
-        return image.unflatten(3, [x, r]).unflatten(2, [y, r]).transpose(3, 4).flatten(4, 5)
-
-    def _pool(self, landmarks: Tensor) -> Tensor:
-        """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget."""
-        if self.max_grid is None:
+        image = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (B H, D, Y, X); all heads share the weights
+        if self.conv is not None:
+            image = self.conv(image)
+        elif len(grid) == 1:
+            image = F.avg_pool1d(image, self.ratio)
+        else:
+            image = F.avg_pool2d(image, self.ratio)
+        landmarks = self._pool(image).flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])
+        if self.norm is None or self.act is None:
             return landmarks
-        columns = pooling_matrix(landmarks.shape[-2], self.max_grid[-1], landmarks)
-        landmarks = columns @ landmarks
-        if len(self.max_grid) == 2:
-            rows = pooling_matrix(landmarks.shape[-3], self.max_grid[0], landmarks)
-            landmarks = (rows @ landmarks.flatten(-2)).unflatten(-1, landmarks.shape[-2:])
-        return landmarks
+        return self.act(self.norm(landmarks))
+
+    def _pool(self, image: Tensor) -> Tensor:
+        """Averages `(B H, D, y, x)` (or `(B H, D, x)`) down to the budget."""
+        if self.max_grid is None:
+            return image
+        if image.shape[-1] > self.max_grid[-1]:
+            image = image @ pooling_matrix(image.shape[-1], self.max_grid[-1], image).mT
+        if len(self.max_grid) == 2 and image.shape[-2] > self.max_grid[0]:
+            image = pooling_matrix(image.shape[-2], self.max_grid[0], image) @ image
+        return image
 
     def _subset(self, tokens: Tensor, grid: list[int]) -> Tensor:
         count = 1
@@ -111,9 +105,9 @@ class Landmarks(nn.Module):
 
 
 def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:
-    """Returns the matrix of adaptive average pooling from `size` to at most `target` cells.
+    """Returns the matrix of adaptive average pooling from `size` to `target` cells.
 
-    Unlike adaptive pooling it is exact when exported with a dynamic size. The identity where `size <= target`.
+    Unlike adaptive pooling it is exact when exported with a dynamic size.
 
     Args:
         size: number of cells.
@@ -121,12 +115,11 @@ def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:
         like: gives dtype and device.
 
     Returns:
-        `(min(size, target), size)`; rows sum to 1.
+        `(target, size)`; rows sum to 1.
     """
-    cells = min(size, target)
-    out = torch.arange(cells, device=like.device).unsqueeze(1)
+    out = torch.arange(target, device=like.device).unsqueeze(1)
     place = torch.arange(size, device=like.device)
-    begin = out * size // cells
-    end = ((out + 1) * size + cells - 1) // cells
+    begin = out * size // target
+    end = ((out + 1) * size + target - 1) // target
     inside = (place >= begin) & (place < end)
     return inside.to(like.dtype) / (end - begin).to(like.dtype)

@@ -56,7 +56,8 @@ class SoftmaxFreeTransformer(nn.Module):
         last_stage: `"softmax"`: as released, with a class token; `"softmax_free"`: as the other stages.
         landmark_sampling: `"conv"` (released), `"mean"` (paper), `"random"` or `"first"`.
         landmark_grid: landmark budget: more than this many rows and columns of landmarks are averaged down to it, which
-            makes the cost linear. The default leaves images up to 512x512 as released. None: no budget, as released.
+            makes the cost linear. The default leaves images up to 512x512 as released. None or `"unbounded"`: no
+            budget, as released (`timm.create_model` drops arguments that are None).
         solver: how the landmark kernel matrix is inverted: a solver, its `to_dict()`, or its name.
         normalize: the symmetric normalisation of SOFT++.
         drop_rate: dropout before the head.
@@ -83,7 +84,7 @@ class SoftmaxFreeTransformer(nn.Module):
         value_kernels: tuple[int, ...] = (9, 5, 3, 3),
         last_stage: Literal["softmax", "softmax_free"] = "softmax",
         landmark_sampling: Sampling = "conv",
-        landmark_grid: tuple[int, int] | None = (16, 16),
+        landmark_grid: tuple[int, int] | Literal["unbounded"] | None = (16, 16),
         solver: AbstractPinvSolver | Mapping[str, Any] | str = _DEFAULT_SOLVER,
         normalize: bool = False,
         drop_rate: float = 0.0,
@@ -116,7 +117,7 @@ class SoftmaxFreeTransformer(nn.Module):
                 attention = dict(
                     value_kernel=value_kernels[i],
                     landmark_sampling=landmark_sampling,
-                    landmark_grid=landmark_grid,
+                    landmark_grid=None if landmark_grid == "unbounded" else landmark_grid,
                     solver=self.solver,
                     normalize=normalize,
                 )
@@ -140,6 +141,13 @@ class SoftmaxFreeTransformer(nn.Module):
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
         self.__dict__["_recorded_args"] = args
+
+    @torch.jit.ignore
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Loads our weights or released ones; says in one ValueError why they do not fit if `strict`."""
+        if strict:
+            require_fit(checkpoint_filter_fn(state_dict, self), self)
+        return super().load_state_dict(state_dict, strict, assign)
 
     @torch.jit.ignore
     def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:
@@ -314,15 +322,13 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: SoftmaxFreeTra
     return resize_positions(state_dict, model)
 
 
-def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, metadata, strict, *_) -> None:
+def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None:
     """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
     ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in ours:
         del state_dict[prefix + name]
     ours = checkpoint_filter_fn(ours, model)
     state_dict.update({prefix + name: value for name, value in ours.items()})
-    if strict:
-        require_fit(ours, model)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs) -> SoftmaxFreeTransformer:
