@@ -7,6 +7,7 @@ import timm
 import timm.optim
 import torch
 from timm.models import group_parameters
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from softmaxfree import ops
 
@@ -105,7 +106,7 @@ def test_another_solver():
 def test_compiles_in_one_graph_for_many_sizes(training):
     torch._dynamo.reset()
     model = nano(depths=(1, 1, 1, 1)).train(training)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for size in ((64, 64), (96, 80), (130, 61), (33, 65)):
         x = torch.randn(2, 3, *size)
