@@ -32,13 +32,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ValueError: it holds no weights, or cannot be read without running code.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
+    path.open("rb").close()  # whatever fails after this is about the content
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
             weights = timm.models.load_state_dict(str(path))
-    except OSError:
-        raise
     except Exception as error:  # whatever a decoder makes of foreign bytes
         raise ValueError(_refusal(path, error)) from error
     if path.suffix == ".ckpt":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
-from timm.data.config import resolve_data_config
+from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from softmaxfree.cli.convert import arguments_for
@@ -40,7 +40,7 @@ def load_classifier(checkpoint: str | None, model: str | None) -> Classifier:
     """
     net: Any = _load(checkpoint, model)
     names = net.pretrained_cfg.get("label_names") or range(net.num_classes)
-    return Classifier(net.eval(), resolve_data_config({}, model=net), [str(name) for name in names])
+    return Classifier(net.eval(), resolve_input_data_config(net), [str(name) for name in names])
 
 
 def _load(checkpoint: str | None, model: str | None) -> nn.Module:
@@ -61,7 +61,11 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     name = name or model
     if name is None:
         raise ValueError(f"{checkpoint} does not name its model: give --model")
-    net = _create(name, **(arguments or arguments_for(name, weights)))
+    arguments = arguments or arguments_for(name, weights)
+    if size := arguments.get("img_size"):
+        overlay = {"input_size": (arguments.get("in_chans", 3), size, size)}
+        arguments = {"pretrained_cfg_overlay": overlay, **arguments}
+    net = _create(name, **arguments)
     try:
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def run(source: str, target: str, model: str | None = None) -> None:
     name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
     arguments = arguments_for(name, weights)
     try:
-        net = timm.create_model(name, **arguments)
-        net.load_state_dict(weights)
+        with torch.device("meta"):  # nothing to initialise
+            net = timm.create_model(name, **arguments)
+        net.load_state_dict(weights, assign=True)
     except ValueError as error:
         raise ValueError(f"{source} as {name}: {error}") from error
     metadata = {"format": "pt", "architecture": name, "model_args": json.dumps(net._model_args)}
@@ -65,7 +67,7 @@ def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         weights: its state dict; under the authors' names too.
 
     Returns:
-        `num_classes` and `in_chans` where the weights tell them, and `depths` for the authors' SOFT-Small.
+        `num_classes`, `in_chans` and `img_size` where the weights tell, `depths` for the authors' SOFT-Small.
     """
     ours = from_released(weights) if is_released(weights) else weights
     cfg: Any = timm.get_pretrained_cfg(name)
@@ -74,6 +76,8 @@ def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         arguments["num_classes"] = len(head)
     if (conv := ours.get(f"{cfg.first_conv}.weight")) is not None:
         arguments["in_chans"] = conv.shape[1]
+    if (table := ours.get("stages.0.pos_embed.table")) is not None:
+        arguments["img_size"] = 4 * isqrt(table.shape[1])  # a square table of stride 4
     deepest = f"stages.2.blocks.{_RELEASED_SMALL[2] - 1}.norm1.weight"
     if name in ("soft_small", "soft_norm_small") and deepest in ours:
         arguments["depths"] = _RELEASED_SMALL

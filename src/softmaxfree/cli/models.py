@@ -33,6 +33,7 @@ def run(pattern: str, markdown: bool, img_size: Sequence[int] | None) -> None:
     """
     names = tqdm(find_models(pattern), unit="model", disable=None, leave=False)
     rows = [row for name in names for row in _rows(name, img_size)]
+    rows.sort(key=lambda row: (row[0].rpartition("_")[0], float(row[2])))  # by family and parameters
     if markdown:
         print(markdown_table(_COLUMNS, rows))
     else:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from timm.data.readers import get_img_extensions
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
@@ -84,9 +84,9 @@ def _find_images(files: Sequence[str]) -> list[Path]:
     found = []
     for path in map(Path, files):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in get_img_extensions())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
             if not inside:
-                raise ValueError(f"no images in {path}; looked for {' '.join(get_img_extensions())}")
+                raise ValueError(f"no images in {path}; looked for {' '.join(IMG_EXTENSIONS)}")
             found += inside
         elif path.is_file():
             found.append(path)
