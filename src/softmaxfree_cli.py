@@ -25,9 +25,7 @@ class _Parser(argparse.ArgumentParser):
     """Prints errors as one line and help texts as they were written."""
 
     def __init__(self, prog: str, **kwargs):
-        super().__init__(
-            prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs
-        )
+        super().__init__(prog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -58,9 +56,7 @@ def _command(name: str, summary: str, epilog: str, *, extra: str | None = None, 
 
 
 def _add_recipe(parser: _Parser) -> None:
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help="a name from the list below, or a YAML file of yours"
-    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from the list below, or a YAML file of yours")
 
 
 @_command(
@@ -77,8 +73,8 @@ overrides: every key of a recipe is an option, its path dotted:
 resume: the newest run goes on from its last checkpoint, in its folder:
   softmaxfree train digits --resume last
 
-several processes: torchrun starts them, the Trainer's strategy joins them:
-  torchrun --nproc-per-node 8 -m softmaxfree train soft_tiny --trainer.strategy ddp
+several processes:
+  torchrun --nproc-per-node 8 -m softmaxfree train imagenet_soft_tiny --data.root /data/imagenet
 """,
     extra="train",
     overrides=True,
@@ -104,7 +100,7 @@ recipes:
 
 The recipe tells the data and the metrics; its keys are options as in `softmaxfree train`:
   softmaxfree validate digits --checkpoint runs/digits/0/best.ckpt
-  softmaxfree validate soft_tiny --checkpoint best.ckpt --data.root /data/imagenet --data.batch_size 64
+  softmaxfree validate imagenet_soft_tiny --checkpoint best.ckpt --data.root /data/imagenet
 """,
     extra="train",
     overrides=True,
@@ -196,9 +192,7 @@ examples:
 def _convert(parser: _Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a checkpoint of the authors, such as SOFT_Tiny.pth")
     parser.add_argument("target", metavar="DST", help="the .safetensors file to write")
-    parser.add_argument(
-        "--model", metavar="NAME", help="its model, where weights and file name leave it open"
-    )
+    parser.add_argument("--model", metavar="NAME", help="its model, where weights and file name leave it open")
 
 
 _MAIN_EPILOG = """\

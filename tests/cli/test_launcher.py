@@ -113,7 +113,7 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "there is no command 'trian'; did you mean train?"),
+        (["trainn"], "there is no command 'trainn'; did you mean train?"),
         (["xyz"], "there is no command 'xyz'; choose from train, validate"),
         (["--verbose"], "--verbose"),
         (["models", "--markdwn"], "unexpected '--markdwn'; did you mean --markdown?"),
