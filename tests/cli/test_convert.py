@@ -35,9 +35,7 @@ def release(path, name, **change):
     generator = torch.Generator().manual_seed(0)
     ema = {key: torch.rand(shape, generator=generator) * 0.05 for key, shape in SHAPES[name].items()}
     ema.update(change)
-    torch.save(
-        {"state_dict": raw, "state_dict_ema": ema, "args": argparse.Namespace(lr=1e-3), "epoch": 299}, path
-    )
+    torch.save({"state_dict": raw, "state_dict_ema": ema, "args": argparse.Namespace(lr=1e-3), "epoch": 299}, path)
     return ema
 
 
@@ -45,9 +43,7 @@ def load(path):
     """What `softmaxfree predict` does with a converted file."""
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    model = timm.create_model(
-        metadata["architecture"], **json.loads(metadata["model_args"]), checkpoint_path=str(path)
-    )
+    model = timm.create_model(metadata["architecture"], **json.loads(metadata["model_args"]), checkpoint_path=str(path))
     return model.eval(), metadata
 
 
@@ -59,9 +55,7 @@ def refused(capsys, *argv):
     return captured.err
 
 
-@pytest.mark.parametrize(
-    ("name", "file"), [("soft_tiny", "SOFT_Tiny.pth"), ("soft_norm_tiny", "SOFT_Tiny_norm.pth")]
-)
+@pytest.mark.parametrize(("name", "file"), [("soft_tiny", "SOFT_Tiny.pth"), ("soft_norm_tiny", "SOFT_Tiny_norm.pth")])
 def test_a_released_file_is_recognised_and_keeps_its_function(name, file, tmp_path, capsys):
     ema = release(tmp_path / file, name)
     assert main(["convert", str(tmp_path / file), str(tmp_path / "a.safetensors")]) == 0
@@ -97,10 +91,7 @@ def test_classes_and_channels_are_taken_from_the_file(tmp_path):
         "patch_embed1.proj.0.weight": torch.rand(32, 1, 3, 3),
     }
     release(tmp_path / "a.pth", "soft_tiny", **change)
-    assert (
-        main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), "--model", "soft_tiny"])
-        == 0
-    )
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors"), "--model", "soft_tiny"]) == 0
     model, _ = load(tmp_path / "a.safetensors")
     assert model(torch.rand(1, 1, 64, 64)).shape == (1, 7)
 
@@ -164,13 +155,9 @@ def test_a_file_without_weights_is_refused(content, suffix, tmp_path, capsys):
 def test_a_damaged_file_is_refused(tmp_path, capsys):
     release(tmp_path / "a.pth", "soft_tiny")
     (tmp_path / "SOFT_Tiny.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:10_000])
-    assert "cannot be read as weights" in refused(
-        capsys, tmp_path / "SOFT_Tiny.pth", tmp_path / "a.safetensors"
-    )
+    assert "cannot be read as weights" in refused(capsys, tmp_path / "SOFT_Tiny.pth", tmp_path / "a.safetensors")
 
 
 def test_wrong_paths_are_refused(tmp_path, capsys):
-    assert "a.pth: there is no such checkpoint" in refused(
-        capsys, tmp_path / "a.pth", tmp_path / "a.safetensors"
-    )
+    assert "a.pth: there is no such checkpoint" in refused(capsys, tmp_path / "a.pth", tmp_path / "a.safetensors")
     assert "DST must end in .safetensors" in refused(capsys, tmp_path / "a.pth", tmp_path / "a.pt")

@@ -86,9 +86,7 @@ def test_help_of_a_command_has_examples_that_parse(name, capsys):
     with pytest.raises(SystemExit) as exit:
         main([name, "--help"])
     assert exit.value.code == 0
-    examples = re.findall(rf"softmaxfree ({name} .*)$", capsys.readouterr().out, re.M)[
-        1:
-    ]  # the first is the usage
+    examples = re.findall(rf"softmaxfree ({name} .*)$", capsys.readouterr().out, re.M)[1:]  # the first is the usage
     assert examples
     for example in examples:
         softmaxfree_cli._parse(name, example.replace("'", "").split()[1:])
@@ -200,9 +198,7 @@ sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=run)
 cli._COMMANDS["fake"] = cli._Command("", "", None, False, lambda parser: None)
 sys.exit(cli.main(["fake"]))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.readline()

@@ -72,9 +72,7 @@ def test_published_has_no_landmark_budget_and_executed_has():
 
 def test_a_model_of_timm_can_be_counted_too():
     counts = macs(build("resnet18"), (224, 224))
-    assert (
-        counts["published"] == counts["executed"] == counts["conv_linear"] == pytest.approx(1.81e9, rel=0.01)
-    )
+    assert counts["published"] == counts["executed"] == counts["conv_linear"] == pytest.approx(1.81e9, rel=0.01)
 
 
 def test_the_table_has_a_row_for_each_size(capsys):

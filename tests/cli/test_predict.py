@@ -27,9 +27,7 @@ DATA = {
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    model = timm.create_model(
-        "soft_nano", **MODEL, pretrained_cfg_overlay={**DATA, "label_names": NAMES}
-    ).eval()
+    model = timm.create_model("soft_nano", **MODEL, pretrained_cfg_overlay={**DATA, "label_names": NAMES}).eval()
     torch.nn.init.normal_(model.head.weight)  # so that classes differ
     return model
 
@@ -93,12 +91,7 @@ def test_probabilities_are_the_models(model, saved, images, capsys):
 def test_every_kind_of_checkpoint_gives_the_same(model, saved, images, tmp_path, capsys):
     safetensors.torch.save_file(model.state_dict(), tmp_path / "plain.safetensors")
     torch.save({"state_dict_ema": model.state_dict()}, tmp_path / "plain.pth")
-    assert (
-        main(
-            ["convert", str(tmp_path / "plain.pth"), str(tmp_path / "a.safetensors"), "--model", "soft_nano"]
-        )
-        == 0
-    )
+    assert main(["convert", str(tmp_path / "plain.pth"), str(tmp_path / "a.safetensors"), "--model", "soft_nano"]) == 0
     capsys.readouterr()
     ours = load_classifier(str(saved), None)
     for path, name in (
@@ -168,9 +161,7 @@ def test_class_names_come_from_a_file(saved, images, tmp_path, capsys):
     argv = [images / "a.png", "--checkpoint", saved, "--class-names", tmp_path / "names.txt"]
     given, own = predict(capsys, *argv), predict(capsys, *argv[:3])
     german = dict(zip(NAMES, ["Ameise", "Biene", "Kätzchen", "Hund"], strict=True))
-    assert [p["class"] for p in given[0]["predictions"]] == [
-        german[p["class"]] for p in own[0]["predictions"]
-    ]
+    assert [p["class"] for p in given[0]["predictions"]] == [german[p["class"]] for p in own[0]["predictions"]]
 
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     assert "names.txt has 2 lines, but the model has 4 classes" in refused(capsys, *argv)
@@ -197,9 +188,7 @@ def test_unreadable_images_are_named_counted_and_skipped(broken, saved, capsys):
 
 def test_an_unreadable_image_ends_it_on_request(broken, saved, tmp_path, capsys):
     out = tmp_path / "out" / "a.json"
-    error = refused(
-        capsys, broken, "--checkpoint", saved, "--on-error", "fail", "--format", "json", "--out", out
-    )
+    error = refused(capsys, broken, "--checkpoint", saved, "--on-error", "fail", "--format", "json", "--out", out)
     assert f"unreadable image {broken / 'half.png'}" in error
     assert error.count("\n") == 1
     assert not out.exists()

@@ -50,9 +50,7 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
         return _create(model, pretrained=True)
     if Path(checkpoint).is_dir():
         if not Path(checkpoint, "config.json").is_file():
-            raise FileNotFoundError(
-                f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf"
-            )
+            raise FileNotFoundError(f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf")
         return _create(f"local-dir:{checkpoint}", pretrained=True)
     weights = read_weights(checkpoint)
     name, arguments = _told(checkpoint)

@@ -93,9 +93,7 @@ def _identify(weights: Mapping[str, Tensor], source: Path) -> tuple[str, str]:
     words = set(re.findall("[a-z]+", source.stem.lower()))
     told = [name for name in fitting if "soft" in words and ("norm" in words) == ("norm" in name.split("_"))]
     if len(told) != 1:
-        raise ValueError(
-            f"{source} fits {' and '.join(fitting)}, and its name does not tell which: give --model"
-        )
+        raise ValueError(f"{source} fits {' and '.join(fitting)}, and its name does not tell which: give --model")
     return told[0], f"by its shapes, and among {' and '.join(fitting)} by the file's name"
 
 

@@ -52,9 +52,7 @@ def find_models(pattern: str = "*") -> list[str]:
     Raises:
         ValueError: no model matches; names the nearest ones.
     """
-    ours = [
-        n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith("softmaxfree.")
-    ]
+    ours = [n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith("softmaxfree.")]
     found = [name for name in timm.list_models(pattern) if name in ours]
     if not found:
         near = difflib.get_close_matches(pattern.strip("*"), ours) or ours

@@ -59,11 +59,7 @@ def run(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     images = _find_images(files)
     classifier = load_classifier(checkpoint, model)
-    names = (
-        classifier.class_names
-        if class_names is None
-        else _read_names(class_names, len(classifier.class_names))
-    )
+    names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
     net = _to(classifier.model, device)
     results = []
     for paths, batch in _batches(images, _reader(classifier.data_config), batch_size, on_error):
@@ -105,9 +101,7 @@ def _to(net: nn.Module, device: str) -> nn.Module:
 def _read_names(file: str, num_classes: int) -> list[str]:
     names = Path(file).read_text(encoding="utf-8").splitlines()
     if len(names) != num_classes:
-        raise ValueError(
-            f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes"
-        )
+        raise ValueError(f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes")
     return names
 
 
@@ -132,13 +126,9 @@ def _batches(
         for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
             try:
                 yield path, read(path)
-            except (
-                Exception
-            ) as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
                 if on_error == "fail":
-                    raise ValueError(
-                        f"unreadable image {path} ({error}); --on-error skip leaves it out"
-                    ) from error
+                    raise ValueError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
                 tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
     items = readable()
