@@ -29,9 +29,7 @@ def root(tmp_path):
 
 
 def module(root, **arguments):
-    return ImageFolderDataModule(
-        str(root), **{"img_size": 24, "batch_size": 4, "num_workers": 0, **arguments}
-    )
+    return ImageFolderDataModule(str(root), **{"img_size": 24, "batch_size": 4, "num_workers": 0, **arguments})
 
 
 def labels(data, loader):

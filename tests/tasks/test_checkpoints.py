@@ -69,9 +69,7 @@ def test_a_saved_folder_makes_the_same_model(ckpt, tmp_path):
     assert torch.equal(loaded.eval()(images), trained.eval()(images))
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
     config = timm.data.resolve_model_data_config(loaded)
-    assert {
-        key: tuple(config[key]) if key in ("mean", "std") else config[key] for key in DATA_CONFIG
-    } == DATA_CONFIG
+    assert {key: tuple(config[key]) if key in ("mean", "std") else config[key] for key in DATA_CONFIG} == DATA_CONFIG
 
 
 def test_transformers_can_load_a_saved_folder(ckpt, tmp_path):

@@ -78,9 +78,7 @@ class ImageFolderDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not len(mean) == len(std) == in_chans:
-            raise ValueError(
-                f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}"
-            )
+            raise ValueError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
         self.root = Path(root).expanduser()
         self.source = source
         self.source_args = source_args or {}
@@ -88,7 +86,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.on_error = on_error
         self.seed = seed
-        self.data_config = {
+        self.data_config: dict[str, Any] = {
             "input_size": (in_chans, img_size, img_size),
             "mean": tuple(mean),
             "std": tuple(std),
@@ -97,7 +95,7 @@ class ImageFolderDataModule(LightningDataModule):
         }
         self.class_names: tuple[str, ...] = ()
         self._splits = {"train": train_split, "val": val_split}
-        self._augment = {
+        self._augment: dict[str, Any] = {
             "scale": scale,
             "ratio": ratio,
             "hflip": hflip,
@@ -176,9 +174,7 @@ class ImageFolderDataModule(LightningDataModule):
             self._num_unreadable = count
             names = [s.explain(i) for s in sets for i in s.unreadable.nonzero().flatten().tolist()]
             if self.on_error == "fail":
-                raise ValueError(
-                    f"unreadable image {names[0]}; with --data.on_error skip such images are left out"
-                )
+                raise ValueError(f"unreadable image {names[0]}; with --data.on_error skip such images are left out")
             warnings.warn(f"{count} unreadable images left out: {'; '.join(names)}", stacklevel=2)
         if batch is None:
             raise ValueError("a batch has no image that can be read")
@@ -206,8 +202,9 @@ class ImageFolderDataModule(LightningDataModule):
         transform: Any = create_transform(**{**self.data_config, **augment})
         if not isinstance(dataset, IterableDataset):
             return ReadableImages(dataset, transform)
-        dataset.transform = transform  # pyright: ignore[reportAttributeAccessIssue]  timm's has one
-        return dataset
+        stream: Any = dataset
+        stream.transform = transform
+        return stream
 
 
 def _split_folder(root: Path, split: str) -> Path:

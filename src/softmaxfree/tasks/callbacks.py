@@ -1,6 +1,7 @@
 """What a run needs to be repeatable, and what it writes down."""
 
 import csv
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class EpochRecord(Callback):
                 writer.writerows(self.rows)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         pl_module.print(f"epoch {row['epoch'] + 1}/{trainer.max_epochs}  {shown}  {row['seconds']:.1f} s")
+        sys.stdout.flush()  # so that a log file shows it at once
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows."""

@@ -21,9 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own writes to the system's temporary folder, from where the last step may be a copy.
     """
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Args:

@@ -97,10 +97,7 @@ class ClassificationTask(LightningModule):
         self.val_loss = MeanMetric()
         # Over all images, as papers count, not the mean over classes.
         self.accuracy = MetricCollection(
-            {
-                f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
-                for k in (1, 5)
-            },
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in (1, 5)},
             prefix="val/",
         )
         self.confusion = MulticlassConfusionMatrix(num_classes)
@@ -164,7 +161,7 @@ class ClassificationTask(LightningModule):
         """Forget the last epoch's confusions; the last ones stay readable after the run."""
         self.confusion.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return optimizer and schedule of timm."""
         h = self.hparams
         optimizer = create_optimizer_v2(
@@ -201,16 +198,14 @@ class ClassificationTask(LightningModule):
         decay = self.hparams["ema_decay"]
         if decay is None:
             return []
-        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        if self._sharded():
             raise ValueError("model.ema_decay must be null with sharded weights (trainer.strategy)")
         return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how images are prepared and what the classes are called, for whoever uses the weights."""
         data = getattr(self.trainer, "datamodule", None)
-        checkpoint.update(
-            {key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)}
-        )
+        checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of another model; leave the schedule to the arguments of this run.
@@ -221,13 +216,19 @@ class ClassificationTask(LightningModule):
         Raises:
             ValueError: its weights do not fit.
         """
-        weights = checkpoint["state_dict"].items()
-        name = "the checkpoint of {name} with {num_classes} classes".format_map(
-            checkpoint["hyper_parameters"]
-        )
-        load_state(self.model, {key.removeprefix("model."): w for key, w in weights}, name)
+        if not self._sharded():  # else the strategy has its own way
+            self._load_whole(checkpoint)
         # A function of step and arguments. The saved one would ignore a new `trainer.max_epochs`.
         checkpoint["lr_schedulers"] = []
+
+    def _sharded(self) -> bool:
+        trainer = self._trainer
+        return trainer is not None and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
+    def _load_whole(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"].items()
+        name = "the checkpoint of {name} with {num_classes} classes".format_map(checkpoint["hyper_parameters"])
+        load_state(self.model, {key.removeprefix("model."): weight for key, weight in weights}, name)
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix each image with its mirror in the batch; an odd batch borrows its first image for a moment."""
@@ -239,13 +240,9 @@ class ClassificationTask(LightningModule):
 
     def _non_finite(self, loss: Tensor, batch_idx: int) -> str:
         where = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
-        kept = [
-            path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))
-        ]
+        kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        return (
-            f"the loss is {loss.item()} at {where}; {last}; try a lower model.lr or trainer.precision 32-true"
-        )
+        return f"the loss is {loss.item()} at {where}; {last}; try a lower model.lr or trainer.precision 32-true"
 
 
 def _create_model(name: str, **arguments: Any) -> Any:

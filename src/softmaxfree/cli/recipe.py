@@ -1,0 +1,160 @@
+"""Recipes: found by name, merged with their base, and turned into task, data and trainer arguments."""
+
+import difflib
+import importlib.resources
+import logging
+import pkgutil
+import re
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+
+__all__ = ["Job", "create_trainer", "load_job"]
+
+_SECTIONS = ("run", "model", "data", "trainer")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe describes, ready to run."""
+
+    task: Any  # a LightningModule
+    data: Any  # a LightningDataModule
+    trainer: dict[str, Any]  # arguments of the Trainer
+    seed: int
+    config: str  # the whole recipe with every default, as YAML
+
+
+def load_job(recipe: str, overrides: Sequence[str]) -> Job:
+    """Build what a recipe describes, with its seed set.
+
+    Args:
+        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
+        overrides: `--section.key=value`, for any key of the recipe.
+
+    Returns:
+        The job.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such recipe or key, with the nearest names; or a value is not allowed.
+    """
+    content = _read(recipe)
+    try:
+        classes = {key: pkgutil.resolve_name(content.pop(key)) for key in ("task", "datamodule")}
+    except (KeyError, ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"recipe {recipe}: task and datamodule must each name a class ({error})") from error
+    parser = _parser(**classes)
+    try:
+        config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
+    except ArgumentError as error:
+        raise ValueError(_explain(str(error), parser)) from error
+    seed_everything(config.run.seed, workers=True, verbose=False)
+    built = parser.instantiate(config)
+    del config["recipe"]
+    names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}
+    text = yaml.safe_dump(names) + parser.dump(config, skip_unset=False)
+    return Job(built.model, built.data, built.trainer.as_dict(), config.run.seed, text)
+
+
+def create_trainer(arguments: dict[str, Any]) -> Trainer:
+    """Return a Trainer that draws progress bars on a terminal only and does not tell what the machine lacks.
+
+    Args:
+        arguments: of the Trainer; None is its own default.
+
+    Returns:
+        The trainer.
+
+    Raises:
+        ValueError: the arguments contradict each other or the machine.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "Checkpoint directory .* not empty")  # it holds config.yaml
+    warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
+    warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
+    warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
+    arguments = {"enable_model_summary": False, **{key: v for key, v in arguments.items() if v is not None}}
+    arguments.setdefault("enable_progress_bar", sys.stdout.isatty())
+    if arguments["enable_progress_bar"]:
+        arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
+    try:
+        return Trainer(**arguments)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) -> ArgumentParser:
+    parser = ArgumentParser(prog="", exit_on_error=False, default_env=False, allow_abbrev=False)
+    parser.add_argument("--recipe", action="config")
+    parser.add_argument("--run.seed", type=int, default=42)
+    parser.add_class_arguments(task, "model")
+    parser.add_class_arguments(datamodule, "data")
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
+    parser.link_arguments("run.seed", "data.seed")
+    return parser
+
+
+def _read(recipe: str, folder: Path = Path()) -> dict[str, Any]:
+    """The content of a recipe over that of its `base`, a name or a path from where the recipe is."""
+    path = _find(recipe, folder)
+    try:
+        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
+    base = content.pop("base", None)
+    return _merged(_read(base, path.parent), content) if base else content
+
+
+def _find(recipe: str, folder: Path) -> Path:
+    if recipe.endswith((".yaml", ".yml")):
+        return folder / recipe
+    folder = Path(str(importlib.resources.files("softmaxfree") / "recipes"))
+    path = folder / f"{recipe}.yaml"
+    if not path.is_file():
+        names = [file.stem for file in folder.glob("*.yaml")]
+        raise ValueError(f"there is no recipe {recipe!r}; {_nearest(recipe, names, names)}")
+    return path
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Dictionaries are merged, all else is replaced."""
+    both = {
+        key: _merged(base[key], top[key])
+        for key in base.keys() & top.keys()
+        if isinstance(base[key], dict) and isinstance(top[key], dict)
+    }
+    return {**base, **top, **both}
+
+
+def _explain(message: str, parser: ArgumentParser) -> str:
+    """The parser's message in one line, with the nearest keys where a key is wrong."""
+    message = " ".join(message.split())
+    for pattern in (
+        r"unrecognized arguments: (?:--)?(?P<key>[\w.]+)",
+        r"Option '(?P<key>[\w.]+)' is not accepted",
+        r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
+    ):
+        if found := re.match(pattern, message):
+            key = ".".join(found.groupdict().values())
+            keys = list(parser.get_defaults(skip_validation=True).keys())
+            section = [k for k in keys if k.split(".")[0] == key.split(".")[0]]
+            return f"unknown key {key}; {_nearest(key, keys, section or _SECTIONS)}"
+    return message.replace("Parser key", "key")
+
+
+def _nearest(name: str, names: Sequence[str], all_names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, cutoff=0.7)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(all_names))}"

@@ -1,0 +1,65 @@
+"""What remains of a run for the eye: the curve and the confusion matrix as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from softmaxfree.atomic import atomic_write
+
+__all__ = ["plot_confusion", "plot_curve"]
+
+_LABELLED = 30  # classes at most for which names and counts are legible
+
+
+def plot_curve(rows: Sequence[dict[str, float]], path: str | Path) -> None:
+    """Draw losses and accuracy over the epochs.
+
+    Args:
+        rows: of an `EpochRecord`.
+        path: the PNG file.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row["epoch"] + 1 for row in rows]
+    for name in ("train/loss", "val/loss"):
+        losses.plot(epochs, [row[name] for row in rows], marker=".", label=name)
+    for name in ("val/top1", "val/top5"):
+        accuracies.plot(epochs, [100 * row[name] for row in rows], marker=".", label=name)
+    losses.set(xlabel="epoch", ylabel="loss", yscale="log")
+    accuracies.set(xlabel="epoch", ylabel="accuracy (%)")
+    for axes in (losses, accuracies):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_confusion(counts: Tensor, class_names: Sequence[str], path: str | Path) -> None:
+    """Draw a confusion matrix, its colours by the logarithm of the counts.
+
+    Args:
+        counts: (classes, classes), rows are the true classes.
+        class_names: as many names, or none.
+        path: the PNG file.
+    """
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    counts = counts.cpu()
+    colours = axes.imshow(counts.float().log1p().numpy(), cmap="Blues")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{counts.diag().sum():,} of {counts.sum():,} correct")
+    if len(counts) <= _LABELLED:
+        names = class_names or [str(i) for i in range(len(counts))]
+        axes.set_xticks(range(len(names)), names, rotation=45 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(len(names)), names)
+        for i, j in counts.nonzero().tolist():
+            dark = counts[i, j] > counts.max() / 3
+            axes.text(j, i, str(counts[i, j].item()), ha="center", va="center", color="white" if dark else "black")
+    else:
+        figure.colorbar(colours, label="log(1 + count)")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=150)

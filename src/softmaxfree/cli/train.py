@@ -1,0 +1,129 @@
+"""`softmaxfree train`: runs a recipe, or goes on with a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.recipe import Job, create_trainer, load_job
+from softmaxfree.cli.report import plot_confusion, plot_curve
+from softmaxfree.cli.table import print_table
+from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
+from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, load_weights
+from softmaxfree.tasks.pretrained import save_pretrained
+
+__all__ = ["run"]
+
+
+def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, out: str | None = None) -> Path:
+    """Train, and leave in a numbered folder of `out` all that the run is worth.
+
+    That is: `config.yaml` (the recipe with every default), `best.ckpt` and `last.ckpt`, `metrics.csv`, a
+    TensorBoard log, `curve.png`, `confusion_matrix.png`, and in `best/` the best weights for
+    `timm.create_model("local-dir:...", pretrained=True)`.
+
+    Args:
+        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
+        overrides: `--section.key=value`, for any key of the recipe.
+        resume: a checkpoint, or "last" for that of the newest run in `out`. The run goes on in its folder,
+            by the `config.yaml` that it finds there.
+        out: folder of the runs; None is `runs/RECIPE`.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint to resume from.
+        ValueError: recipe, key, value or data are not as they must be, or the loss is not finite.
+        OSError: the disk is full.
+    """
+    folder = Path(out or f"runs/{Path(recipe).stem}")
+    checkpoint = _checkpoint(resume, folder)
+    if checkpoint is None:
+        run_dir = folder / str(max(_numbers(folder), default=-1) + 1)
+    else:
+        run_dir = checkpoint.parent
+        if (run_dir / "config.yaml").is_file():
+            recipe = str(run_dir / "config.yaml")
+    job = load_job(recipe, overrides)
+    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
+    trainer = _trainer(job, run_dir, [EpochSeed(job.seed), record, timer])
+    if trainer.is_global_zero:
+        with atomic_write(run_dir / "config.yaml") as part:
+            part.write_text(job.config, encoding="utf-8")
+        print(f"{recipe}: {job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}")
+    trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
+    if not job.trainer["fast_dev_run"]:  # which keeps nothing
+        _finish(job, trainer, run_dir, record, timer.time_elapsed("train"))
+    return run_dir
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+
+
+def _checkpoint(resume: str | None, folder: Path) -> Path | None:
+    if resume is None:
+        return None
+    if resume != "last":
+        path = Path(resume)
+    elif numbers := _numbers(folder):
+        path = folder / str(max(numbers)) / "last.ckpt"
+    else:
+        raise FileNotFoundError(f"there is no run in {folder} to resume")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path} to resume from; the first is written after an epoch")
+    return path
+
+
+def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
+    arguments = dict(job.trainer)
+    best = ModelCheckpoint(
+        run_dir,
+        "best",
+        monitor="val/top1",
+        mode="max",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    # Lightning's own `save_last` skips the epochs that are not the best.
+    last = ModelCheckpoint(run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    arguments["callbacks"] = [*_list(arguments["callbacks"]), *callbacks, best, last]
+    arguments["plugins"] = [*_list(arguments["plugins"]), AtomicCheckpointIO()]
+    if arguments["logger"] is None:
+        arguments["logger"] = TensorBoardLogger(run_dir.parent, name="", version=run_dir.name, default_hp_metric=False)
+    return create_trainer(arguments)
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _finish(job: Job, trainer: Trainer, run_dir: Path, record: EpochRecord, seconds: float) -> None:
+    """Measure the best weights and write what is left to write."""
+    best = run_dir / "best.ckpt"
+    metrics = trainer.validate(job.task, datamodule=job.data, ckpt_path=best, verbose=False, weights_only=True)[0]
+    confusion = job.task.confusion.compute()  # by all processes together
+    if not trainer.is_global_zero:
+        return
+    model = type(job.task)(**job.task.hparams).model  # whole, where the task's own may be sharded
+    load_weights(model, best)
+    save_pretrained(model, run_dir / "best", job.data.data_config, job.data.class_names)
+    plot_curve(record.rows, run_dir / "curve.png")
+    plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
+    parameters = sum(p.numel() for p in model.parameters())
+    best_row = max(record.rows, key=lambda row: row["val/top1"])
+    rows = [
+        ("top-1 (%)", f"{100 * metrics['val/top1']:.2f}"),
+        ("top-5 (%)", f"{100 * metrics['val/top5']:.2f}"),
+        ("validation loss", f"{metrics['val/loss']:.4f}"),
+        ("best epoch", f"{best_row['epoch'] + 1} of {len(record.rows)}"),
+        ("parameters (M)", f"{parameters / 1e6:.2f}"),
+        ("training time (s)", f"{seconds:.1f}"),
+    ]
+    print_table(("best weights", "value"), rows)
+    print(f"folder: {run_dir}")

@@ -1,0 +1,126 @@
+import csv
+
+import pytest
+import timm
+import torch
+import yaml
+
+from softmaxfree.cli import train, validate
+from tests.cli.quick_run import overrides
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """The folder of a finished run."""
+    return train.run("digits", overrides(), out=str(tmp_path_factory.mktemp("runs")))
+
+
+def test_a_run_leaves_what_it_promises(run_dir):
+    left = {path.name for path in run_dir.iterdir()}
+    for name in (
+        "config.yaml",
+        "best.ckpt",
+        "last.ckpt",
+        "metrics.csv",
+        "curve.png",
+        "confusion_matrix.png",
+        "best",
+    ):
+        assert name in left
+    assert any(name.startswith("events.out.tfevents") for name in left)
+    for picture in ("curve.png", "confusion_matrix.png"):
+        assert (run_dir / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_have_a_row_an_epoch(run_dir):
+    rows = read_csv(run_dir / "metrics.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert [row["step"] for row in rows] == ["4", "8"]
+    assert all(float(row[key]) > 0 for row in rows for key in ("train/loss", "val/loss", "val/top5", "lr", "seconds"))
+
+
+def test_the_exported_folder_holds_the_best_weights(run_dir):
+    model = timm.create_model(f"local-dir:{run_dir / 'best'}", pretrained=True)
+    best = torch.load(run_dir / "best.ckpt", weights_only=True)["state_dict"]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, best[f"model.{name}"]), name
+    assert model.pretrained_cfg["label_names"] == list("0123456789")
+
+
+@pytest.mark.parametrize("weights", ["best.ckpt", "best", "best/model.safetensors"])
+def test_validate_finds_the_best_epochs_numbers(run_dir, weights, capsys):
+    metrics = validate.run("digits", str(run_dir / weights), overrides())
+    best = max(read_csv(run_dir / "metrics.csv"), key=lambda row: float(row["val/top1"]))
+    for key, value in metrics.items():
+        assert value == pytest.approx(float(best[key]), rel=1e-6)
+    assert f"{100 * metrics['val/top1']:.2f}" in capsys.readouterr().out
+
+
+def test_the_table_tells_the_best_numbers(tmp_path, capsys):
+    run = train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
+    out = capsys.readouterr().out
+    assert f"{100 * float(read_csv(run / 'metrics.csv')[0]['val/top1']):.2f}" in out
+    assert str(run) in out
+
+
+def test_runs_are_numbered(tmp_path, run_dir):
+    for number in ("0", "7"):
+        (tmp_path / number).mkdir()
+    run = train.run("digits", overrides(trainer__fast_dev_run="true"), out=str(tmp_path))
+    assert run == tmp_path / "8"
+
+
+def test_the_configuration_repeats_the_run(run_dir, tmp_path):
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert config["data"]["batch_size"] == 20
+    again = train.run(str(run_dir / "config.yaml"), out=str(tmp_path))
+    keys = ("train/loss", "val/loss", "val/top1", "lr")
+    first, second = (read_csv(folder / "metrics.csv") for folder in (run_dir, again))
+    assert [[row[key] for key in keys] for row in first] == [[row[key] for key in keys] for row in second]
+
+
+def test_another_seed_is_another_run(run_dir, tmp_path):
+    other = train.run("digits", overrides(run__seed=7), out=str(tmp_path))
+    first, second = (read_csv(folder / "metrics.csv")[0]["train/loss"] for folder in (run_dir, other))
+    assert first != second
+
+
+def test_a_longer_run_goes_on_by_the_longer_schedule(tmp_path):
+    train.run("digits", overrides(), out=str(tmp_path))
+    run = train.run("digits", overrides(trainer__max_epochs=4), resume="last", out=str(tmp_path))
+    rates = [float(row["lr"]) for row in read_csv(run / "metrics.csv")]
+    assert run == tmp_path / "0"
+    assert len(rates) == 4
+    assert rates[1] < 2e-5  # min_lr: the end of the first schedule
+    assert rates[2] > 2e-4  # the middle of the second
+    assert rates[3] < 2e-5
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no run in .* to resume"):
+        train.run("digits", resume="last", out=str(tmp_path))
+    (tmp_path / "0").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"0/last.ckpt to resume from; the first is written after an epoch"):
+        train.run("digits", resume="last", out=str(tmp_path))
+
+
+def test_resuming_another_model(run_dir, tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes((run_dir / "last.ckpt").read_bytes())
+    with pytest.raises(ValueError, match=r"checkpoint of soft_nano with 10 classes does not fit the model"):
+        train.run("digits", overrides(model__model_args__embed_dims="[8,16,24,40]"), resume=str(path))
+
+
+def test_a_non_finite_loss_keeps_the_last_good_checkpoint(tmp_path):
+    train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
+    mad = overrides(model__lr=1e30, trainer__gradient_clip_val="null")
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d \(epoch 1, .* is .*0/last.ckpt"):
+        train.run("digits", mad, resume="last", out=str(tmp_path))
+    checkpoint = torch.load(tmp_path / "0" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(weight.isfinite().all() for weight in checkpoint["current_model_state"].values())

@@ -1,0 +1,66 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from softmaxfree.cli import train
+from tests.cli.quick_run import overrides
+
+# Everything that draws random numbers or keeps a state is on.
+CHANGES = {
+    "model__model_args__drop_path_rate": 0.2,
+    "model__mixup": 0.5,
+    "model__cutmix": 0.5,
+    "model__ema_decay": 0.9,
+    "trainer__max_epochs": 4,
+    "trainer__limit_train_batches": 30,
+}
+
+
+def start_and_kill(out, arguments):
+    """Start a run in its own process, and kill it in the middle of its third epoch."""
+    command = [sys.executable, "-m", "softmaxfree", "train", "digits", "--out", str(out), *arguments]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch 2/4"):
+                break
+        else:
+            pytest.fail("".join(lines))
+        deadline = time.monotonic() + 60
+        while epoch_of(out / "0" / "last.ckpt") < 1:  # written after the line
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not any(line.startswith("epoch 3/4") for line in process.stdout)
+
+
+def epoch_of(path):
+    return torch.load(path, weights_only=True)["epoch"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, workers):
+    arguments = overrides(**CHANGES, data__num_workers=workers)
+    start_and_kill(tmp_path / "killed", arguments)
+    assert epoch_of(tmp_path / "killed" / "0" / "last.ckpt") == 1
+    killed = train.run("digits", resume="last", out=str(tmp_path / "killed"))  # its config.yaml knows the rest
+    whole = train.run("digits", arguments, out=str(tmp_path / "whole"))
+    for name in ("best.ckpt", "last.ckpt"):
+        a, b = (torch.load(folder / name, weights_only=True) for folder in (killed, whole))
+        for part in ("state_dict", "current_model_state"):
+            assert a[part].keys() == b[part].keys()
+            for key, weight in a[part].items():
+                assert torch.equal(weight, b[part][key]), (name, part, key)
+    a, b = ((folder / "metrics.csv").read_text().splitlines() for folder in (killed, whole))
+    clock = a[0].split(",").index("seconds")
+    rows = [[row.split(",") for row in lines] for lines in (a, b)]
+    assert [[*r[:clock], *r[clock + 1 :]] for r in rows[0]] == [[*r[:clock], *r[clock + 1 :]] for r in rows[1]]
+    assert len(a) == 5
