@@ -1,33 +1,34 @@
-# Both targets make .venv themselves. PYTHON picks the interpreter.
+# Every target makes the environment it needs. PYTHON picks the interpreter.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+LINT := .venv-lint/bin
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/.train
+demo: .venv/.train
 	$(BIN)/softmaxfree train digits
 
-test: $(VENV)/.dev
+test: .venv/.dev
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/codespell
-	$(BIN)/pyright
-	$(BIN)/pydoclint src
-	$(BIN)/lint-imports
+lint: .venv/.dev .venv-lint/.done
+	$(LINT)/ruff check .
+	$(LINT)/ruff format --check .
+	$(LINT)/codespell
+	$(LINT)/pydoclint -q src
+	PYTHONPATH=src $(LINT)/lint-imports
+	$(BIN)/mypy
 
-$(VENV)/.train: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[train]"
+.venv/.train .venv/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e ".[$(subst .,,$(@F))]"
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+# apart from .venv: pydoclint and jsonargparse bring two packages that claim the same folder
+.venv-lint/.done: pyproject.toml
+	test -x $(LINT)/python || $(PYTHON) -m venv .venv-lint
+	$(LINT)/python -m pip install --quiet ruff codespell pydoclint import-linter
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-lint

@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parent / "golden"
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Returns the tensors and the metadata of `golden/<name>.safetensors`."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+        names = list(file.keys())
+        return {key: file.get_tensor(key) for key in names}, file.metadata()
 
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -101,7 +101,10 @@ def test_stochastic_depth_drops_whole_images():
     [
         (dict(dim=10, num_heads=3, ratio=2), "num_heads must divide the width 10, got 3"),
         (dict(dim=12, num_heads=3, ratio=2, value_kernel=4), "value_kernel must be odd"),
-        (dict(dim=12, num_heads=3, ratio=2, landmark_sampling="max"), "landmark_sampling must be one of conv, mean"),
+        (
+            dict(dim=12, num_heads=3, ratio=2, landmark_sampling="max"),
+            "landmark_sampling must be one of conv, mean",
+        ),
         (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(4,)), "landmark_grid must be 2 numbers"),
     ],
 )

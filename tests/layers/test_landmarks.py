@@ -57,7 +57,10 @@ def test_pooling_matrix_is_adaptive_average_pooling(size, target):
 
 @pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
 def test_the_budget_bounds_each_axis_and_changes_nothing_below_it(sampling):
-    capped, free = Landmarks(8, 2, sampling=sampling, max_grid=(4, 4)), Landmarks(8, 2, sampling=sampling, max_grid=None)
+    capped, free = (
+        Landmarks(8, 2, sampling=sampling, max_grid=(4, 4)),
+        Landmarks(8, 2, sampling=sampling, max_grid=None),
+    )
     free.load_state_dict(capped.state_dict())
     small, large = tokens_of((9, 8)), tokens_of((6, 40))
     assert torch.equal(capped(small, [9, 8]), free(small, [9, 8]))

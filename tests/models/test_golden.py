@@ -23,7 +23,10 @@ def released_model(name: str, dtype: torch.dtype):
 @pytest.mark.parametrize("name", ["model_soft", "model_soft_norm"])
 @pytest.mark.parametrize("i", [0, 1])
 def test_logits_are_the_released_ones(name, i):
-    (model, tensors), (exact_model, _) = released_model(name, torch.float32), released_model(name, torch.float64)
+    (model, tensors), (exact_model, _) = (
+        released_model(name, torch.float32),
+        released_model(name, torch.float64),
+    )
     x, golden = tensors[f"x{i}"], tensors[f"logits{i}"]
     with torch.no_grad():
         logits, exact = model(x), exact_model(x.double())

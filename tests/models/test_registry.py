@@ -121,7 +121,10 @@ def test_budget_leaves_512_as_released_and_bounds_beyond():
     ("kwargs", "message"),
     [
         (dict(embed_dims=(32, 64, 128)), "embed_dims must have one entry for each of the 4 stages"),
-        (dict(num_heads=(1, 3, 4, 6)), r"num_heads must divide embed_dims in every stage, got \(1, 3, 4, 6\)"),
+        (
+            dict(num_heads=(1, 3, 4, 6)),
+            r"num_heads must divide embed_dims in every stage, got \(1, 3, 4, 6\)",
+        ),
         (dict(depths=(1, 0, 1, 1)), "depths must be 1 or more"),
         (dict(last_stage="none"), "last_stage must be 'softmax' or 'softmax_free', got 'none'"),
         (dict(landmark_sampling="conf"), "landmark_sampling must be one of"),

@@ -69,7 +69,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path):
             return print, ("ran",)
 
     torch.save({"state_dict": released_weights("soft_tiny"), "x": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(Exception, match="[Ww]eights.only|Unsupported"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
         timm.create_model("soft_tiny", checkpoint_path=str(tmp_path / "evil.pth"))
 
 
@@ -94,8 +94,16 @@ def test_weights_load_below_a_prefix():
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (("soft_nano", {}), ("soft_nano", {"num_classes": 7}), "num_classes=7 does not fit .* which has 1000 classes"),
-        (("soft_nano", {"depths": (1, 2, 2, 1)}), ("soft_nano", {}), r"depths=\(1, 2, 2, 1\); this model has .*\(1, 1, 2, 1\)"),
+        (
+            ("soft_nano", {}),
+            ("soft_nano", {"num_classes": 7}),
+            "num_classes=7 does not fit .* which has 1000 classes",
+        ),
+        (
+            ("soft_nano", {"depths": (1, 2, 2, 1)}),
+            ("soft_nano", {}),
+            r"depths=\(1, 2, 2, 1\); this model has .*\(1, 1, 2, 1\)",
+        ),
         (("resnet10t", {}), ("soft_nano", {}), "of another model: it holds 'conv1.0.weight'"),
         (("soft_nano", {"last_stage": "softmax_free"}), ("soft_nano", {}), "weights missing"),
     ],
@@ -107,5 +115,5 @@ def test_weights_that_do_not_fit_are_explained(source, target, message):
 
 
 def test_pretrained_says_where_the_weights_are():
-    with pytest.raises(RuntimeError, match="github.com/fudan-zvg/SOFT and pass checkpoint_path="):
+    with pytest.raises(RuntimeError, match=r"github.com/fudan-zvg/SOFT and pass checkpoint_path="):
         timm.create_model("soft_tiny", pretrained=True)

@@ -1,8 +1,12 @@
 """Softmax-free attention layer: projections, landmarks, value convolution (SOFT, section 3; SOFT++, section 3)."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import Tensor, nn
+from torch.types import Device
 
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.ops import AbstractPinvSolver, Newton
@@ -48,15 +52,15 @@ class SoftmaxFreeAttention(nn.Module):
         solver: AbstractPinvSolver = _DEFAULT,
         normalize: bool = False,
         ndim: int = 2,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads must divide the width {dim}, got {num_heads}")
         if value_kernel and value_kernel % 2 == 0:
             raise ValueError(f"value_kernel must be odd, or 0 for none, got {value_kernel}")
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.25
         self.normalize = normalize

@@ -1,9 +1,11 @@
 """The post-norm block of SOFT: attention and feed-forward, each followed by LayerNorm after the residual sum."""
 
-from functools import partial
+from typing import Any
 
-from timm.layers import DropPath, Mlp
+import torch
+from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
+from torch.types import Device
 
 from softmaxfree.layers.attention import SoftmaxFreeAttention
 
@@ -32,15 +34,15 @@ class SoftmaxFreeBlock(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         attention: dict | None = None,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.attn = SoftmaxFreeAttention(dim, num_heads, ratio, **(attention or {}), **factory)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"), **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **factory)
 

@@ -1,12 +1,15 @@
 """From pixels to tokens: overlapping stem, downsampling between stages, learned position tables."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
+from torch.types import Device
 
 
-def stem(in_chans: int, dim: int, *, width: int = 32, **factory) -> nn.Sequential:
+def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> nn.Sequential:
     """Returns three 3x3 conv-BN-ReLU of strides 2, 1, 2: `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`."""
     return nn.Sequential(
         ConvNormAct(in_chans, width, 3, stride=2, bias=True, **factory),
@@ -15,7 +18,7 @@ def stem(in_chans: int, dim: int, *, width: int = 32, **factory) -> nn.Sequentia
     )
 
 
-def downsample(in_dim: int, dim: int, **factory) -> nn.Sequential:
+def downsample(in_dim: int, dim: int, **factory: Any) -> nn.Sequential:
     """Returns one 3x3 conv-BN-ReLU of stride 2: `(B, in_dim, Y, X)` to `(B, dim, ~Y/2, ~X/2)`."""
     return nn.Sequential(ConvNormAct(in_dim, dim, 3, stride=2, bias=True, **factory))
 
@@ -31,7 +34,9 @@ class PositionTable(nn.Module):
         dtype: of the table.
     """
 
-    def __init__(self, dim: int, grid: tuple[int, int], device=None, dtype=None) -> None:
+    def __init__(
+        self, dim: int, grid: tuple[int, int], device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype))

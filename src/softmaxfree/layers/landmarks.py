@@ -1,11 +1,12 @@
 """Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
+from torch.types import Device
 
 Sampling = Literal["conv", "mean", "random", "first"]
 
@@ -38,8 +39,8 @@ class Landmarks(nn.Module):
         sampling: Sampling = "conv",
         max_grid: tuple[int, ...] | None = (16, 16),
         ndim: int = 2,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if sampling not in get_args(Sampling):
@@ -49,14 +50,15 @@ class Landmarks(nn.Module):
         self.ratio = ratio
         self.sampling: str = sampling
         self.max_grid = None if max_grid is None else list(max_grid)
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv: nn.Module | None = None
+        self.norm: nn.Module | None = None
+        self.act: nn.Module | None = None
         if sampling == "conv":
             conv = nn.Conv2d if ndim == 2 else nn.Conv1d
             self.conv = conv(head_dim, head_dim, ratio, stride=ratio, bias=False, **factory)
             self.norm = nn.LayerNorm(head_dim, **factory)
             self.act = nn.GELU()
-        else:
-            self.conv = self.norm = self.act = None
 
     def forward(self, tokens: Tensor, grid: list[int]) -> Tensor:
         """Samples the landmarks.

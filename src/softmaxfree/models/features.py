@@ -1,6 +1,11 @@
 """The network that `features_only=True` returns."""
 
+from typing import TYPE_CHECKING
+
 from timm.models._features import FeatureGetterNet
+
+if TYPE_CHECKING:
+    from softmaxfree.models.soft import SoftmaxFreeTransformer
 
 
 class SoftmaxFreeFeatures(FeatureGetterNet):
@@ -9,13 +14,15 @@ class SoftmaxFreeFeatures(FeatureGetterNet):
     Forwards checkpointing (by block, not by stage), the groups of layer-wise decay and the weights exempt from decay.
     """
 
+    model: "SoftmaxFreeTransformer"
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass."""
         self.model.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Returns the model's parameter groups under this module's names."""
-        groups = {}
+        groups: dict = {}
         for name, patterns in self.model.group_matcher(coarse).items():
             if isinstance(patterns, str):
                 groups[name] = patterns.replace("^", r"^model\.", 1)

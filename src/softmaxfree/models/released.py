@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softmaxfree.layers import PositionTable
 from softmaxfree.ops import Newton
 
 if TYPE_CHECKING:
@@ -62,15 +63,14 @@ def _released_stage4(name: str) -> str:
 def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
     """Returns the weights with square position tables resampled to the model's grids where they differ."""
     out = dict(state_dict)
-    for i, stage in enumerate(model.stages):
-        name = f"stages.{i}.pos_embed.table"
-        table = out.get(name)
-        if table is None or table.shape == stage.pos_embed.table.shape:
+    tables = {f"{name}.table": module for name, module in model.named_modules() if isinstance(module, PositionTable)}
+    for name, module in tables.items():
+        if name not in out or out[name].shape == module.table.shape:
             continue
-        side = round(table.shape[1] ** 0.5)
-        if side * side == table.shape[1] and table.shape[2] == stage.pos_embed.table.shape[2]:
+        table, side = out[name], round(out[name].shape[1] ** 0.5)
+        if side * side == table.shape[1] and table.shape[2] == module.table.shape[2]:
             image = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-            image = F.interpolate(image, size=stage.pos_embed.grid, mode="bilinear", align_corners=False)
+            image = F.interpolate(image, size=module.grid, mode="bilinear", align_corners=False)
             out[name] = image.flatten(2).transpose(1, 2).to(table.dtype)
     return out
 
@@ -86,12 +86,14 @@ def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer
     if not unexpected and not missing and all(n.startswith("head.") for n in wrong):
         raise ValueError(
             f"num_classes={model.num_classes} does not fit the checkpoint, which has "
-            f"{len(state_dict['head.weight'])} classes: create the model with that number, load, then reset_classifier()"
+            f"{len(state_dict['head.weight'])} classes: create the model with as many, load, then reset_classifier()"
         )
     theirs, ours = _describe(state_dict), _describe(expected)
     if theirs is None:
-        raise ValueError(f"the checkpoint is of another model: it holds {next(iter(state_dict), 'no weight')!r}, "
-                         f"this model has {next(iter(expected))!r}")
+        raise ValueError(
+            f"the checkpoint is of another model: it holds {next(iter(state_dict), 'no weight')!r}, "
+            f"this model has {next(iter(expected))!r}"
+        )
     if theirs != ours:
         raise ValueError(f"the checkpoint is of another model: it has {theirs}; this model has {ours}")
     raise ValueError(

@@ -12,10 +12,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import calculate_drop_path_rates, get_device_dtype, register_notrace_function, to_2tuple, trunc_normal_
+from timm.layers import (
+    calculate_drop_path_rates,
+    get_device_dtype,
+    register_notrace_function,
+    to_2tuple,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.types import Device
 
 from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
@@ -89,11 +96,11 @@ class SoftmaxFreeTransformer(nn.Module):
         normalize: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels)
         if last_stage not in ("softmax", "softmax_free"):
             raise ValueError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
@@ -106,8 +113,8 @@ class SoftmaxFreeTransformer(nn.Module):
         self.feature_info = []
 
         grid = to_2tuple(img_size)
-        rates = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
-        stages = []
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages: list[nn.Module] = []
         for i, dim in enumerate(embed_dims):
             embed = downsample(embed_dims[i - 1], dim, **factory) if i else stem(in_chans, dim, **factory)
             grid = _halve(grid) if i else _halve(_halve(grid))
@@ -165,14 +172,19 @@ class SoftmaxFreeTransformer(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns the parameter groups of layer-wise decay: one a block, or with `coarse` one a stage."""
-        blocks = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.norm", (99999,)), (r"^stages\.(\d+)", (0,))]
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
+            (r"^stages\.(\d+)", (0,)),
+        ]
         return {"stem": r"^stages\.0\.(?:embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.modules():
+            if isinstance(stage, SoftmaxFreeStage | ClassTokenStage):
+                stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -192,7 +204,9 @@ class SoftmaxFreeTransformer(nn.Module):
         last = self.stages[-1]
         allowed = ("token", "avg", "") if isinstance(last, ClassTokenStage) else ("avg", "")
         if global_pool not in allowed:
-            raise ValueError(f"global_pool must be one of {allowed} for last_stage={self.last_stage!r}, got {global_pool!r}")
+            raise ValueError(
+                f"global_pool must be one of {allowed} for last_stage={self.last_stage!r}, got {global_pool!r}"
+            )
         self.global_pool = global_pool
         if isinstance(last, ClassTokenStage):
             last.center = global_pool == "token"
@@ -314,6 +328,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: SoftmaxFreeTra
     Args:
         state_dict: our weights or released ones.
         model: the model that they are for.
+
+    Returns:
+        The weights that `model.load_state_dict` takes.
     """
     if is_released(state_dict):
         state_dict = from_released(state_dict)
@@ -336,8 +353,8 @@ def _create(variant: str, pretrained: bool = False, **kwargs) -> SoftmaxFreeTran
         sources = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
         if not resolve_pretrained_cfg(variant, **sources).has_weights:
             raise RuntimeError(
-                f"pretrained=True: no weights of {variant} can be downloaded. Get the authors' file by hand from the links "
-                f"at {_WEIGHTS_PAGE} and pass checkpoint_path='FILE.pth', or run `softmaxfree convert FILE.pth`."
+                f"pretrained=True: no weights of {variant} can be downloaded. Get the authors' file by hand from the "
+                f"links at {_WEIGHTS_PAGE} and pass checkpoint_path='FILE.pth', or run `softmaxfree convert FILE.pth`."
             )
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
     return build_model_with_cfg(
@@ -345,7 +362,11 @@ def _create(variant: str, pretrained: bool = False, **kwargs) -> SoftmaxFreeTran
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": SoftmaxFreeFeatures, "flatten_sequential": True},
+        feature_cfg={
+            "out_indices": out_indices,
+            "feature_cls": SoftmaxFreeFeatures,
+            "flatten_sequential": True,
+        },
         **kwargs,
     )
 
@@ -360,11 +381,12 @@ def _cfg(**kwargs) -> dict[str, Any]:
 
 
 _SIZES = ("tiny", "small", "medium", "large", "huge")
-default_cfgs = generate_default_cfgs(
+_CFGS: dict[str, Any] = (
     {"soft_nano.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2))}
     | {f"soft_{size}.fudan_in1k": _cfg() for size in _SIZES}
     | {f"soft_norm_{size}.fudan_in1k": _cfg(paper_ids="arXiv:2207.03341") for size in _SIZES}
 )
+default_cfgs = generate_default_cfgs(_CFGS)
 
 _TINY = dict(embed_dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), depths=(1, 2, 3, 2))
 # depths of the paper; the released code builds (1, 3, 20, 4), which loads with depths=
@@ -378,7 +400,11 @@ _HUGE = dict(embed_dims=(64, 128, 352, 512), num_heads=(2, 4, 11, 16), depths=(1
 def soft_nano(pretrained: bool = False, **kwargs) -> SoftmaxFreeTransformer:
     """1.5M parameters, for CPUs and images from 13 pixels: landmarks at half the stride."""
     args = dict(
-        img_size=64, embed_dims=(32, 64, 128, 192), num_heads=(1, 2, 4, 6), depths=(1, 1, 2, 1), sr_ratios=(4, 2, 1, 1)
+        img_size=64,
+        embed_dims=(32, 64, 128, 192),
+        num_heads=(1, 2, 4, 6),
+        depths=(1, 1, 2, 1),
+        sr_ratios=(4, 2, 1, 1),
     )
     return _create("soft_nano", pretrained, **(args | kwargs))
 

@@ -1,12 +1,13 @@
 """The two kinds of stage: softmax-free, and the released last stage with softmax and a class token."""
 
-from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.types import Device
 
 from softmaxfree.layers import PositionTable, SoftmaxFreeBlock
 
@@ -35,11 +36,11 @@ class SoftmaxFreeStage(nn.Module):
         ratio: int,
         drop_path: list[float],
         attention: dict,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.grad_checkpointing = False
         self.embed = embed
         self.pos_embed = PositionTable(dim, grid, **factory)
@@ -85,12 +86,11 @@ class ClassTokenStage(nn.Module):
         grid: tuple[int, int],
         num_heads: int,
         drop_path: list[float],
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        norm = partial(LayerNorm, eps=1e-6)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.grad_checkpointing = False
         self.center = True
         self.embed = embed
@@ -98,9 +98,9 @@ class ClassTokenStage(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.cls_pos = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, qkv_bias=True, norm_layer=norm, drop_path=rate, **factory) for rate in drop_path
+            Block(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **factory) for rate in drop_path
         )
-        self.norm = norm(dim, **factory)
+        self.norm = LayerNorm(dim, **factory)
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.cls_pos, std=0.02)
 

@@ -8,13 +8,14 @@ from types import ModuleType
 
 from torch import Tensor
 
-from softmaxfree.ops.gaussian import blocked, naive
+from softmaxfree.ops.gaussian import blocked, fused, naive
+from softmaxfree.ops.pinv.newton import fused as fused_newton
 from softmaxfree.ops.pinv.newton import spectral, steps
 
 # in order of preference: the first that can run does, and the last can always
 IMPLEMENTATIONS: dict[str, dict[str, ModuleType]] = {
-    "gaussian": {"blocked": blocked, "naive": naive},
-    "newton": {"spectral": spectral, "steps": steps},
+    "gaussian": {"fused": fused, "blocked": blocked, "naive": naive},
+    "newton": {"fused": fused_newton, "spectral": spectral, "steps": steps},
 }
 
 

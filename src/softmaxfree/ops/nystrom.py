@@ -139,13 +139,9 @@ def _check(
         if x.ndim != 4:
             raise ValueError(f"{name} must be (B, H, tokens, width), got {tuple(x.shape)}")
         if x.shape[:2] != q.shape[:2] or (name != "v" and x.shape[-1] != q.shape[-1]):
-            raise ValueError(
-                f"{name} {tuple(x.shape)} does not fit q {tuple(q.shape)}: batch, heads, width must agree"
-            )
+            raise ValueError(f"{name} {tuple(x.shape)} does not fit q {tuple(q.shape)}: batch, heads, width must agree")
         if x.dtype != q.dtype or x.device != q.device:
-            raise ValueError(
-                f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}: they must agree"
-            )
+            raise ValueError(f"{name} is {x.dtype} on {x.device}, but q is {q.dtype} on {q.device}: they must agree")
     if v.shape[-2] != k.shape[-2]:
         raise ValueError(f"v must have one row for each of the {k.shape[-2]} keys, got {v.shape[-2]}")
     if landmarks.shape[-2] == 0:
@@ -162,6 +158,4 @@ def _check(
 
 def _check_mask(name: str, mask: Tensor | None, q: Tensor, length: int) -> None:
     if mask is not None and (mask.dtype != torch.bool or mask.shape != (q.shape[0], length)):
-        raise ValueError(
-            f"{name} must be bool (B, {length}) with B={q.shape[0]}, got {mask.dtype} {tuple(mask.shape)}"
-        )
+        raise ValueError(f"{name} must be bool (B, {length}) with B={q.shape[0]}, got {mask.dtype} {tuple(mask.shape)}")

@@ -126,13 +126,12 @@ def _backward_flops(x_shape, y_shape, b_shape, *args, out_shape=None, **kwargs) 
 def _check(x: Tensor, y: Tensor, b: Tensor) -> None:
     if x.shape[:-2] != y.shape[:-2] or x.shape[:-2] != b.shape[:-2] or x.shape[-1] != y.shape[-1]:
         raise ValueError(
-            f"x, y, b must be (..., N, D), (..., M, D), (..., M, E); got {tuple(x.shape)}, {tuple(y.shape)}, {tuple(b.shape)}"
+            "x, y, b must be (..., N, D), (..., M, D), (..., M, E); "
+            f"got {tuple(x.shape)}, {tuple(y.shape)}, {tuple(b.shape)}"
         )
     if y.shape[-2] != b.shape[-2]:
         raise ValueError(f"b must have one row for each of y's {y.shape[-2]} points, got {b.shape[-2]}")
     if y.dtype != x.dtype or b.dtype not in (x.dtype, torch.float32):
-        raise ValueError(
-            f"x and y must share a dtype and b have it or float32; got {x.dtype}, {y.dtype}, {b.dtype}"
-        )
+        raise ValueError(f"x and y must share a dtype and b have it or float32; got {x.dtype}, {y.dtype}, {b.dtype}")
     if not x.device == y.device == b.device:
         raise ValueError(f"x, y and b must be on one device; got {x.device}, {y.device}, {b.device}")

@@ -63,9 +63,7 @@ class _Tiles:
         self._long, self._dtype, self._memory = long, compute_dtype(long.dtype), {}
         _, heads, rows, width = long.shape
         row_bytes = max(1, heads * short.shape[-2] * self._dtype.itemsize)
-        tile_bytes = (
-            _CPU_TILE_BYTES * torch.get_num_threads() if long.device.type == "cpu" else _GPU_TILE_BYTES
-        )
+        tile_bytes = _CPU_TILE_BYTES * torch.get_num_threads() if long.device.type == "cpu" else _GPU_TILE_BYTES
         room = max(_MIN_ROWS, tile_bytes // row_bytes)
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._rows = math.ceil(rows / max(1, math.ceil(rows / room)))
@@ -117,9 +115,7 @@ def _result(shape: tuple[int, ...], dtype: torch.dtype, like: Tensor, summed: bo
     return like.new_empty(shape, dtype=dtype)
 
 
-def _multiply(
-    kernel: Tensor, values: Tensor, out: Tensor, images: slice, tokens: slice, onto_long: bool
-) -> None:
+def _multiply(kernel: Tensor, values: Tensor, out: Tensor, images: slice, tokens: slice, onto_long: bool) -> None:
     """Multiplies a tile with values of the short side and stores, or of the long side and adds."""
     if not onto_long:
         _fold(out[images]).baddbmm_(kernel.mT, _fold(values[images, :, tokens]))

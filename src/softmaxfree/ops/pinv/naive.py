@@ -25,6 +25,9 @@ def newton_filter(gram: Tensor, alpha: Tensor, iters: int, ridge: float) -> Tens
         alpha: start `(B, H, 1, 1)`.
         iters: number of Newton steps.
         ridge: added to the diagonal.
+
+    Returns:
+        `(B, H, M, M)`.
     """
 
     def g(w: Tensor) -> Tensor:

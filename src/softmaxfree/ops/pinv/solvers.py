@@ -149,7 +149,13 @@ SOLVERS: dict[str, type[AbstractPinvSolver]] = {cls.name: cls for cls in (Newton
 
 
 def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractPinvSolver:
-    """Returns a solver from itself, from its `to_dict()`, from that as JSON, or from its bare name.
+    """Reads a solver.
+
+    Args:
+        solver: itself, its `to_dict()`, that as JSON, or its bare name.
+
+    Returns:
+        The solver.
 
     Raises:
         ValueError: for an unknown name or argument.

@@ -12,9 +12,7 @@ def run(p: Tensor, alpha: Tensor, iters: int) -> Tensor:
     # one matrix that is not finite fails the factorisation of all: it sits out and comes back as NaN
     finite = p.isfinite().all(-1).all(-1)[..., None, None]
     p = torch.where(finite, p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device))
-    w, vectors = torch.linalg.eigh(
-        p.double()
-    )  # in float32 the small eigenvalues would lose a digit to the steps
+    w, vectors = torch.linalg.eigh(p.double())  # in float32 the small eigenvalues would lose a digit to the steps
     v = alpha.squeeze(-1) * w
     for _ in range(iters):
         v = v * (2 - w * v)
