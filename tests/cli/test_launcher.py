@@ -206,3 +206,13 @@ sys.exit(cli.main(["fake"]))
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+def test_predict_models_and_convert_need_no_extra():
+    code = """
+import sys
+import softmaxfree.cli.convert, softmaxfree.cli.models, softmaxfree.cli.predict
+print(*sorted({"lightning", "jsonargparse", "torchmetrics", "matplotlib", "rich", "mlxtend"} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""
