@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from timm.models._features import FeatureGetterNet
 
 if TYPE_CHECKING:
-    from softmaxfree.models.soft import SoftmaxFreeTransformer
+    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 
 
 class SoftmaxFreeFeatures(FeatureGetterNet):

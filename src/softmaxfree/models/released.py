@@ -12,7 +12,7 @@ from softmaxfree.layers import PositionTable
 from softmaxfree.ops import Newton
 
 if TYPE_CHECKING:
-    from softmaxfree.models.soft import SoftmaxFreeTransformer
+    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 
 # what the released normalised models were trained with; an exact inverse would be another function
 RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
@@ -32,6 +32,25 @@ _RENAMED = (
     (r"\.att\.ff([12])\.", r".mlp.fc\1."),
     (r"\.att\.norm([12])\.", r".norm\1."),
 )
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
+    """Returns weights under our names and at the model's position grids (timm's convention).
+
+    Weights of the released normalised models need the start of Newton they were trained with: finding them selects it.
+
+    Args:
+        state_dict: our weights or released ones.
+        model: the model that they are for.
+
+    Returns:
+        The weights that `model.load_state_dict` takes.
+    """
+    if is_released(state_dict):
+        state_dict = from_released(state_dict)
+        if model.normalize:
+            model.set_solver(RELEASED_NORMALIZED_SOLVER)
+    return resize_positions(state_dict, model)
 
 
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:

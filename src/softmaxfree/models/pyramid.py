@@ -1,0 +1,304 @@
+"""The network of SOFT and SOFT++: a pyramid of softmax-free attention."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from timm.layers import calculate_drop_path_rates, get_device_dtype, register_notrace_function, to_2tuple, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.types import Device
+
+from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
+from softmaxfree.layers.landmarks import Sampling
+from softmaxfree.models.released import checkpoint_filter_fn, require_fit
+from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
+from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
+
+_DEFAULT_SOLVER = Newton()
+
+
+class SoftmaxFreeTransformer(nn.Module):
+    """A four-stage pyramid whose attention has no softmax (SOFT, table 1).
+
+    Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
+    `min_img_size` up.
+
+    Args:
+        in_chans: channels of the image.
+        num_classes: outputs of the head; 0: none, the pooled features are returned.
+        global_pool: `"token"`: the class token (released; softmax last stage only), `"avg"`: the mean of the last map,
+            `""`: none. None: the first that the last stage allows.
+        img_size: image size, pixels, at which the position tables are stored; others are resampled.
+        embed_dims: channels of each stage.
+        num_heads: heads of each stage.
+        depths: blocks of each stage.
+        sr_ratios: landmarks are sampled at this stride, in tokens, in each stage.
+        value_kernels: side of the value convolution of each stage, see `SoftmaxFreeAttention`.
+        last_stage: `"softmax"`: as released, with a class token; `"softmax_free"`: as the other stages.
+        landmark_sampling: `"conv"` (released), `"mean"` (paper), `"random"` or `"first"`.
+        landmark_grid: landmark budget: more than this many rows and columns of landmarks are averaged down to it, which
+            makes the cost linear. The default leaves images up to 512x512 as released. None or `"unbounded"`: no
+            budget, as released (`timm.create_model` drops arguments that are None).
+        solver: how the landmark kernel matrix is inverted: a solver, its `to_dict()`, or its name.
+        normalize: the symmetric normalisation of SOFT++.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+    """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: Literal["token", "avg", ""] | None = None,
+        img_size: int | tuple[int, int] = 224,
+        embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+        num_heads: tuple[int, ...] = (2, 4, 10, 16),
+        depths: tuple[int, ...] = (1, 2, 3, 2),
+        sr_ratios: tuple[int, ...] = (8, 4, 2, 1),
+        value_kernels: tuple[int, ...] = (9, 5, 3, 3),
+        last_stage: Literal["softmax", "softmax_free"] = "softmax",
+        landmark_sampling: Sampling = "conv",
+        landmark_grid: tuple[int, int] | Literal["unbounded"] | None = (16, 16),
+        solver: AbstractPinvSolver | Mapping[str, Any] | str = _DEFAULT_SOLVER,
+        normalize: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels)
+        if last_stage not in ("softmax", "softmax_free"):
+            raise ValueError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
+        self.solver = as_solver(solver)
+        self.normalize = normalize
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.last_stage = last_stage
+        self.sr_ratios = tuple(sr_ratios)
+        self.min_img_size = _min_img_size(sr_ratios if last_stage == "softmax_free" else sr_ratios[:-1])
+        self.feature_info = []
+
+        grid = to_2tuple(img_size)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages: list[nn.Module] = []
+        for i, dim in enumerate(embed_dims):
+            embed = downsample(embed_dims[i - 1], dim, **factory) if i else stem(in_chans, dim, **factory)
+            grid = _halve(grid) if i else _halve(_halve(grid))
+            if i == len(embed_dims) - 1 and last_stage == "softmax":
+                stages.append(ClassTokenStage(embed, dim, grid, num_heads[i], rates[i], **factory))
+            else:
+                attention = dict(
+                    value_kernel=value_kernels[i],
+                    landmark_sampling=landmark_sampling,
+                    landmark_grid=None if landmark_grid == "unbounded" else landmark_grid,
+                    solver=self.solver,
+                    normalize=normalize,
+                )
+                stage = SoftmaxFreeStage(embed, dim, grid, num_heads[i], sr_ratios[i], rates[i], attention, **factory)
+                stages.append(stage)
+            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"})
+        self.stages = nn.Sequential(*stages)
+
+        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
+        self._set_pool(("token" if last_stage == "softmax" else "avg") if global_pool is None else global_pool)
+        self.apply(_init_weights)
+        self.register_load_state_dict_pre_hook(_read_any_checkpoint)
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm saves with the weights: its own record, and the solver that the weights are tied to."""
+        return {**self.__dict__.get("_recorded_args", {}), "solver": self.solver.to_dict()}
+
+    @_model_args.setter
+    def _model_args(self, args: dict[str, Any]) -> None:
+        self.__dict__["_recorded_args"] = args
+
+    @torch.jit.ignore
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Loads our weights or released ones; says in one ValueError why they do not fit if `strict`."""
+        if strict:
+            require_fit(checkpoint_filter_fn(state_dict, self), self)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    @torch.jit.ignore
+    def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:
+        """Changes how every layer inverts its landmark kernel matrix; the saved config follows."""
+        self.solver = as_solver(solver)
+        for module in self.modules():
+            if isinstance(module, SoftmaxFreeAttention):
+                module.set_solver(self.solver)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of the weights that do not decay."""
+        return {name for name, _ in self.named_parameters() if name.endswith((".table", ".cls_token", ".cls_pos"))}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Returns the parameter groups of layer-wise decay: one a block, or with `coarse` one a stage."""
+        blocks = [
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
+            (r"^stages\.(\d+)", (0,)),
+        ]
+        return {"stem": r"^stages\.0\.(?:embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes each block in the backward pass."""
+        for stage in self.modules():
+            if isinstance(stage, SoftmaxFreeStage | ClassTokenStage):
+                stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Returns the head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head, and the pooling unless `global_pool` is None."""
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        factory = get_device_dtype(self)
+        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
+        self.head.train(self.training)
+
+    def _set_pool(self, global_pool: str) -> None:
+        last = self.stages[-1]
+        allowed = ("token", "avg", "") if isinstance(last, ClassTokenStage) else ("avg", "")
+        if global_pool not in allowed:
+            raise ValueError(
+                f"global_pool must be one of {allowed} for last_stage={self.last_stage!r}, got {global_pool!r}"
+            )
+        self.global_pool = global_pool
+        if isinstance(last, ClassTokenStage):
+            last.center = global_pool == "token"
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Returns feature maps of stages (timm's contract).
+
+        Args:
+            x: images `(B, in_chans, height, width)`.
+            indices: stages to take: the last n for an int, all for None.
+            norm: no effect: every stage ends with a LayerNorm.
+            stop_early: do not run stages behind the last one taken.
+            output_fmt: must be `"NCHW"`.
+            intermediates_only: do not return the final features.
+
+        Returns:
+            The taken maps `(B, C, Y, X)`, and unless `intermediates_only` the final features before them.
+
+        Raises:
+            ValueError: for another `output_fmt`.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+        check_image(x, self.in_chans, self.min_img_size)
+        take, last = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the stages behind the last one taken, and the head; returns the absolute indices taken."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        pruned = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if pruned:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or pruned:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Returns the last map `(B, C, Y, X)`; with `global_pool="token"` its spatial mean is the class token."""
+        if not torch.jit.is_scripting():
+            check_image(x, self.in_chans, self.min_img_size)
+        return self.stages(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools and classifies the map that `forward_features` returns."""
+        if self.global_pool != "":
+            x = x.mean((-2, -1))
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits `(B, num_classes)` of images `(B, in_chans, height, width)`."""
+        return self.forward_head(self.forward_features(x))
+
+
+@register_notrace_function
+def check_image(x: Tensor, in_chans: int, min_img_size: int) -> None:
+    """Raises ValueError unless `x` is a batch of images that the model can take."""
+    if torch.compiler.is_exporting():
+        return
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"x must be (B, {in_chans}, height, width), got {tuple(x.shape)}")
+    if min(x.shape[-2:]) < min_img_size:
+        raise ValueError(f"x must be at least {min_img_size}x{min_img_size} pixels, got {tuple(x.shape[-2:])}")
+
+
+def _halve(grid: tuple[int, int]) -> tuple[int, int]:
+    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
+
+
+def _min_img_size(sr_ratios: tuple[int, ...]) -> int:
+    """Returns the smallest side at which each stage's grid holds one window of tokens."""
+    # a 3x3 convolution of stride 2 makes ceil(n / 2) cells of n
+    return max((ratio - 1) * 4 * 2**i + 1 for i, ratio in enumerate(sr_ratios))
+
+
+def _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels) -> None:
+    given = dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
+    for name, values in (given | {"value_kernels": value_kernels}).items():
+        if len(values) != 4:
+            raise ValueError(f"{name} must have one entry for each of the 4 stages, got {values!r}")
+    for name, values in given.items():
+        if min(values) < 1:
+            raise ValueError(f"{name} must be 1 or more in every stage, got {values!r}")
+    for dim, heads in zip(embed_dims, num_heads, strict=True):
+        if dim % heads:
+            raise ValueError(f"num_heads must divide embed_dims in every stage, got {num_heads!r} for {embed_dims!r}")
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):  # convolutions keep PyTorch's default, as released
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None:
+    """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
+    ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    for name in ours:
+        del state_dict[prefix + name]
+    ours = checkpoint_filter_fn(ours, model)
+    state_dict.update({prefix + name: value for name, value in ours.items()})
