@@ -154,7 +154,7 @@ def _predict(parser: _Parser) -> None:
     "models",
     "list the models: parameters, MACs, size",
     """\
-columns, the MACs of one image in billions (one multiply-add is one MAC):
+GMACs, the billions of multiply-adds for one image:
   conv+linear  convolutions and linear layers alone
   executed     every product that this library computes, the inverse included
   published    the released formulation as papers count it: its order of products, without the inverse

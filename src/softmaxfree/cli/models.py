@@ -17,7 +17,7 @@ from softmaxfree.layers import Landmarks
 
 __all__ = ["find_models", "macs", "run"]
 
-_COLUMNS = ("model", "image", "params (M)", "size (MB)", "conv+linear (G)", "executed (G)", "published (G)")
+_COLUMNS = ("model", "image", "params (M)", "size (MB)", "GMACs conv+linear", "GMACs executed", "GMACs published")
 
 
 def run(pattern: str, markdown: bool, img_size: Sequence[int] | None) -> None:

@@ -14,14 +14,15 @@ def print_table(columns: Sequence[str], rows: _Rows) -> None:
         print(plain_table(columns, rows))
         return
     try:
+        from rich import box
         from rich.console import Console
         from rich.table import Table
     except ImportError:
         print(plain_table(columns, rows))
         return
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, right in zip(columns, _numeric(rows), strict=True):
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(column.replace(" ", "\n"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)
