@@ -3,7 +3,6 @@
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
@@ -51,7 +50,7 @@ class Landmarks(nn.Module):
         self.sampling: str = sampling
         self.max_grid = None if max_grid is None else list(max_grid)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv: nn.Module | None = None
+        self.conv: nn.Conv1d | nn.Conv2d | None = None
         self.norm: nn.Module | None = None
         self.act: nn.Module | None = None
         if sampling == "conv":
@@ -72,27 +71,31 @@ class Landmarks(nn.Module):
         """
         if self.sampling == "random" or self.sampling == "first":
             return self._subset(tokens, grid)
-        image = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (B H, D, Y, X); all heads share the weights
-        if self.conv is not None:
-            image = self.conv(image)
-        elif len(grid) == 1:
-            image = F.avg_pool1d(image, self.ratio)
-        else:
-            image = F.avg_pool2d(image, self.ratio)
-        landmarks = self._pool(image).flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])
-        if self.norm is None or self.act is None:
-            return landmarks
-        return self.act(self.norm(landmarks))
+        windows = self._windows(tokens, grid)  # (B, H, y, x, ratio^2, D)
+        if self.conv is None or self.norm is None or self.act is None:
+            return self._pool(windows.mean(-2)).flatten(2, -2)
+        # windows do not overlap, so the convolution is a matrix product, whose rounding does not depend on the batch
+        weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
+        return self.act(self.norm(self._pool(windows.flatten(-2) @ weight).flatten(2, -2)))
 
-    def _pool(self, image: Tensor) -> Tensor:
-        """Averages `(B H, D, y, x)` (or `(B H, D, x)`) down to the budget."""
+    def _windows(self, tokens: Tensor, grid: list[int]) -> Tensor:
+        """Cuts `(B, H, N, D)` into full windows; tokens that fill none are left out, as released."""
+        r = self.ratio
+        image = tokens.unflatten(2, grid)
+        if len(grid) == 1:
+            return image.unfold(2, r, r).transpose(-1, -2)
+        return image.unfold(2, r, r).unfold(3, r, r).permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+
+    def _pool(self, landmarks: Tensor) -> Tensor:
+        """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget."""
         if self.max_grid is None:
-            return image
-        if image.shape[-1] > self.max_grid[-1]:
-            image = image @ pooling_matrix(image.shape[-1], self.max_grid[-1], image).mT
-        if len(self.max_grid) == 2 and image.shape[-2] > self.max_grid[0]:
-            image = pooling_matrix(image.shape[-2], self.max_grid[0], image) @ image
-        return image
+            return landmarks
+        if landmarks.shape[-2] > self.max_grid[-1]:
+            landmarks = pooling_matrix(landmarks.shape[-2], self.max_grid[-1], landmarks) @ landmarks
+        if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
+            rows = pooling_matrix(landmarks.shape[-3], self.max_grid[0], landmarks)
+            landmarks = (rows @ landmarks.transpose(-2, -3)).transpose(-2, -3)
+        return landmarks
 
     def _subset(self, tokens: Tensor, grid: list[int]) -> Tensor:
         count = 1
