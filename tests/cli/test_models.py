@@ -40,11 +40,11 @@ def test_costs_are_the_published_ones(name):
 def test_conv_linear_is_what_modules_with_weights_multiply():
     model = build("soft_nano")
     counts = macs(model, (64, 64))
-    products = []
+    products = {}
 
     def count(module, args, output):
         channels = output.shape[-1 if isinstance(module, torch.nn.Linear) else 1]
-        products.append(output.numel() // channels * module.weight.numel())
+        products[module] = output.numel() // channels * module.weight.numel()
 
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
@@ -52,9 +52,12 @@ def test_conv_linear_is_what_modules_with_weights_multiply():
     model(torch.empty(1, 3, 64, 64, device="meta"))
     for tokens, stage in zip((256, 64, 16), model.stages, strict=False):
         for attention in (block.attn for block in stage.blocks):
-            # this convolution is not called: its weight is shared by the channels of a head
-            products.append(tokens * attention.head_dim * attention.value_conv.weight.numel())
-    assert counts["conv_linear"] == sum(products)
+            # both weights may be used without calling their modules
+            conv, value_conv = attention.landmarks.conv, attention.value_conv
+            windows = attention.num_heads * tokens // attention.landmarks.ratio**2
+            products[conv] = windows * conv.weight.numel()
+            products[value_conv] = attention.head_dim * tokens * value_conv.weight.numel()
+    assert counts["conv_linear"] == sum(products.values())
 
 
 def test_executed_counts_kernel_products_and_inverse():
