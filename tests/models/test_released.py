@@ -114,6 +114,13 @@ def test_weights_that_do_not_fit_are_explained(source, target, message):
         timm.create_model(target[0], **target[1]).load_state_dict(weights)
 
 
+def test_an_incomplete_released_file_is_named():
+    weights = released_weights("soft_tiny")
+    del weights["block4.1.attn.kv.bias"]
+    with pytest.raises(ValueError, match=r"incomplete: 'block4.1.attn.kv.bias' is missing"):
+        timm.create_model("soft_tiny").load_state_dict(weights)
+
+
 def test_pretrained_says_where_the_weights_are():
     with pytest.raises(RuntimeError, match=r"github.com/fudan-zvg/SOFT and pass checkpoint_path="):
         timm.create_model("soft_tiny", pretrained=True)

@@ -59,7 +59,17 @@ def is_released(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the authors' weights under our names."""
+    """Renames the authors' weights.
+
+    Args:
+        state_dict: weights under the authors' names.
+
+    Returns:
+        The weights under our names.
+
+    Raises:
+        ValueError: when half of a pair that is one weight here is missing.
+    """
     out = {}
     for name, value in state_dict.items():
         for pattern, renamed in _RENAMED:
@@ -69,14 +79,13 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif ".attn.kv." in name:
             continue
         elif name.startswith("stages.3.") and ".attn.q." in name:
-            kv = state_dict[_released_stage4(name).replace(".attn.q.", ".attn.kv.")]
+            kv_name = name.replace("stages.3.blocks.", "block4.").replace(".attn.q.", ".attn.kv.")
+            if kv_name not in state_dict:
+                raise ValueError(f"the checkpoint is incomplete: {kv_name!r} is missing")
+            kv = state_dict[kv_name]
             name, value = name.replace(".attn.q.", ".attn.qkv."), torch.cat((value, kv))
         out[name] = value
     return out
-
-
-def _released_stage4(name: str) -> str:
-    return name.replace("stages.3.blocks.", "block4.")
 
 
 def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
