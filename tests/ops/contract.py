@@ -47,7 +47,5 @@ def check_batch_independence(op: Op, inputs: list[Tensor], grad: Tensor) -> None
 def check_compiles(op: Op, inputs: list[Tensor], grad: Tensor) -> None:
     """The op is one graph for torch.compile, forward and backward, and gives the same."""
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
-    for a, b in zip(
-        value_and_gradients(op, inputs, grad), value_and_gradients(compiled, inputs, grad), strict=True
-    ):
+    for a, b in zip(value_and_gradients(op, inputs, grad), value_and_gradients(compiled, inputs, grad), strict=True):
         assert torch.equal(a, b)

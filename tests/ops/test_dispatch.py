@@ -23,9 +23,7 @@ def test_forced(points, monkeypatch, name: str):
 
 def test_forced_in_vain_says_why_and_what_else(points, monkeypatch):
     monkeypatch.setenv("SOFTMAXFREE_GAUSSIAN", "blocked")
-    with pytest.raises(
-        ValueError, match=r"=blocked cannot run here \(.*blocked: tiles need .* naive: can run\)"
-    ):
+    with pytest.raises(ValueError, match=r"=blocked cannot run here \(.*blocked: tiles need .* naive: can run\)"):
         gaussian_product(*(z[0] for z in points))
 
 

@@ -1,0 +1,36 @@
+"""Triton's interpreter, made to treat bfloat16 as a GPU does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mends the interpreter: of itself it cuts float32 to bfloat16 without rounding, and multiplies its bits."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def rounding(data: np.ndarray, source: tl.dtype, target: tl.dtype, mode: object) -> np.ndarray:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(data, source, target, mode)
+        rounded = torch.from_numpy(np.ascontiguousarray(data)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
+
+    def widened(handle: interpreter.TensorHandle) -> interpreter.TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype(np.uint32) << 16  # a bfloat16 is the upper half of a float32
+        return dataclasses.replace(handle, data=bits.view(np.float32), dtype=tl.float32)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)
+    monkeypatch.setattr(
+        interpreter.InterpreterBuilder,
+        "create_dot",
+        lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest),
+    )
