@@ -39,8 +39,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         free = shutil.disk_usage(path.parent).free / 1e6
         before = "; the file of that name is the last good one" if path.exists() else ""
-        raise OSError(
-            errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){before}", str(path)
-        ) from error
+        raise OSError(errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){before}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)

@@ -1,4 +1,6 @@
 import csv
+import os
+import re
 
 import pytest
 import timm
@@ -41,7 +43,9 @@ def test_metrics_have_a_row_an_epoch(run_dir):
     rows = read_csv(run_dir / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert [row["step"] for row in rows] == ["4", "8"]
-    assert all(float(row[key]) > 0 for row in rows for key in ("train/loss", "val/loss", "val/top5", "lr", "seconds"))
+    assert all(
+        float(row[key]) > 0 for row in rows for key in ("train/loss", "val/loss", "val/top5", "train/lr", "seconds")
+    )
 
 
 def test_the_exported_folder_holds_the_best_weights(run_dir):
@@ -62,9 +66,11 @@ def test_validate_finds_the_best_epochs_numbers(run_dir, weights, capsys):
 
 
 def test_the_table_tells_the_best_numbers(tmp_path, capsys):
-    run = train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
+    """The best epoch is the first: later ones do not learn."""
+    run = train.run("digits", overrides(model__lr=1e-12, model__ema_decay="null"), out=str(tmp_path))
     out = capsys.readouterr().out
     assert f"{100 * float(read_csv(run / 'metrics.csv')[0]['val/top1']):.2f}" in out
+    assert re.search(r"best epoch +1 of 2\b", out)
     assert str(run) in out
 
 
@@ -79,7 +85,7 @@ def test_the_configuration_repeats_the_run(run_dir, tmp_path):
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["data"]["batch_size"] == 20
     again = train.run(str(run_dir / "config.yaml"), out=str(tmp_path))
-    keys = ("train/loss", "val/loss", "val/top1", "lr")
+    keys = ("train/loss", "val/loss", "val/top1", "train/lr")
     first, second = (read_csv(folder / "metrics.csv") for folder in (run_dir, again))
     assert [[row[key] for key in keys] for row in first] == [[row[key] for key in keys] for row in second]
 
@@ -93,18 +99,37 @@ def test_another_seed_is_another_run(run_dir, tmp_path):
 def test_a_longer_run_goes_on_by_the_longer_schedule(tmp_path):
     train.run("digits", overrides(), out=str(tmp_path))
     run = train.run("digits", overrides(trainer__max_epochs=4), resume="last", out=str(tmp_path))
-    rates = [float(row["lr"]) for row in read_csv(run / "metrics.csv")]
+    rates = [float(row["train/lr"]) for row in read_csv(run / "metrics.csv")]
     assert run == tmp_path / "0"
     assert len(rates) == 4
-    assert rates[1] < 2e-5  # min_lr: the end of the first schedule
-    assert rates[2] > 2e-4  # the middle of the second
-    assert rates[3] < 2e-5
+    assert rates[0] > rates[1] < rates[2] > rates[3]  # down, and down again from higher up
+
+
+def test_epochs_without_validation_have_no_numbers_of_it(tmp_path):
+    run = train.run("digits", overrides(trainer__check_val_every_n_epoch=2, trainer__max_epochs=3), out=str(tmp_path))
+    assert [bool(row["val/loss"]) for row in read_csv(run / "metrics.csv")] == [False, True, False]
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    run = train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
+    (run / f".last.{os.getpid()}.ckpt").symlink_to("/dev/full")  # where the next one is written
+    with pytest.raises(OSError, match=r"no space left on the disk .* the last good one"):
+        train.run("digits", overrides(), resume="last", out=str(tmp_path))
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_a_run_that_could_not_begin_is_not_resumed(tmp_path):
+    train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data.img_size is 8"):
+        train.run("digits", overrides(data__img_size=8), out=str(tmp_path))
+    assert train.run("digits", overrides(), resume="last", out=str(tmp_path)) == tmp_path / "0"
 
 
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no run in .* to resume"):
         train.run("digits", resume="last", out=str(tmp_path))
     (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "config.yaml").write_text("")
     with pytest.raises(FileNotFoundError, match=r"0/last.ckpt to resume from; the first is written after an epoch"):
         train.run("digits", resume="last", out=str(tmp_path))
 

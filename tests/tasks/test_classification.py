@@ -159,11 +159,11 @@ def test_mixed_batches_are_trained_on():
 
 
 def test_label_smoothing():
-    images, labels = Squares().dataset.tensors
-    module = task(label_smoothing=0.3)
-    module.log = lambda *args, **kwargs: None
-    loss = module.training_step((images, labels), 0)
-    torch.testing.assert_close(loss, F.cross_entropy(module(images), labels, label_smoothing=0.3))
+    module, data = task(label_smoothing=0.3, lr=0.0, warmup_epochs=0, min_lr=0.0), Squares(num_images=16)
+    loss = fit(module, data, max_epochs=1).callback_metrics["train/loss"]
+    images, labels = data.dataset.tensors
+    torch.testing.assert_close(loss, F.cross_entropy(module.train()(images), labels, label_smoothing=0.3))
+    assert loss != F.cross_entropy(module(images), labels)
 
 
 def test_the_average_is_what_is_validated():
@@ -240,4 +240,7 @@ def test_images_below_the_minimum():
     data = Squares()
     data.dataset = TensorDataset(data.dataset.tensors[0][..., :8, :8], data.dataset.tensors[1])
     with pytest.raises(ValueError, match=r"at least 13x13 pixels, got .*8, 8"):
+        fit(task(), data)
+    data.data_config = {"input_size": (1, 8, 8)}
+    with pytest.raises(ValueError, match=r"data.img_size is 8, but soft_nano needs images of 13 pixels or more"):
         fit(task(), data)

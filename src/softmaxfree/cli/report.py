@@ -22,11 +22,14 @@ def plot_curve(rows: Sequence[dict[str, float]], path: str | Path) -> None:
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    epochs = [row["epoch"] + 1 for row in rows]
-    for name in ("train/loss", "val/loss"):
-        losses.plot(epochs, [row[name] for row in rows], marker=".", label=name)
-    for name in ("val/top1", "val/top5"):
-        accuracies.plot(epochs, [100 * row[name] for row in rows], marker=".", label=name)
+    validated = [row for row in rows if "val/loss" in row]
+    for axes, name, shown, unit in (
+        (losses, "train/loss", rows, 1),
+        (losses, "val/loss", validated, 1),
+        (accuracies, "val/top1", validated, 100),
+        (accuracies, "val/top5", validated, 100),
+    ):
+        axes.plot([row["epoch"] + 1 for row in shown], [unit * row[name] for row in shown], marker=".", label=name)
     losses.set(xlabel="epoch", ylabel="loss", yscale="log")
     accuracies.set(xlabel="epoch", ylabel="accuracy (%)")
     for axes in (losses, accuracies):

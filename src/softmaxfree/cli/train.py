@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmaxfree.atomic import atomic_write
@@ -51,14 +51,12 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
             recipe = str(run_dir / "config.yaml")
     job = load_job(recipe, overrides)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
-    trainer = _trainer(job, run_dir, [EpochSeed(job.seed), record, timer])
-    if trainer.is_global_zero:
-        with atomic_write(run_dir / "config.yaml") as part:
-            part.write_text(job.config, encoding="utf-8")
-        print(f"{recipe}: {job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}")
+    begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, trainer, run_dir))
+    trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
+    run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
     if not job.trainer["fast_dev_run"]:  # which keeps nothing
-        _finish(job, trainer, run_dir, record, timer.time_elapsed("train"))
+        _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"))
     return run_dir
 
 
@@ -71,7 +69,7 @@ def _checkpoint(resume: str | None, folder: Path) -> Path | None:
         return None
     if resume != "last":
         path = Path(resume)
-    elif numbers := _numbers(folder):
+    elif numbers := [n for n in _numbers(folder) if (folder / str(n) / "config.yaml").is_file()]:
         path = folder / str(max(numbers)) / "last.ckpt"
     else:
         raise FileNotFoundError(f"there is no run in {folder} to resume")
@@ -87,6 +85,7 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
         "best",
         monitor="val/top1",
         mode="max",
+        every_n_epochs=arguments["check_val_every_n_epoch"] or 1,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
@@ -99,13 +98,22 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     return create_trainer(arguments)
 
 
+def _begin(job: Job, trainer: Trainer, run_dir: Path) -> None:
+    """Note what is run, once model and data are found to be good."""
+    if trainer.is_global_zero:
+        with atomic_write(run_dir / "config.yaml") as part:
+            part.write_text(job.config, encoding="utf-8")
+        print(f"{job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}", flush=True)
+
+
 def _list(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _finish(job: Job, trainer: Trainer, run_dir: Path, record: EpochRecord, seconds: float) -> None:
+def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float) -> None:
     """Measure the best weights and write what is left to write."""
     best = run_dir / "best.ckpt"
+    trainer.loggers = []  # which hold the epochs alone
     metrics = trainer.validate(job.task, datamodule=job.data, ckpt_path=best, verbose=False, weights_only=True)[0]
     confusion = job.task.confusion.compute()  # by all processes together
     if not trainer.is_global_zero:
@@ -113,15 +121,15 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, record: EpochRecord, seco
     model = type(job.task)(**job.task.hparams).model  # whole, where the task's own may be sharded
     load_weights(model, best)
     save_pretrained(model, run_dir / "best", job.data.data_config, job.data.class_names)
-    plot_curve(record.rows, run_dir / "curve.png")
+    plot_curve(epochs, run_dir / "curve.png")
     plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
     parameters = sum(p.numel() for p in model.parameters())
-    best_row = max(record.rows, key=lambda row: row["val/top1"])
+    best_row = max(epochs, key=lambda row: row.get("val/top1", -1))
     rows = [
         ("top-1 (%)", f"{100 * metrics['val/top1']:.2f}"),
         ("top-5 (%)", f"{100 * metrics['val/top5']:.2f}"),
         ("validation loss", f"{metrics['val/loss']:.4f}"),
-        ("best epoch", f"{best_row['epoch'] + 1} of {len(record.rows)}"),
+        ("best epoch", f"{best_row['epoch'] + 1} of {len(epochs)}"),
         ("parameters (M)", f"{parameters / 1e6:.2f}"),
         ("training time (s)", f"{seconds:.1f}"),
     ]

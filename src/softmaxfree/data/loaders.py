@@ -71,6 +71,8 @@ def train_loader(
         "collate_fn": collate_fn,
     }
     if isinstance(dataset, IterableDataset):
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(epoch)
         return DataLoader(dataset, generator=torch.Generator().manual_seed(seed + epoch), **shared)
     sampler = EpochSampler(dataset, *_processes(trainer), seed)
     sampler.set_epoch(epoch)

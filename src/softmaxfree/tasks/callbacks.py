@@ -24,7 +24,10 @@ class EpochSeed(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Seed Python, NumPy and torch, each process differently."""
+        """Seed Python, NumPy and torch, each process differently; tell a streamed source its epoch."""
+        dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(trainer.current_epoch)
         number = trainer.current_epoch * trainer.world_size + trainer.global_rank
         seed_everything(self.seed + number, workers=True, verbose=False)
 
@@ -42,29 +45,30 @@ class EpochRecord(Callback):
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start = time.perf_counter()
+        self._start, self._validated = time.perf_counter(), False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the numbers of the validation are new ones."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row and tell its essence."""
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
-        row = {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),
-            "seconds": round(time.perf_counter() - self._start, 3),
-            **dict(sorted(metrics.items())),
-        }
-        self.rows.append(row)
+        kinds = ("train", "val") if self._validated else ("train",)
+        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if name.split("/")[0] in kinds}
+        seconds = round(time.perf_counter() - self._start, 3)
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds, **metrics})
         if trainer.is_global_zero:
             with atomic_write(self.path) as part, part.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(row))
+                columns = dict.fromkeys(name for row in self.rows for name in row)
+                writer = csv.DictWriter(file, fieldnames=list(columns))
                 writer.writeheader()
                 writer.writerows(self.rows)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        pl_module.print(f"epoch {row['epoch'] + 1}/{trainer.max_epochs}  {shown}  {row['seconds']:.1f} s")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s")
         sys.stdout.flush()  # so that a log file shows it at once
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,4 +77,4 @@ class EpochRecord(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of the run that goes on."""
-        self.rows = list(state_dict["rows"])
+        self.rows = list(state_dict["rows"])  # a new list: who holds the old one keeps it

@@ -113,13 +113,17 @@ class ClassificationTask(LightningModule):
             stage: what the Trainer is about to do.
 
         Raises:
-            ValueError: the data has another number of classes.
+            ValueError: the data has another number of classes, or its images are too small.
         """
-        num_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if num_classes not in (None, self.hparams["num_classes"]):
-            raise ValueError(
-                f"model.num_classes is {self.hparams['num_classes']}, but the data has {num_classes} classes"
-            )
+        name, num_classes = self.hparams["name"], self.hparams["num_classes"]
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", None)
+        if classes not in (None, num_classes):
+            raise ValueError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
+        size = getattr(data, "data_config", {}).get("input_size", ())[1:]
+        minimum = getattr(self.model, "min_img_size", 1)
+        if size and min(size) < minimum:
+            raise ValueError(f"data.img_size is {min(size)}, but {name} needs images of {minimum} pixels or more")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch.
@@ -144,6 +148,7 @@ class ClassificationTask(LightningModule):
             raise ValueError(self._non_finite(loss, batch_idx))
         self.train_loss.update(loss.detach(), weight=len(images))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train/lr", max(group["lr"] for group in self.trainer.optimizers[0].param_groups))
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
