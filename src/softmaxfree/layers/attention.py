@@ -94,14 +94,14 @@ class SoftmaxFreeAttention(nn.Module):
             `(B, N, C)`.
         """
         heads = [self.num_heads, self.head_dim]
-        q = (self.q(x) * self.scale).unflatten(-1, heads).transpose(1, 2)
+        q = self.q(x).mul_(self.scale).unflatten(-1, heads).transpose(1, 2)
         values = self.v(x)
         v = values.unflatten(-1, heads).transpose(1, 2)
         landmarks = self.landmarks(q, grid).to(q.dtype)
         out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, None)
         out = out.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
-            out = out + self._convolve(values, grid)
+            out += self._convolve(values, grid)
         return self.proj(out)
 
     def _convolve(self, values: Tensor, grid: list[int]) -> Tensor:

@@ -51,7 +51,7 @@ class SoftmaxFreeStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`."""
-        x = self.embed(x)
+        x = self.embed(x.contiguous(memory_format=torch.channels_last))  # so that a token is a row of memory
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1])
         for block in self.blocks:
@@ -106,7 +106,7 @@ class ClassTokenStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`, normalised; centred on the class token if `center`."""
-        x = self.embed(x)
+        x = self.embed(x.contiguous(memory_format=torch.channels_last))  # so that a token is a row of memory
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1])
         cls = (self.cls_token + self.cls_pos).expand(x.shape[0], -1, -1)
