@@ -2,6 +2,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -244,3 +245,13 @@ def test_images_below_the_minimum():
     data.data_config = {"input_size": (1, 8, 8)}
     with pytest.raises(ValueError, match=r"data.img_size is 8, but soft_nano needs images of 13 pixels or more"):
         fit(task(), data)
+
+
+def test_a_checkpoint_keeps_the_solver_that_its_weights_are_tied_to():
+    task = ClassificationTask("soft_nano", 10, {"in_chans": 1})
+    task.model.set_solver("cholesky")
+    checkpoint = {"hyper_parameters": dict(task.hparams)}
+    task.on_save_checkpoint(checkpoint)
+    arguments = checkpoint["hyper_parameters"]["model_args"]
+    assert timm.create_model("soft_nano", **arguments).solver == task.model.solver
+    assert task.hparams["model_args"] == {"in_chans": 1}

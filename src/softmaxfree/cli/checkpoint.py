@@ -78,8 +78,13 @@ def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
         return notes["architecture"], json.loads(notes.get("model_args", "{}"))
     if task := notes.get("hyper_parameters"):
         overlay = {**notes.get("data_config", {}), "label_names": notes.get("class_names")}
-        arguments = {"num_classes": task["num_classes"], "pretrained_cfg_overlay": overlay}
-        return task["name"], {**arguments, **(task["model_args"] or {})}
+        arguments = {
+            "num_classes": task["num_classes"],
+            "pretrained_cfg_overlay": overlay,
+            **(task["model_args"] or {}),
+        }
+        started_from = ("pretrained", "checkpoint_path")  # weights that those of the file replace
+        return task["name"], {key: value for key, value in arguments.items() if key not in started_from}
     return None, {}
 
 

@@ -209,7 +209,10 @@ class ClassificationTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note how images are prepared and what the classes are called, for whoever uses the weights."""
-        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(self.model, "solver"):  # the weights are tied to it, and loading released ones selects theirs
+            arguments = {**(self.hparams["model_args"] or {}), "solver": self.model.solver.to_dict()}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "model_args": arguments}
+        data = getattr(self._trainer, "datamodule", None)
         checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
