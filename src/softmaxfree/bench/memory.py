@@ -18,6 +18,9 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     Args:
         function: what to call; its result counts as long as it lives.
         device: CPU or CUDA.
+
+    Returns:
+        Bytes.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -26,6 +26,9 @@ def choose(op: str, *tensors: Tensor) -> ModuleType:
         op: `"gaussian"` (tensors `x, y, b`) or `"newton"` (tensor `p`).
         *tensors: what the op is called with.
 
+    Returns:
+        The first implementation that can run.
+
     Raises:
         ValueError: when the implementation that the environment forces is unknown or cannot run; says why,
             and what the others say.
