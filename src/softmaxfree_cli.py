@@ -195,6 +195,46 @@ def _convert(parser: _Parser) -> None:
     parser.add_argument("--model", metavar="NAME", help="its model, where weights and file name leave it open")
 
 
+@_command(
+    "bench",
+    "time the attention and the models against their peers",
+    """\
+Each contestant is compared with float64 before it is timed. Results are added to DIR/results/*.csv, and the
+tables in DIR/README.md and the plots beside it are made again.
+
+examples:
+  softmaxfree bench                               everything, on the CPU: an hour
+  softmaxfree bench attention --size 3136 50176 --only softmaxfree 'softmax (SDPA)'
+  softmaxfree bench --device cuda --dtype bfloat16
+  softmaxfree bench --explain                     which implementation runs, and why not the others
+""",
+    extra="bench",
+)
+def _bench(parser: _Parser) -> None:
+    add = parser.add_argument
+    add("suites", metavar="SUITE", nargs="*", help="attention or model (default: both)")
+    add("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the attention's inputs; models run under autocast (default: %(default)s)",
+    )
+    add("--out", metavar="DIR", default="benchmarks", help="default: %(default)s")
+    add("--only", metavar="NAME", nargs="+", help="contestants, by their names in the tables (default: all)")
+    add("--size", metavar="N", type=int, nargs="+", dest="sizes", help="tokens or pixels a side (default: all)")
+    add(
+        "--max-seconds",
+        metavar="S",
+        type=float,
+        default=60,
+        help="leave out what is expected to take longer for one run (default: %(default)s)",
+    )
+    add("--compile", action="store_true", help="time the contestants under torch.compile")
+    add("--explain", action="store_true", help="say which implementation runs and why, and measure nothing")
+    add("--report", action="store_true", help="make tables and plots from the CSVs, and measure nothing")
+
+
 _MAIN_EPILOG = """\
 commands:
 {commands}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from softmaxfree.ops.precision import compute_dtype, widen
 
-# of a tile's kernel matrix: half of a usual second-level cache for each thread, or what keeps a GPU busy
-_CPU_TILE_BYTES = 1 << 19
+# of a tile's kernel matrix: a usual second-level cache for each thread, or what keeps a GPU busy
+_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 20, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
 # rows below which a matrix product loses its speed, whatever the cache
 _MIN_ROWS = 64
@@ -60,10 +60,13 @@ class _Tiles:
     """The kernel matrix of a long and a short set of points, one tile at a time, in memory used again."""
 
     def __init__(self, long: Tensor, short: Tensor) -> None:
-        self._long, self._dtype, self._memory = long, compute_dtype(long.dtype), {}
+        self._long, self._dtype = long, compute_dtype(long.dtype)
+        self._memory: dict[str, Tensor] = {}
         _, heads, rows, width = long.shape
         row_bytes = max(1, heads * short.shape[-2] * self._dtype.itemsize)
-        tile_bytes = _CPU_TILE_BYTES * torch.get_num_threads() if long.device.type == "cpu" else _GPU_TILE_BYTES
+        tile_bytes = _GPU_TILE_BYTES
+        if long.device.type == "cpu":
+            tile_bytes = min(_CPU_TILE_BYTES * torch.get_num_threads(), _MAX_CPU_TILE_BYTES)
         room = max(_MIN_ROWS, tile_bytes // row_bytes)
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._rows = math.ceil(rows / max(1, math.ceil(rows / room)))

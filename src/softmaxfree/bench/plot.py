@@ -1,0 +1,45 @@
+"""Log-log plots of time and memory over the size, with the fitted slope of each curve."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.bench.results import label, slope
+from softmaxfree.bench.run import FORWARD, TRAIN, Row
+
+_VALUES = {"median_ms": "time, ms (20th to 80th percentile)", "peak_mib": "peak memory, MiB"}
+
+
+def plot(rows: Sequence[Row], path: Path, size_name: str) -> None:
+    """Draws one suite: a panel for each pass and quantity, a curve for each contestant, batch 1.
+
+    Args:
+        rows: measurements of one suite on one device.
+        path: the PNG to write.
+        size_name: what the size counts.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 10), layout="constrained")
+    panels = figure.subplots(2, 2)
+    names = list(dict.fromkeys(label(row) for row in rows))
+    for line, value in zip(panels, _VALUES, strict=True):
+        for axes, what in zip(line, (FORWARD, TRAIN), strict=True):
+            for i, name in enumerate(names):
+                curve = [r for r in rows if label(r) == name and r.what == what and r.batch == 1]
+                if not curve:
+                    continue
+                power = slope(curve, value)
+                text = name if power is None else f"{name}: {power:.2f}"
+                sizes = [row.size for row in curve]
+                axes.plot(sizes, [getattr(r, value) for r in curve], f"C{i}o-", markersize=4, label=text)
+                if value == "median_ms":
+                    axes.fill_between(
+                        sizes, [r.p20_ms for r in curve], [r.p80_ms for r in curve], color=f"C{i}", alpha=0.2
+                    )
+            axes.set(xscale="log", yscale="log", title=what, xlabel=size_name, ylabel=_VALUES[value])
+            axes.grid(which="both", alpha=0.2)
+            axes.legend(fontsize="small", title="slope at the three largest sizes", title_fontsize="small")
+    figure.suptitle(f"{rows[0].device}, {rows[0].threads} threads, torch {rows[0].torch}, batch 1")
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=110)

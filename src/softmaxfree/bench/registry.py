@@ -1,0 +1,107 @@
+"""What is timed, over which sizes, and what its results must equal first."""
+
+import dataclasses
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import softmaxfree.models  # noqa: F401  registers the models
+from softmaxfree.bench import peers
+
+_HEADS, _LANDMARKS, _WIDTH = 2, 49, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A row of the benchmark.
+
+    Attributes:
+        build: returns the module to time for inputs of a size.
+        reference: returns, from a copy of that module, one that must give the same; it is computed in float64.
+            None for a mere part of another contestant: nothing to check, no backward pass.
+    """
+
+    build: Callable[[int], nn.Module]
+    reference: Callable[[nn.Module], nn.Module] | None = lambda module: module
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Contestants on one kind of input.
+
+    Attributes:
+        size: what the size counts.
+        shapes: `(batch, size)` of each point.
+        check_size: at which results are compared.
+        inputs: makes the inputs of a batch and size.
+        contestants: by name; the first is this package's own.
+        whole_models: half dtypes by autocast and gradients of the weights; else half inputs and their gradients too.
+    """
+
+    size: str
+    shapes: list[tuple[int, int]]
+    check_size: int
+    inputs: Callable[[int, int], list[Tensor]]
+    contestants: dict[str, Contestant]
+    whole_models: bool
+
+
+def _tokens(batch: int, tokens: int) -> list[Tensor]:
+    """Returns `q / D^(1/4)` and `v` as projections leave them, heads beside tokens, and landmarks of `q`."""
+    q, v = (torch.randn(batch, tokens, _HEADS, _WIDTH).transpose(1, 2) for _ in range(2))
+    q = q * _WIDTH**-0.25
+    return [q, v, q[:, :, :: tokens // _LANDMARKS][:, :, :_LANDMARKS].clone()]
+
+
+def _images(batch: int, pixels: int) -> list[Tensor]:
+    return [torch.randn(batch, 3, pixels, pixels)]
+
+
+def _model(name: str, **arguments) -> Callable[[int], nn.Module]:
+    return lambda pixels: timm.create_model(name, **arguments)
+
+
+def _sized_model(name: str) -> Callable[[int], nn.Module]:
+    return lambda pixels: timm.create_model(name, img_size=pixels)
+
+
+def _published_model(pixels: int) -> nn.Module:
+    return peers.WithPublishedAttention(timm.create_model("soft_tiny", landmark_grid="unbounded"))
+
+
+SUITES = {
+    "attention": Suite(
+        size="tokens",
+        # 3,136 tokens are those of the first stage at 224 x 224 pixels
+        shapes=[(8, 3136), (1, 784), (1, 3136), (1, 12_544), (1, 50_176), (1, 200_704), (1, 802_816)],
+        check_size=784,
+        inputs=_tokens,
+        contestants={
+            "softmaxfree": Contestant(lambda n: peers.SoftmaxFree(), lambda module: peers.Published()),
+            "published formulation": Contestant(lambda n: peers.Published()),
+            "its four matrix products": Contestant(lambda n: peers.FourProducts(), reference=None),
+            "softmax (SDPA)": Contestant(lambda n: peers.Softmax()),
+            "linear, elu + 1": Contestant(lambda n: peers.EluLinear()),
+            "nystrom-attention": Contestant(lambda n: peers.Nystromformer(_HEADS, _WIDTH, _LANDMARKS)),
+            "performer-pytorch": Contestant(lambda n: peers.Performer(_WIDTH)),
+        },
+        whole_models=False,
+    ),
+    "model": Suite(
+        size="pixels a side",
+        shapes=[(8, 224), (1, 224), (1, 448), (1, 896), (1, 1792), (1, 4096)],
+        check_size=224,
+        inputs=_images,
+        contestants={
+            "soft_tiny": Contestant(_model("soft_tiny"), peers.WithPublishedAttention),
+            "soft_tiny, published formulation": Contestant(_published_model),
+            "pvt_v2_b1": Contestant(_model("pvt_v2_b1")),
+            "swin_tiny": Contestant(_sized_model("swin_tiny_patch4_window7_224")),
+            "deit_tiny": Contestant(_sized_model("deit_tiny_patch16_224")),
+            "efficientvit_b1": Contestant(_model("efficientvit_b1")),
+        },
+        whole_models=True,
+    ),
+}

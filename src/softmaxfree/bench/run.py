@@ -1,0 +1,191 @@
+"""Times contestants, each only after its results were checked."""
+
+import copy
+import dataclasses
+import datetime
+import math
+import statistics
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from softmaxfree.bench.machine import describe
+from softmaxfree.bench.memory import peak_bytes
+from softmaxfree.bench.registry import SUITES, Contestant, Suite
+
+__all__ = ["ALLOWED_ERROR", "FORWARD", "TRAIN", "Row", "run"]
+
+FORWARD, TRAIN = "forward", "forward+backward"
+# largest relative error against float64, of results and gradients, with which a contestant may be timed
+ALLOWED_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+# each measurement goes on until its quartiles are close, within these
+_MIN_SECONDS, _MAX_SECONDS = 1.0, 10.0
+
+
+@dataclasses.dataclass
+class Row:
+    """One measurement with all that it depends on; the fields are the columns of the CSV."""
+
+    suite: str
+    name: str
+    batch: int
+    size: int
+    dtype: str
+    compiled: bool
+    what: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    runs: int
+    peak_mib: float
+    error: float
+    device: str
+    threads: int
+    torch: str
+    timm: str
+    softmaxfree: str
+    commit: str
+    date: str
+
+
+def run(
+    suite_name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    only: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+    max_seconds: float = 60,
+    compiled: bool = False,
+) -> Iterator[Row]:
+    """Yields a row for each contestant, pass and shape, in the order of the registry.
+
+    Args:
+        suite_name: one of `registry.SUITES`.
+        device: CPU or CUDA.
+        dtype: of an attention's inputs; models in half dtypes run under autocast.
+        only: names of contestants; none: all.
+        sizes: sizes of shapes; none: all.
+        max_seconds: for one run; what smaller sizes let expect to take longer is left out.
+        compiled: time each contestant under `torch.compile`.
+
+    Yields:
+        Measurements.
+
+    Raises:
+        ValueError: for an unknown suite, name or size, or a contestant whose results are wrong.
+    """
+    _require_known("suite", [suite_name], SUITES)
+    suite = SUITES[suite_name]
+    _require_known("only", only, suite.contestants)
+    _require_known("size", sizes, sorted({size for _, size in suite.shapes}))
+    about = describe(device)
+    for name in only or suite.contestants:
+        bench = _Bench(suite, suite.contestants[name], device, dtype, compiled)
+        error = bench.error()
+        if not error <= ALLOWED_ERROR[dtype]:
+            raise ValueError(f"{name} is wrong and not timed: relative error {error:.1e} against float64")
+        for what in bench.passes():
+            known: list[tuple[int, float]] = []
+            for batch, size in suite.shapes:
+                if (sizes and size not in sizes) or _expected_seconds(known, size) > max_seconds:
+                    continue
+                seconds, peak = bench.measure(what, batch, size)
+                if batch == 1:
+                    known.append((size, statistics.median(seconds)))
+                p20, median, p80 = (round(1e3 * t, 4) for t in _quantiles(seconds))
+                yield Row(
+                    suite=suite_name, name=name, batch=batch, size=size, dtype=str(dtype).removeprefix("torch."),
+                    compiled=compiled, what=what, median_ms=median, p20_ms=p20, p80_ms=p80, runs=len(seconds),
+                    peak_mib=round(peak / 2**20, 2), error=float(f"{error:.1e}"),
+                    date=datetime.date.today().isoformat(), **about,
+                )  # fmt: skip
+
+
+class _Bench:
+    """One contestant on one device in one dtype."""
+
+    def __init__(
+        self, suite: Suite, contestant: Contestant, device: torch.device, dtype: torch.dtype, compiled: bool
+    ) -> None:
+        self._suite, self._contestant, self._compiled = suite, contestant, compiled
+        self._device, self._dtype = device, dtype
+
+    def passes(self) -> Sequence[str]:
+        """Returns the passes there are to time."""
+        return (FORWARD, TRAIN) if self._contestant.reference is not None else (FORWARD,)
+
+    def error(self) -> float:
+        """Returns the relative error of result or gradients against float64, whichever is larger."""
+        if self._contestant.reference is None:
+            return 0.0
+        module, inputs = self._build(1, self._suite.check_size)
+        exact = self._contestant.reference(copy.deepcopy(module)).double()
+        results = self._learn(module.eval(), inputs)
+        oracle = self._learn(exact.eval(), [z.double() for z in inputs], autocast=False)
+        return max(_relative_error(a, b) for a, b in zip(results, oracle, strict=True))
+
+    def measure(self, what: str, batch: int, size: int) -> tuple[list[float], int]:
+        """Returns the seconds of each run, and the peak of memory in bytes."""
+        module, inputs = self._build(batch, size)
+        module.train(what == TRAIN)
+        if self._compiled:
+            module.compile()
+        step = (lambda: self._learn(module, inputs)) if what == TRAIN else (lambda: self._infer(module, inputs))
+        step()
+        timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        measured = timer.adaptive_autorange(min_run_time=_MIN_SECONDS, max_run_time=_MAX_SECONDS)
+        return measured.times, peak_bytes(step, self._device)
+
+    def _build(self, batch: int, size: int) -> tuple[nn.Module, list[Tensor]]:
+        torch.manual_seed(0)
+        dtype = torch.float32 if self._suite.whole_models else self._dtype
+        module = self._contestant.build(size).to(self._device, dtype)
+        return module, [z.to(self._device, dtype) for z in self._suite.inputs(batch, size)]
+
+    def _autocast(self) -> AbstractContextManager:
+        enabled = self._suite.whole_models and self._dtype != torch.float32
+        return torch.autocast(self._device.type, self._dtype, enabled=enabled)
+
+    def _infer(self, module: nn.Module, inputs: list[Tensor]) -> Tensor:
+        with torch.inference_mode(), self._autocast():
+            return module(*inputs)
+
+    def _learn(self, module: nn.Module, inputs: list[Tensor], autocast: bool = True) -> list[Tensor]:
+        """Returns the result and the gradients of weights and, of an attention, inputs."""
+        leaves = [p for p in module.parameters() if p.requires_grad]
+        if not self._suite.whole_models:
+            inputs = [z.detach().requires_grad_() for z in inputs]
+            leaves += inputs
+        with self._autocast() if autocast else torch.enable_grad():
+            out = module(*inputs)
+        cotangent = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+        grads = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+        return [out.detach(), *(g for g in grads if g is not None)]
+
+
+def _relative_error(result: Tensor, oracle: Tensor) -> float:
+    return ((result.double() - oracle).norm() / oracle.norm().clamp_min(1e-300)).item()
+
+
+def _quantiles(seconds: list[float]) -> list[float]:
+    """Returns the 20th, 50th and 80th percentile."""
+    return torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
+
+
+def _expected_seconds(known: list[tuple[int, float]], size: int) -> float:
+    """Returns what the two largest sizes so far let expect, on the pessimistic side; 0 when unknown."""
+    if len(known) < 2:
+        return 0.0
+    (size0, time0), (size1, time1) = known[-2:]
+    power = max(1.0, math.log(time1 / time0) / math.log(size1 / size0))
+    return time1 * (size / size1) ** (power + 0.5)
+
+
+def _require_known(name: str, given: Collection, allowed: Collection) -> None:
+    for item in given:
+        if item not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {item!r}")

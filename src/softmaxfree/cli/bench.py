@@ -1,0 +1,135 @@
+"""`softmaxfree bench`: times the attention and the models against their peers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.bench import results
+from softmaxfree.bench.plot import plot
+from softmaxfree.bench.registry import SUITES
+from softmaxfree.bench.run import FORWARD, TRAIN
+from softmaxfree.bench.run import run as measure
+from softmaxfree.cli.table import markdown_table, print_table
+from softmaxfree.ops import dispatch
+
+__all__ = ["run"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HEADER = """# Benchmarks
+
+Made by `softmaxfree bench` from `results/*.csv`; `softmaxfree bench --report` makes it again. Every contestant
+was compared with float64 before it was timed (column `error` of the CSV). Times are medians in milliseconds.
+An empty cell was not measured: too long, or nothing to measure.
+"""
+
+
+def run(
+    suites: Sequence[str],
+    device: str,
+    dtype: str,
+    out: str,
+    only: Sequence[str] | None,
+    sizes: Sequence[int] | None,
+    max_seconds: float,
+    compile: bool,
+    explain: bool,
+    report: bool,
+) -> None:
+    """Measure, write CSVs, and make tables and plots from them.
+
+    Args:
+        suites: what to time; none: all.
+        device: such as cpu or cuda.
+        dtype: name of a float dtype.
+        out: folder of results, tables and plots.
+        only: contestants; None: all.
+        sizes: sizes; None: all.
+        max_seconds: leave out what is expected to take longer for one run.
+        compile: time the contestants under torch.compile.
+        explain: say which implementation runs and why, and measure nothing.
+        report: make tables and plots from the CSVs that are there, and measure nothing.
+
+    Raises:
+        ValueError: for an unknown name, or a device that is not there.
+    """
+    where = _device(device)
+    unknown = [name for name in suites if name not in SUITES]
+    if unknown:
+        raise ValueError(f"there is nothing called {unknown[0]!r} to time; choose from {', '.join(SUITES)}")
+    if explain:
+        _explain(where, _DTYPES[dtype])
+        return
+    folder = Path(out)
+    for suite in suites or SUITES:
+        path = results.path_of(folder, suite, where)
+        rows = results.read(path)
+        if not report:
+            for row in measure(
+                suite,
+                where,
+                _DTYPES[dtype],
+                only=only or (),
+                sizes=sizes or (),
+                max_seconds=max_seconds,
+                compiled=compile,
+            ):
+                print(
+                    f"{results.label(row)}, {row.batch} x {row.size:,}, {row.what}: {row.median_ms:.4g} ms, "
+                    f"{row.peak_mib:.4g} MiB",
+                    flush=True,
+                )
+                rows.append(row)
+                results.write(path, rows)
+            rows = results.read(path)
+        if rows:
+            plot(rows, path.parent.parent / f"{path.stem}.png", SUITES[suite].size)
+    _report(folder)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _explain(device: torch.device, dtype: torch.dtype) -> None:
+    """Prints for the shapes of the benchmark which implementation runs, and why the others do not."""
+    lines = []
+    for _, size in SUITES["attention"].shapes[:1]:
+        q, v, landmarks = (z.to(device, dtype) for z in SUITES["attention"].inputs(1, size))
+        calls = [("gaussian", "K(q, l) w", (q, landmarks, landmarks)), ("gaussian", "K(l, k) v", (landmarks, q, v))]
+        grams = [("newton", f"inverse, {m} landmarks", (torch.empty(1, 1, m, m, device=device),)) for m in (49, 256)]
+        for op, what, tensors in calls + grams:
+            chosen = dispatch.choose(op, *tensors)
+            for name, reasons in dispatch.explain(op, *tensors).items():
+                runs = chosen is dispatch.IMPLEMENTATIONS[op][name]
+                lines.append([what, name, "runs" if runs else "", "; ".join(reasons)])
+    print_table(["of", "implementation", "", "cannot run because"], lines)
+    print(f"force one with {' or '.join(dispatch.variable(op) for op in dispatch.IMPLEMENTATIONS)}")
+
+
+def _report(folder: Path) -> None:
+    """Writes README.md with the tables of all CSVs."""
+    text = [_HEADER]
+    for path in sorted((folder / "results").glob("*.csv")):
+        rows = results.read(path)
+        about, suite = rows[-1], SUITES[rows[-1].suite]
+        text.append(f"## {about.suite.capitalize()} on {about.device}, {about.threads} threads\n")
+        text.append(f"torch {about.torch}, timm {about.timm}, softmaxfree {about.softmaxfree}.\n")
+        text.append(f"![time and memory over the {suite.size}]({path.stem}.png)\n")
+        own = next(iter(suite.contestants))
+        for what in (FORWARD, TRAIN):
+            for title, value, relative_to in (
+                (f"{what}: ms by {suite.size}", "median_ms", ""),
+                (f"{what}: time in units of {own}", "median_ms", own),
+                (f"{what}: peak memory, MiB", "peak_mib", ""),
+            ):
+                heads, lines = results.pivot(rows, what, value, relative_to)
+                text.append(f"### {title.capitalize()}\n\n{markdown_table(heads, lines)}\n")
+    with atomic_write(folder / "README.md") as part:
+        part.write_text("\n".join(text), encoding="utf-8")

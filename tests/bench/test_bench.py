@@ -1,0 +1,139 @@
+"""Only right results are timed; what was measured comes back from disk, in tables and in plots."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from softmaxfree.bench import peers, registry, results
+from softmaxfree.bench import run as bench_run
+from softmaxfree.bench.run import ALLOWED_ERROR, FORWARD, TRAIN
+from softmaxfree_cli import main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes a few runs of each, where numbers do not matter."""
+    monkeypatch.setattr(bench_run, "_MIN_SECONDS", 1e-3)
+    monkeypatch.setattr(bench_run, "_MAX_SECONDS", 1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated")  # performer-pytorch
+@pytest.mark.parametrize("name", registry.SUITES["attention"].contestants)
+def test_every_attention_is_right_and_measured(name: str):
+    rows = list(bench_run.run("attention", CPU, only=[name], sizes=[784]))
+    assert [row.what for row in rows] == [FORWARD] if "products" in name else [FORWARD, TRAIN]
+    for row in rows:
+        assert 0 < row.p20_ms <= row.median_ms <= row.p80_ms
+        assert row.peak_mib > 784 * 2 * 32 * 4 / 2**20  # the result at least
+        assert row.error <= ALLOWED_ERROR[torch.float32]
+
+
+@pytest.mark.parametrize("name", registry.SUITES["model"].contestants)
+def test_every_model_is_right(name: str):
+    suite = registry.SUITES["model"]
+    bench = bench_run._Bench(suite, suite.contestants[name], CPU, torch.float32, False)
+    assert bench.error() <= ALLOWED_ERROR[torch.float32]
+
+
+def test_published_attention_is_put_back():
+    from softmaxfree.layers import attention
+
+    before = attention.nystrom
+
+    class Failing(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert attention.nystrom is not before
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        peers.WithPublishedAttention(Failing())(torch.zeros(1))
+    assert attention.nystrom is before
+
+
+class _Wrong(nn.Module):
+    def forward(self, q, v, landmarks):
+        return 1.01 * peers.published(q, v, landmarks)
+
+
+def test_wrong_results_are_not_timed(monkeypatch):
+    wrong = registry.Contestant(lambda n: _Wrong(), lambda module: peers.Published())
+    monkeypatch.setitem(registry.SUITES["attention"].contestants, "wrong", wrong)
+    with pytest.raises(ValueError, match=r"wrong is wrong and not timed: relative error 1.0e-02"):
+        next(bench_run.run("attention", CPU, only=["wrong"], sizes=[784]))
+
+
+def test_expectation_follows_the_last_growth():
+    assert bench_run._expected_seconds([(100, 1.0)], 200) == 0
+    assert bench_run._expected_seconds([(100, 1.0), (200, 4.0)], 400) == pytest.approx(16 * 2**0.5)
+    assert bench_run._expected_seconds([(100, 1.0), (200, 1.0)], 400) == pytest.approx(2**1.5)
+
+
+def _row(name: str, size: int, milliseconds: float, what: str = FORWARD, batch: int = 1) -> bench_run.Row:
+    about = {"device": "cpu", "threads": 1, "torch": "2", "timm": "1", "softmaxfree": "0", "commit": "", "date": ""}
+    return bench_run.Row(
+        "attention", name, batch, size, "float32", False, what, milliseconds, milliseconds, milliseconds, 1, 1.0, 0.0,
+        **about,
+    )  # fmt: skip
+
+
+def test_rows_survive_the_disk_and_the_latest_stays(tmp_path):
+    path = tmp_path / "a" / "b.csv"
+    first, second = _row("x", 784, 1.0), _row("y", 784, 2.5)
+    results.write(path, [first, second, _row("x", 784, 3.0)])
+    assert results.read(path) == [_row("x", 784, 3.0), second]
+    assert results.read(tmp_path / "none.csv") == []
+
+
+def test_pivot():
+    rows = [_row("x", 784, 1.0), _row("x", 3136, 200.0), _row("y", 784, 2.5), _row("y", 784, 9.0, batch=8)]
+    heads, lines = results.pivot(rows, FORWARD, "median_ms")
+    assert heads == ["", "784, batch 8", "784", "3,136"]
+    assert lines == [["x", "", "1", "200"], ["y", "9", "2.5", ""]]
+    assert results.pivot(rows, FORWARD, "median_ms", "x")[1] == [["x", "", "1", "1"], ["y", "", "2.5", ""]]
+
+
+def test_slope_of_a_square():
+    rows = [_row("x", size, size**2 / 1e3) for size in (10, 100, 1000, 10_000)]
+    assert results.slope(rows, "median_ms") == pytest.approx(2)
+    assert results.slope(rows[:2], "median_ms") is None
+
+
+def test_command_measures_and_reports(tmp_path, capsys):
+    arguments = ["bench", "attention", "--size", "784", "--out", str(tmp_path)]
+    assert main([*arguments, "--only", "softmaxfree", "published formulation"]) == 0
+    assert "softmaxfree, 1 x 784, forward+backward" in capsys.readouterr().out
+    with (tmp_path / "results" / "attention-cpu.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 4
+    table = (tmp_path / "README.md").read_text()
+    assert "| published formulation |" in table
+    assert (tmp_path / "attention-cpu.png").stat().st_size > 10_000
+    (tmp_path / "README.md").unlink()
+    assert main(["bench", "attention", "--report", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "README.md").read_text() == table
+
+
+def test_command_explains(capsys):
+    assert main(["bench", "--explain"]) == 0
+    out = capsys.readouterr().out
+    assert "needs a GPU that Triton compiles for, got cpu" in out
+    assert "SOFTMAXFREE_GAUSSIAN" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ops"], "there is nothing called 'ops' to time; choose from attention, model"),
+        (["attention", "--only", "x"], "only must be one of softmaxfree,"),
+        (["attention", "--size", "5"], "size must be one of 784,"),
+        (["--device", "cuda"], "device 'cuda' is not there"),
+        (["--device", "moon"], "device 'moon' is not there"),
+    ],
+)
+def test_command_refuses(arguments: list[str], message: str, tmp_path, capsys):
+    assert main(["bench", *arguments, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
