@@ -246,6 +246,7 @@ examples:
   softmaxfree predict photos/ --checkpoint C  the five likeliest classes of every image
   softmaxfree models --markdown               the table of all models
   softmaxfree convert SOFT_Tiny.pth t.safetensors
+  softmaxfree bench --explain                 which implementation of the attention runs here
 
 `softmaxfree COMMAND --help` explains a command.
 """

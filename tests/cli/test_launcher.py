@@ -14,6 +14,7 @@ import softmaxfree_cli
 from softmaxfree_cli import main
 
 MINIMAL = {
+    "bench": [],
     "train": ["digits"],
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],

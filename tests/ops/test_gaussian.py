@@ -20,6 +20,8 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "gaussian", {request.param: module})
     if request.param == "fused":
         request.getfixturevalue("interpreter")
+    if request.param == "blocked":  # several tiles and groups of images at these small sizes
+        monkeypatch.setattr(module, "_MAX_CPU_TILE_BYTES", 1 << 15)
     return request.param
 
 
@@ -76,7 +78,7 @@ def test_differences(implementation: str, n: int, m: int):
     contract.check_differences(gaussian_product, case(n, m, d=3, e=2)[0])
 
 
-@pytest.mark.parametrize(("n", "m"), [(197, 49), (49, 197), (9000, 49)])
+@pytest.mark.parametrize(("n", "m"), [(197, 49), (49, 197), (3136, 49)])
 def test_strided(implementation: str, n: int, m: int):
     """Heads beside tokens in memory, as a projection leaves them, and a gradient of one number everywhere."""
     affordable(implementation, n, m)
@@ -88,7 +90,7 @@ def test_strided(implementation: str, n: int, m: int):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("n", "m"), [(50, 9), (9, 50), (9000, 49)])
+@pytest.mark.parametrize(("n", "m"), [(50, 9), (9, 50), (3136, 49)])
 def test_batch_independence(implementation: str, n: int, m: int):
     affordable(implementation, n, m)
     contract.check_batch_independence(gaussian_product, *case(n, m, batch=3))

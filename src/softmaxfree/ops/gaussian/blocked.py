@@ -12,8 +12,8 @@ from torch import Tensor
 
 from softmaxfree.ops.precision import compute_dtype, widen
 
-# of a tile's kernel matrix: a usual second-level cache for each thread, or what keeps a GPU busy
-_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 20, 1 << 23
+# of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
+_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 21, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
 # rows below which a matrix product loses its speed, whatever the cache
 _MIN_ROWS = 64
