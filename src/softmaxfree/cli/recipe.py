@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser, get_loader
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
@@ -60,6 +62,8 @@ def load_job(recipe: str, overrides: Sequence[str]) -> Job:
     except ArgumentError as error:
         raise ValueError(_explain(str(error), parser)) from error
     seed_everything(config.run.seed, workers=True, verbose=False)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     built = parser.instantiate(config)
     del config["recipe"]
     names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}
@@ -98,6 +102,7 @@ def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) 
     parser = ArgumentParser(prog="", exit_on_error=False, default_env=False, allow_abbrev=False)
     parser.add_argument("--recipe", action="config")
     parser.add_argument("--run.seed", type=int, default=42)
+    parser.add_argument("--run.threads", type=PositiveInt | None, default=None)  # None: as many as torch takes
     parser.add_class_arguments(task, "model")
     parser.add_class_arguments(datamodule, "data")
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
