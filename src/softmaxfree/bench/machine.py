@@ -16,6 +16,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
     Args:
         device: where it runs; of a GPU its name is given, of a CPU its model.
+
+    Returns:
+        Column names and values.
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
