@@ -4,6 +4,7 @@ import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ __all__ = ["label", "path_of", "pivot", "read", "slope", "write"]
 
 _KEY = ("suite", "name", "batch", "size", "dtype", "compiled", "what")
 _COLUMNS = {field.name: field.type for field in dataclasses.fields(Row)}
-_READ = {int: int, float: float, str: str, bool: lambda text: text == "True"}
+_READ: dict[Any, Any] = {int: int, float: float, str: str, bool: lambda text: text == "True"}
 
 
 def path_of(folder: Path, suite: str, device: torch.device) -> Path:

@@ -170,7 +170,7 @@ class _Bench:
 
     def _learn(self, module: nn.Module, inputs: list[Tensor], autocast: bool = True) -> list[Tensor]:
         """Returns the result and the gradients of weights and, of an attention, inputs."""
-        leaves = [p for p in module.parameters() if p.requires_grad]
+        leaves: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         if not self._suite.whole_models:
             inputs = [z.detach().requires_grad_() for z in inputs]
             leaves += inputs
