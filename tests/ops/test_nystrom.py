@@ -104,10 +104,14 @@ def test_images_do_not_see_each_other():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [49, 197, 784])
 def test_error_is_that_of_the_published_computation(n, dtype):
-    q, _, v, landmarks = (x.to(dtype) for x in inputs(n=n, m=9, d=16))
+    # many images: the inverse magnifies the rounding of a single one by chance, in either computation
+    q, _, v, landmarks = (x.to(dtype) for x in inputs(b=64, n=n, m=9, d=16))
     exact = published(q.double(), v.double(), landmarks.double())
     plain = published(q.float(), v.float(), landmarks.float()).to(dtype)
-    assert_no_worse_than(nystrom_attention(q, q, v, landmarks), plain, exact)
+    unit = exact.flatten(1).norm(dim=1)[:, None, None, None]
+    assert_no_worse_than(
+        *((x.double() / unit).to(x.dtype) for x in (nystrom_attention(q, q, v, landmarks), plain)), exact / unit
+    )
 
 
 def test_autocast_is_more_accurate_than_plain_torch_under_autocast():

@@ -14,7 +14,7 @@ from torch import Tensor
 from softmaxfree.ops.precision import compute_dtype
 
 # of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
-_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 21, 1 << 23
+_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 20, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
 # points below which a matrix product loses its speed, whatever the cache
 _MIN_POINTS = 64
@@ -70,7 +70,8 @@ class _Tiles:
 
     def __init__(self, long: Tensor, short: Tensor) -> None:
         self.long, self.short = long, short
-        self._dtype, self._memory = compute_dtype(long.dtype), {}
+        self._dtype = compute_dtype(long.dtype)
+        self._memory: dict[str, Tensor] = {}
         _, heads, points, _ = long.shape
         tile_bytes = _GPU_TILE_BYTES
         if long.device.type == "cpu":
@@ -86,13 +87,14 @@ class _Tiles:
         for i in range(0, batch, self._group):
             images = slice(i, i + self._group)
             short = self.fold("short", self.short[images])
-            scaled, short_part = short * _LOG2_E, self._exponent_part(short).unsqueeze(-1)
+            short_part = self._exponent_part(short).unsqueeze(-1)
             for j in range(0, tokens, self._points):
                 span = slice(j, j + self._points)
                 long = self.fold("long", self.long[images, :, span])
                 long_part = self._exponent_part(long).unsqueeze(-2)
                 kernel = self.scratch("kernel", (*short.shape[:-1], long.shape[-2]))
-                torch.add(short_part, long_part, out=kernel).baddbmm_(scaled, long.mT)
+                torch.baddbmm(short_part, short, long.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
+                kernel.add_(long_part, alpha=_LOG2_E)
                 # base 2: where it underflows, the natural exponential is 10 to 100 times slower
                 yield _Tile(images, span, long, short, kernel.clamp_max_(0).exp2_())
 
@@ -129,4 +131,4 @@ class _Tiles:
     def _exponent_part(self, points: Tensor) -> Tensor:
         """Returns `-|p|^2 / 2` in base 2, `(G H, ...)`."""
         squares = torch.mul(points, points, out=self.scratch("kernel", points.shape))
-        return squares.sum(-1).mul_(-0.5 * _LOG2_E)
+        return squares.sum(-1).mul_(-0.5)
