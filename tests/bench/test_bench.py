@@ -51,7 +51,7 @@ def test_published_attention_is_put_back():
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        peers.WithPublishedAttention(Failing())(torch.zeros(1))
+        peers.PublishedModel(Failing())(torch.zeros(1))
     assert attention.nystrom is before
 
 

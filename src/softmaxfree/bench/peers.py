@@ -1,10 +1,14 @@
 """What this package is timed against, as modules: an attention is called with `q, v, landmarks`."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
+from timm.layers import Attention
 from torch import Tensor, nn
 
-from softmaxfree.layers import attention as attention_layer
+from softmaxfree.layers import SoftmaxFreeAttention
+from softmaxfree.models.stages import SoftmaxFreeStage
 from softmaxfree.ops import nystrom_attention
 
 
@@ -82,20 +86,45 @@ class Performer(nn.Module):
         return self.attention(q, q, v)
 
 
-class WithPublishedAttention(nn.Module):
-    """A model of this package that computes its attention by the published formulation."""
+class PublishedModel(nn.Module):
+    """A model of this package that computes as the released code does, with its weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        for module in model.modules():
+            if isinstance(module, SoftmaxFreeAttention):
+                module.forward = functools.partial(_published_layer, module)
+            if isinstance(module, SoftmaxFreeStage):
+                module.forward = functools.partial(_published_stage, module)
+            if isinstance(module, Attention):
+                module.fused_attn = False
 
     def forward(self, images: Tensor) -> Tensor:
-        before = attention_layer.nystrom
-        attention_layer.nystrom = lambda q, k, v, landmarks, *rest: published(q, v, landmarks)
-        try:
-            return self.model(images)
-        finally:
-            attention_layer.nystrom = before
+        return self.model(images)
+
+
+def _published_stage(stage: SoftmaxFreeStage, x: Tensor) -> Tensor:
+    """Computes a stage as released: channels first in memory, and positions resampled in each call."""
+    x = stage.embed(x)
+    grid = list(x.shape[-2:])
+    tokens = x.flatten(2).transpose(1, 2) + stage.pos_embed.resample(*grid)
+    for block in stage.blocks:
+        tokens = block(tokens, grid)
+    return tokens.transpose(1, 2).unflatten(2, grid).contiguous()
+
+
+def _published_layer(layer: SoftmaxFreeAttention, x: Tensor, grid: list[int], mask: None = None) -> Tensor:
+    """Computes a layer as released: a convolution of each head for landmarks, one of each channel for values."""
+    q, v = (z(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for z in (layer.q, layer.v))
+    q = q * layer.scale
+    sampling = layer.landmarks
+    landmarks = sampling.conv(q.transpose(-1, -2).flatten(0, 1).unflatten(-1, grid))
+    landmarks = landmarks.flatten(2).unflatten(0, q.shape[:2]).transpose(-1, -2)
+    out = published(q, v, sampling.act(sampling.norm(landmarks)))
+    channels = v.permute(0, 3, 1, 2).flatten(0, 1).unflatten(-1, grid)  # (B D, H, Y, X)
+    out = out + layer.value_conv(channels).flatten(2).unflatten(0, (len(x), -1)).permute(0, 2, 3, 1)
+    return layer.proj(out.transpose(1, 2).flatten(2))
 
 
 def published(q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:

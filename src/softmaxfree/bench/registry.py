@@ -68,7 +68,7 @@ def _sized_model(name: str) -> Callable[[int], nn.Module]:
 
 
 def _published_model(pixels: int) -> nn.Module:
-    return peers.WithPublishedAttention(timm.create_model("soft_tiny", landmark_grid="unbounded"))
+    return peers.PublishedModel(timm.create_model("soft_tiny", landmark_grid="unbounded"))
 
 
 SUITES = {
@@ -95,7 +95,7 @@ SUITES = {
         check_size=224,
         inputs=_images,
         contestants={
-            "soft_tiny": Contestant(_model("soft_tiny"), peers.WithPublishedAttention),
+            "soft_tiny": Contestant(_model("soft_tiny"), peers.PublishedModel),
             "soft_tiny, published formulation": Contestant(_published_model),
             "pvt_v2_b1": Contestant(_model("pvt_v2_b1")),
             "swin_tiny": Contestant(_sized_model("swin_tiny_patch4_window7_224")),
