@@ -17,8 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes a few runs of each, where numbers do not matter."""
-    monkeypatch.setattr(bench_run, "_MIN_SECONDS", 1e-3)
-    monkeypatch.setattr(bench_run, "_MAX_SECONDS", 1e-2)
+    monkeypatch.setattr(bench_run, "_ALL_SECONDS", 1e-2)
 
 
 @pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated")  # performer-pytorch
@@ -38,21 +37,6 @@ def test_every_model_is_right(name: str):
     bench = bench_run._Bench(suite, suite.contestants[name], CPU, torch.float32, False)
     error, allowed = bench.errors()
     assert error <= ALLOWED_ERROR <= allowed
-
-
-def test_published_attention_is_put_back():
-    from softmaxfree.layers import attention
-
-    before = attention.nystrom
-
-    class Failing(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            assert attention.nystrom is not before
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        peers.PublishedModel(Failing())(torch.zeros(1))
-    assert attention.nystrom is before
 
 
 class _Wrong(nn.Module):

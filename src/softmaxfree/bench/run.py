@@ -1,13 +1,14 @@
-"""Times contestants, each only after its results were checked."""
+"""Times contestants in turns, each only after its results were checked."""
 
 import copy
 import dataclasses
 import datetime
+import functools
 import logging
 import math
 import statistics
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ _log = logging.getLogger(__name__)
 FORWARD, TRAIN = "forward", "forward+backward"
 # relative error against float64, of results and gradients, with which a contestant may be timed in any case
 ALLOWED_ERROR = 1e-3
-# each measurement goes on until its quartiles are close, within these
-_MIN_SECONDS, _MAX_SECONDS = 1.0, 10.0
+# of a contestant's turn at least, and of all its turns together, about; turns, at least and at most
+_TURN_SECONDS, _ALL_SECONDS = 0.02, 3.0
+_MIN_TURNS, _MAX_TURNS = 3, 40
 
 
 @dataclasses.dataclass
@@ -64,9 +66,10 @@ def run(
     max_seconds: float = 60,
     compiled: bool = False,
 ) -> Iterator[Row]:
-    """Yields a row for each contestant, pass and shape, in the order of the registry.
+    """Yields a row for each pass, shape and contestant.
 
-    A contestant that cannot run (out of memory, a dtype that a peer does not know) is logged and left out.
+    Contestants take turns, so that a machine that others slow down for a while slows down all of them. One that cannot
+    run (out of memory, a dtype that a peer does not know) is logged and left out.
 
     Args:
         suite_name: one of `registry.SUITES`.
@@ -88,22 +91,61 @@ def run(
     _require_known("only", only, suite.contestants)
     _require_known("size", sizes, sorted({size for _, size in suite.shapes}))
     about = describe(device)
+    errors: dict[str, float] = {}
+    benches: dict[str, _Bench] = {}
     for name in only or suite.contestants:
         bench = _Bench(suite, suite.contestants[name], device, dtype, compiled)
-        try:
-            error, allowed = bench.errors()
-            if not error <= allowed:
-                raise ValueError(f"{name} is wrong and not timed: error {error:.1e}, allowed {allowed:.1e}")
-            for what, batch, size, seconds, peak in bench.measurements(sizes, max_seconds):
+        with _left_out(name, dtype):
+            errors[name], allowed = bench.errors()
+            if not errors[name] <= allowed:
+                raise ValueError(f"{name} is wrong and not timed: error {errors[name]:.1e}, allowed {allowed:.1e}")
+            benches[name] = bench
+    for what in (FORWARD, TRAIN):
+        known: dict[str, list[tuple[int, float]]] = {name: [] for name, bench in benches.items() if bench.does(what)}
+        for batch, size in suite.shapes:
+            if sizes and size not in sizes:
+                continue
+            steps = {}
+            for name in list(known):
+                if _expected_seconds(known[name], size) <= max_seconds:
+                    times = known.pop(name)  # back once it has run
+                    with _left_out(name, dtype):
+                        steps[name] = benches[name].prepare(what, batch, size)
+                        known[name] = times
+            for name, seconds in _take_turns(steps).items():
+                if batch == 1:
+                    known[name].append((size, statistics.median(seconds)))
                 p20, median, p80 = (round(1e3 * t, 4) for t in _quantiles(seconds))
                 yield Row(
                     suite=suite_name, name=name, batch=batch, size=size, dtype=str(dtype).removeprefix("torch."),
                     compiled=compiled, what=what, median_ms=median, p20_ms=p20, p80_ms=p80, runs=len(seconds),
-                    peak_mib=round(peak / 2**20, 2), error=float(f"{error:.1e}"),
+                    peak_mib=round(peak_bytes(steps[name], device) / 2**20, 2), error=float(f"{errors[name]:.1e}"),
                     date=datetime.date.today().isoformat(), **about,
                 )  # fmt: skip
-        except RuntimeError as problem:
-            _log.warning("%s in %s does not go on: %s", name, dtype, str(problem).partition("\n")[0])
+
+
+@contextmanager
+def _left_out(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Logs what keeps a contestant from running."""
+    try:
+        yield
+    except RuntimeError as problem:
+        _log.warning("%s in %s does not go on: %s", name, dtype, str(problem).partition("\n")[0])
+
+
+def _take_turns(steps: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Returns the seconds of a call of each step, one number a turn."""
+    threads = torch.get_num_threads()
+    timers = {name: Timer("step()", globals={"step": step}, num_threads=threads) for name, step in steps.items()}
+    first = {name: timer.timeit(1).mean for name, timer in timers.items()}
+    calls = {name: max(1, round(_TURN_SECONDS / seconds)) for name, seconds in first.items()}
+    round_seconds = sum(first[name] * calls[name] for name in steps)
+    turns = _ALL_SECONDS * len(steps) / round_seconds if steps else 0
+    results: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(min(max(round(turns), _MIN_TURNS), _MAX_TURNS)):
+        for name, timer in timers.items():
+            results[name].append(timer.timeit(calls[name]).mean)
+    return results
 
 
 class _Bench:
@@ -114,6 +156,10 @@ class _Bench:
     ) -> None:
         self._suite, self._contestant, self._compiled = suite, contestant, compiled
         self._device, self._dtype = device, dtype
+
+    def does(self, what: str) -> bool:
+        """Returns whether the contestant has this pass."""
+        return what == FORWARD or self._contestant.reference is not None
 
     def errors(self) -> tuple[float, float]:
         """Returns the relative error of result or gradients, whichever is larger, and the allowed one.
@@ -129,30 +175,16 @@ class _Bench:
         error, usual = (max(map(_relative_error, result, oracle)) for result in results)
         return error, max(ALLOWED_ERROR, 2 * usual)
 
-    def measurements(
-        self, sizes: Collection[int], max_seconds: float
-    ) -> Iterator[tuple[str, int, int, list[float], int]]:
-        """Yields pass, batch, size, the seconds of each run, and the peak of memory in bytes."""
-        for what in (FORWARD, TRAIN) if self._contestant.reference is not None else (FORWARD,):
-            known: list[tuple[int, float]] = []
-            for batch, size in self._suite.shapes:
-                if (sizes and size not in sizes) or _expected_seconds(known, size) > max_seconds:
-                    continue
-                seconds, peak = self._measure(what, batch, size)
-                if batch == 1:
-                    known.append((size, statistics.median(seconds)))
-                yield what, batch, size, seconds, peak
-
-    def _measure(self, what: str, batch: int, size: int) -> tuple[list[float], int]:
+    def prepare(self, what: str, batch: int, size: int) -> Callable[[], object]:
+        """Returns the pass on inputs of a shape, after a first run."""
         module, inputs = self._build(batch, size)
         module.train(what == TRAIN)
         if self._compiled:
             module.compile()
-        step = (lambda: self._learn(module, inputs)) if what == TRAIN else (lambda: self._infer(module, inputs))
+        run_once = self._learn if what == TRAIN else self._infer
+        step = functools.partial(run_once, module, inputs)
         step()
-        timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
-        measured = timer.adaptive_autorange(min_run_time=_MIN_SECONDS, max_run_time=_MAX_SECONDS)
-        return measured.times, peak_bytes(step, self._device)
+        return step
 
     def _build(self, batch: int, size: int) -> tuple[nn.Module, list[Tensor]]:
         torch.manual_seed(0)
