@@ -11,6 +11,8 @@ LANDMARK_COUNTS = (1, 9, 49)
 MAX_RELATIVE_ERROR = 2e-4
 # of an image's logits alone against the same image in a batch
 MAX_BATCH_EFFECT = 1e-5
+# of a masked image's maps, logits and gradients against those of the image alone
+MAX_PADDING_EFFECT = 1e-4
 
 
 def assert_no_worse_than(

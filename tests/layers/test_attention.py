@@ -111,3 +111,13 @@ def test_stochastic_depth_drops_whole_images():
 def test_bad_arguments_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SoftmaxFreeAttention(**kwargs)
+
+
+@pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
+def test_a_padded_sequence_is_the_sequence_alone(sampling):
+    layer = SoftmaxFreeAttention(16, 2, 2, landmark_sampling=sampling, landmark_grid=(8,), ndim=1).double()
+    x, lengths = torch.randn(3, 33, 16, dtype=torch.float64), (33, 20, 7)
+    mask = torch.arange(33) < torch.tensor(lengths).unsqueeze(1)
+    out = layer(x, [33], mask)
+    for i, length in enumerate(lengths):
+        torch.testing.assert_close(out[i, :length], layer(x[i : i + 1, :length], [length])[0])

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from softmaxfree.layers import PositionTable, downsample, stem
+from softmaxfree.layers.embed import resize_matrix
 
 
 @pytest.mark.parametrize("size", [(1, 1), (29, 30), (224, 97)])
@@ -42,3 +43,35 @@ def test_the_cache_holds_until_the_weights_change():
     with torch.inference_mode():
         assert not table(6, 4).any()
     assert table.double()(6, 4).dtype == torch.float64
+
+
+def test_with_a_mask_the_table_is_resampled_for_each_image():
+    table, sizes = PositionTable(8, (5, 7)), [(5, 7), (6, 4), (1, 9)]
+    mask = torch.zeros(3, 6, 9, dtype=torch.bool)
+    for image, (height, width) in zip(mask, sizes, strict=True):
+        image[:height, :width] = True
+    positions = table(6, 9, mask).unflatten(1, (6, 9))
+    for image, (height, width) in zip(positions, sizes, strict=True):
+        torch.testing.assert_close(image[:height, :width].flatten(0, 1), table(height, width)[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("source", [1, 5, 56])
+def test_resize_matrix_is_linear_interpolation(source):
+    x, sizes = torch.randn(3, source), [1, 17, 70]
+    matrices = resize_matrix(torch.tensor(sizes), 70, source)
+    for matrix, size in zip(matrices, sizes, strict=True):
+        expected = F.interpolate(x.unsqueeze(0), size=size, mode="linear")[0]
+        torch.testing.assert_close(x @ matrix[:size].T, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_stem_sees_zeros_in_the_padding(training):
+    layer = stem(3, 16).train(training)
+    for conv in layer:
+        torch.nn.init.normal_(conv.bn.bias)  # so that padding does not stay zero by itself
+    x, mask = torch.randn(1, 3, 29, 30), torch.zeros(1, 29, 30, dtype=torch.bool)
+    mask[:, :22, :25] = True
+    out = layer(x.masked_fill(~mask, 0), mask)
+    torch.testing.assert_close(out[..., :6, :7], layer(x[..., :22, :25]), rtol=1e-4, atol=1e-5)
+    assert not out[..., 6:, :].any()
+    assert not out[..., 7:].any()

@@ -72,3 +72,17 @@ def test_the_budget_averages_before_the_norm():
     layer, tokens = Landmarks(8, 2, max_grid=(2, 3)), tokens_of((8, 14))
     pooled = F.adaptive_avg_pool2d(layer.conv(as_images(tokens, (8, 14))), (2, 3)).flatten(2).transpose(1, 2)
     torch.testing.assert_close(layer(tokens, [8, 14]), layer.act(layer.norm(pooled)).unflatten(0, (2, 3)))
+
+
+@pytest.mark.parametrize("max_grid", [None, (3, 4)])
+@pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
+def test_masked_landmarks_are_those_of_the_valid_tokens_alone(sampling, max_grid):
+    layer, sizes = Landmarks(8, 2, sampling=sampling, max_grid=max_grid), [(9, 11), (6, 11), (9, 4), (3, 2)]
+    tokens, mask = tokens_of((9, 11))[:1].expand(4, -1, -1, -1), torch.zeros(4, 9, 11, dtype=torch.bool)
+    for image, (height, width) in zip(mask, sizes, strict=True):
+        image[:height, :width] = True
+    landmarks, valid = layer(tokens, [9, 11], mask), layer.valid(mask)
+    assert valid.shape == (4, landmarks.shape[2])
+    for i, size in enumerate(sizes):
+        alone = layer(tokens[i, :, mask[i].flatten()].unsqueeze(0), list(size))
+        torch.testing.assert_close(landmarks[i, :, valid[i]], alone[0])

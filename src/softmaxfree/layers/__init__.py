@@ -2,7 +2,15 @@
 
 from softmaxfree.layers.attention import SoftmaxFreeAttention
 from softmaxfree.layers.block import SoftmaxFreeBlock
-from softmaxfree.layers.embed import PositionTable, downsample, stem
+from softmaxfree.layers.embed import ConvEmbedding, PositionTable, downsample, stem
 from softmaxfree.layers.landmarks import Landmarks
 
-__all__ = ["Landmarks", "PositionTable", "SoftmaxFreeAttention", "SoftmaxFreeBlock", "downsample", "stem"]
+__all__ = [
+    "ConvEmbedding",
+    "Landmarks",
+    "PositionTable",
+    "SoftmaxFreeAttention",
+    "SoftmaxFreeBlock",
+    "downsample",
+    "stem",
+]

@@ -83,22 +83,28 @@ class SoftmaxFreeAttention(nn.Module):
         self.solver = solver
         self._solver_json = solver.json  # TorchScript knows strings, not solvers
 
-    def forward(self, x: Tensor, grid: list[int]) -> Tensor:
+    def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Attends.
 
         Args:
             x: tokens `(B, N, C)`, row-major on the grid.
             grid: sizes of the token grid, product `N`.
+            mask: `(B, *grid)` bool, True where a token is valid: the valid tokens of each image, which must be its
+                first in every axis, attend as if they were alone. The others must be finite.
 
         Returns:
-            `(B, N, C)`.
+            `(B, N, C)`; arbitrary but finite in the padding.
         """
         heads = [self.num_heads, self.head_dim]
         q = self.q(x).mul_(self.scale).unflatten(-1, heads).transpose(1, 2)
         values = self.v(x)
+        landmark_mask: Tensor | None = None
+        if mask is not None:
+            values = values.masked_fill(~mask.flatten(1).unsqueeze(-1), 0.0)  # a key counts only through its value
+            landmark_mask = self.landmarks.valid(mask)
         v = values.unflatten(-1, heads).transpose(1, 2)
-        landmarks = self.landmarks(q, grid).to(q.dtype)
-        out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, None)
+        landmarks = self.landmarks(q, grid, mask).to(q.dtype)
+        out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, landmark_mask)
         out = out.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
             out += self._convolve(values, grid)

@@ -46,7 +46,7 @@ class SoftmaxFreeBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **factory)
 
-    def forward(self, x: Tensor, grid: list[int]) -> Tensor:
-        """Maps tokens `(B, N, C)` on a grid of `N` cells to `(B, N, C)`."""
-        x = self.norm1(x + self.drop_path1(self.attn(x, grid)))
+    def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
+        """Maps tokens `(B, N, C)` on a grid of `N` cells, valid where `mask (B, *grid)` is True, to `(B, N, C)`."""
+        x = self.norm1(x + self.drop_path1(self.attn(x, grid, mask)))
         return self.norm2(x + self.drop_path2(self.mlp(x)))

@@ -1,6 +1,8 @@
 """From pixels to tokens: overlapping stem, downsampling between stages, learned position tables."""
 
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,19 +10,70 @@ from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.layers.padding import extents, zero_padding
+from softmaxfree.ops.precision import full_precision
 
-def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> nn.Sequential:
+
+class ConvEmbedding(nn.Sequential):
+    """Convolutions with norm and activation, each of which sees zeros in the padding, as at an image's border.
+
+    In training the norm takes its statistics over the valid cells.
+
+    Args:
+        *layers: what to apply in turn.
+    """
+
+    def __init__(self, *layers: ConvNormAct) -> None:
+        super().__init__(*layers)
+        self.stride = math.prod(layer.conv.stride[0] for layer in layers)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeds.
+
+        Args:
+            x: `(B, C_in, h, w)`, zero where `mask` is False.
+            mask: `(B, h, w)` bool, True where a cell is valid.
+
+        Returns:
+            `(B, C, ~h/stride, ~w/stride)`, zero in the padding.
+        """
+        if mask is not None:
+            return self._embed_valid(x, mask)
+        for layer in self:
+            x = layer(x)
+        return x
+
+    @torch.jit.unused
+    def _embed_valid(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in cast(Iterable[ConvNormAct], self):
+            x = layer.conv(x)
+            mask = mask[:, :: layer.conv.stride[0], :: layer.conv.stride[0]]
+            x = _norm_of_valid(layer.bn, x, mask) if layer.bn.training else zero_padding(layer.bn(x), mask)
+        return x
+
+
+def _norm_of_valid(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """Returns a map `(B, C, Y, X)`, normalised by the statistics of its valid cells, zero elsewhere."""
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    valid = mask.flatten().nonzero().squeeze(1)
+    packed = rows.index_select(0, valid)[None, :, None].permute(0, 3, 1, 2)  # an image of one column, channels last
+    packed = norm(packed).permute(0, 2, 3, 1).flatten(0, 2)
+    out = packed.new_zeros(rows.shape).index_copy(0, valid, packed)
+    return out.unflatten(0, mask.shape).permute(0, 3, 1, 2)
+
+
+def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> ConvEmbedding:
     """Returns three 3x3 conv-BN-ReLU of strides 2, 1, 2: `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`."""
-    return nn.Sequential(
+    return ConvEmbedding(
         ConvNormAct(in_chans, width, 3, stride=2, bias=True, **factory),
         ConvNormAct(width, width, 3, bias=True, **factory),
         ConvNormAct(width, dim, 3, stride=2, bias=True, **factory),
     )
 
 
-def downsample(in_dim: int, dim: int, **factory: Any) -> nn.Sequential:
-    """Returns one 3x3 conv-BN-ReLU of stride 2: `(B, in_dim, Y, X)` to `(B, dim, ~Y/2, ~X/2)`."""
-    return nn.Sequential(ConvNormAct(in_dim, dim, 3, stride=2, bias=True, **factory))
+def downsample(in_dim: int, dim: int, *, stride: int = 2, **factory: Any) -> ConvEmbedding:
+    """Returns one 3x3 conv-BN-ReLU: `(B, in_dim, Y, X)` to `(B, dim, ~Y/stride, ~X/stride)`."""
+    return ConvEmbedding(ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, **factory))
 
 
 @register_notrace_module
@@ -47,8 +100,19 @@ class PositionTable(nn.Module):
         """Draws the table from a truncated normal of deviation 0.02."""
         trunc_normal_(self.table, std=0.02)
 
-    def forward(self, height: int, width: int) -> Tensor:
-        """Returns the positions of a `height x width` grid, `(1, height * width, C)`."""
+    def forward(self, height: int, width: int, mask: Tensor | None = None) -> Tensor:
+        """Looks the positions up.
+
+        Args:
+            height: rows of the grid.
+            width: columns of the grid.
+            mask: `(B, height, width)` bool: the table is resampled to the valid rectangle of each image.
+
+        Returns:
+            `(1, height * width, C)`, or `(B, height * width, C)` with a mask; arbitrary in the padding.
+        """
+        if mask is not None:
+            return self._resample_each(mask)
         if torch.jit.is_scripting():
             return self.resample(height, width)
         else:
@@ -73,3 +137,30 @@ class PositionTable(nn.Module):
         table = self.table.float().view(1, self.grid[0], self.grid[1], -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=[height, width], mode="bilinear", align_corners=False)
         return table.flatten(2).transpose(1, 2).to(self.table.dtype)
+
+    @torch.jit.unused
+    def _resample_each(self, mask: Tensor) -> Tensor:
+        """Does the same as `resample` for each image's own size, without asking the device for it."""
+        rows, columns = extents(mask)
+        with full_precision(self.table):
+            table = self.table.float().view(self.grid[0], -1)
+            table = resize_matrix(rows, mask.shape[1], self.grid[0]) @ table
+            table = table.unflatten(-1, (self.grid[1], -1))
+            table = resize_matrix(columns, mask.shape[2], self.grid[1]).unsqueeze(1) @ table
+        return table.flatten(1, 2).to(self.table.dtype)
+
+
+def resize_matrix(sizes: Tensor, target: int, source: int) -> Tensor:
+    """Returns the matrices of linear interpolation (without aligned corners) to sizes that differ.
+
+    Args:
+        sizes: `(B,)` cells wanted.
+        target: rows of the matrices, at least the largest of `sizes`; those beyond an image's size are arbitrary.
+        source: cells given.
+
+    Returns:
+        `(B, target, source)` float32.
+    """
+    place = torch.arange(target, device=sizes.device).add(0.5) * (source / sizes.unsqueeze(1)) - 0.5
+    place = place.clamp(0, source - 1).unsqueeze(-1)
+    return (1 - (place - torch.arange(source, device=sizes.device)).abs()).clamp_min(0)

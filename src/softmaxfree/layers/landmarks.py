@@ -7,6 +7,8 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.layers.padding import extents
+
 Sampling = Literal["conv", "mean", "random", "first"]
 
 
@@ -59,24 +61,43 @@ class Landmarks(nn.Module):
             self.norm = nn.LayerNorm(head_dim, **factory)
             self.act = nn.GELU()
 
-    def forward(self, tokens: Tensor, grid: list[int]) -> Tensor:
+    def forward(self, tokens: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Samples the landmarks.
 
         Args:
             tokens: `(B, H, N, D)`, row-major on the grid.
             grid: sizes of the token grid, product `N`, each at least `ratio`.
+            mask: `(B, *grid)` bool, True where a token is valid: each image's landmarks are those of its valid tokens
+                alone, and stand where `valid` is True; the others are finite.
 
         Returns:
             `(B, H, M, D)`.
         """
         if self.sampling == "random" or self.sampling == "first":
-            return self._subset(tokens, grid)
+            return self._subset(tokens, grid, mask)
         windows = self._windows(tokens, grid)  # (B, H, y, x, ratio^2, D)
         if self.conv is None or self.norm is None or self.act is None:
-            return self._pool(windows.mean(-2)).flatten(2, -2)
+            return self._pool(windows.mean(-2), mask).flatten(2, -2)
         # windows do not overlap, so the convolution is a matrix product, whose rounding does not depend on the batch
         weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
-        return self.act(self.norm(self._pool(windows.flatten(-2) @ weight).flatten(2, -2)))
+        return self.act(self.norm(self._pool(windows.flatten(-2) @ weight, mask).flatten(2, -2)))
+
+    def valid(self, mask: Tensor) -> Tensor:
+        """Returns which landmarks are valid, `(B, M)`, for tokens with `mask (B, *grid)`."""
+        windows = self._full(mask)
+        if self.max_grid is not None:
+            windows = windows[:, : self.max_grid[0]]
+            if windows.ndim == 3:
+                windows = windows[:, :, : self.max_grid[1]]
+        windows = windows.flatten(1)
+        if self.sampling == "random" or self.sampling == "first":
+            return torch.arange(windows.shape[1], device=mask.device) < windows.sum(1, keepdim=True)
+        return windows
+
+    def _full(self, mask: Tensor) -> Tensor:
+        """Returns which windows are full."""
+        mask = mask[:, self.ratio - 1 :: self.ratio]
+        return mask[:, :, self.ratio - 1 :: self.ratio] if mask.ndim == 3 else mask
 
     def _windows(self, tokens: Tensor, grid: list[int]) -> Tensor:
         """Cuts `(B, H, N, D)` into full windows; tokens that fill none are left out, as released."""
@@ -86,30 +107,50 @@ class Landmarks(nn.Module):
             return image.unfold(2, r, r).transpose(-1, -2)
         return image.unfold(2, r, r).unfold(3, r, r).permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
 
-    def _pool(self, landmarks: Tensor) -> Tensor:
+    def _pool(self, landmarks: Tensor, mask: Tensor | None) -> Tensor:
         """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget."""
         if self.max_grid is None:
             return landmarks
+        sizes = None if mask is None else extents(self._full(mask))
         if landmarks.shape[-2] > self.max_grid[-1]:
-            landmarks = pooling_matrix(landmarks.shape[-2], self.max_grid[-1], landmarks) @ landmarks
+            landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
         if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
-            rows = pooling_matrix(landmarks.shape[-3], self.max_grid[0], landmarks)
-            landmarks = (rows @ landmarks.transpose(-2, -3)).transpose(-2, -3)
+            rows = _average(landmarks.transpose(-2, -3), self.max_grid[0], None if sizes is None else sizes[0])
+            landmarks = rows.transpose(-2, -3)
         return landmarks
 
-    def _subset(self, tokens: Tensor, grid: list[int]) -> Tensor:
+    def _subset(self, tokens: Tensor, grid: list[int], mask: Tensor | None) -> Tensor:
         count = 1
         for axis, size in enumerate(grid):
             cells = size // self.ratio
             count *= cells if self.max_grid is None else min(cells, self.max_grid[axis])
+        if mask is not None:
+            # a valid token's number in the image alone is how many come before it
+            places = self._order(mask.flatten(1).cumsum(1) - 1).masked_fill(~mask.flatten(1), torch.inf)
+            places = torch.argsort(places, stable=True)[:, None, :count, None]
+            return tokens.gather(2, places.expand(-1, tokens.shape[1], -1, tokens.shape[3]))
         places = torch.arange(tokens.shape[2], device=tokens.device)
         if self.sampling == "random":
-            # the same places for every image, call and device: multiples of a golden-ratio fraction, sorted
-            places = torch.argsort(places.double().mul(0.6180339887498949).frac(), stable=True)
+            places = torch.argsort(self._order(places), stable=True)
         return tokens[:, :, places[:count]]
 
+    def _order(self, places: Tensor) -> Tensor:
+        """Returns numbers by which to sort tokens, of which the first are taken."""
+        if self.sampling == "first":
+            return places.double()
+        # the same places for every image, call and device: multiples of a golden-ratio fraction
+        return places.double().mul(0.6180339887498949).frac()
 
-def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:
+
+def _average(landmarks: Tensor, target: int, sizes: Tensor | None) -> Tensor:
+    """Averages the axis before the last of `(B, ..., size, D)` down to `target`, in each image its first `sizes`."""
+    matrix = pooling_matrix(landmarks.shape[-2], target, landmarks, sizes)
+    if sizes is not None:
+        matrix = matrix.view([matrix.shape[0]] + [1] * (landmarks.ndim - 3) + list(matrix.shape[1:]))
+    return matrix @ landmarks
+
+
+def pooling_matrix(size: int, target: int, like: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Returns the matrix of adaptive average pooling from `size` to `target` cells.
 
     Unlike adaptive pooling it is exact when exported with a dynamic size.
@@ -118,13 +159,21 @@ def pooling_matrix(size: int, target: int, like: Tensor) -> Tensor:
         size: number of cells.
         target: number of cells wanted.
         like: gives dtype and device.
+        sizes: `(B,)`, in each image the number of cells to pool, at most `size`; no more than these are made of them.
 
     Returns:
-        `(target, size)`; rows sum to 1.
+        `(target, size)`, or `(B, target, size)` with `sizes`, each arbitrary in the rows beyond what is made; rows sum
+        to 1.
     """
     out = torch.arange(target, device=like.device).unsqueeze(1)
     place = torch.arange(size, device=like.device)
-    begin = out * size // target
-    end = ((out + 1) * size + target - 1) // target
+    if sizes is None:
+        begin = out * size // target
+        end = ((out + 1) * size + target - 1) // target
+    else:
+        cells = sizes[:, None, None]
+        wanted = cells.clamp(max=target)
+        begin = out * cells // wanted
+        end = ((out + 1) * cells + wanted - 1) // wanted
     inside = (place >= begin) & (place < end)
     return inside.to(like.dtype) / (end - begin).to(like.dtype)

@@ -1,8 +1,10 @@
 """The network that `features_only=True` returns."""
 
+import re
 from typing import TYPE_CHECKING
 
 from timm.models._features import FeatureGetterNet
+from torch import Tensor
 
 if TYPE_CHECKING:
     from softmaxfree.models.pyramid import SoftmaxFreeTransformer
@@ -16,20 +18,46 @@ class SoftmaxFreeFeatures(FeatureGetterNet):
 
     model: "SoftmaxFreeTransformer"
 
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Returns the maps of images `(B, in_chans, height, width)`, zero in the padding.
+
+        Args:
+            x: the images.
+            mask: `(B, height, width)` bool, True where a pixel is valid: a rectangle at the top left of each image.
+
+        Returns:
+            For each stage taken `(B, C, Y, X)`.
+        """
+        return self.model.forward_intermediates(x, self.out_indices, intermediates_only=True, mask=mask)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass."""
         self.model.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Returns the model's parameter groups under this module's names."""
-        groups: dict = {}
-        for name, patterns in self.model.group_matcher(coarse).items():
-            if isinstance(patterns, str):
-                groups[name] = patterns.replace("^", r"^model\.", 1)
-            else:
-                groups[name] = [(pattern.replace("^", r"^model\.", 1), *rest) for pattern, *rest in patterns]
-        return groups
+        return prefixed_groups(self.model.group_matcher(coarse), "model.")
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the weights that do not decay."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+
+def prefixed_groups(groups: dict, prefix: str) -> dict:
+    """Returns the parameter groups of a model for a module that holds the model.
+
+    Args:
+        groups: what the model's `group_matcher` returns; every pattern begins with `^`.
+        prefix: of the names of the model's weights in the module.
+
+    Returns:
+        The groups by the names in the module.
+    """
+
+    def under(pattern: str) -> str:
+        return pattern.replace("^", "^" + re.escape(prefix), 1)
+
+    return {
+        name: under(patterns) if isinstance(patterns, str) else [(under(first), *rest) for first, *rest in patterns]
+        for name, patterns in groups.items()
+    }

@@ -1,16 +1,19 @@
 """The network of SOFT and SOFT++: a pyramid of softmax-free attention."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from timm.layers import calculate_drop_path_rates, get_device_dtype, register_notrace_function, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
+from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
+from softmaxfree.models.inputs import check_image, check_mask
 from softmaxfree.models.released import checkpoint_filter_fn, require_fit
 from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
@@ -24,6 +27,10 @@ class SoftmaxFreeTransformer(nn.Module):
     Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
     `min_img_size` up.
 
+    Images of differing sizes run in one batch, padded at the bottom and right, with a mask that is True on their
+    pixels: the logits, the maps (zero in the padding) and all gradients are those of each image alone. What the padding
+    holds does not matter. In training, batch norm takes its statistics over the valid cells of the batch.
+
     Args:
         in_chans: channels of the image.
         num_classes: outputs of the head; 0: none, the pooled features are returned.
@@ -33,6 +40,8 @@ class SoftmaxFreeTransformer(nn.Module):
         embed_dims: channels of each stage.
         num_heads: heads of each stage.
         depths: blocks of each stage.
+        output_stride: stride of the last map; stages that would exceed it keep the grid of the stage before (their
+            embedding has stride 1, and no dilation).
         sr_ratios: landmarks are sampled at this stride, in tokens, in each stage.
         value_kernels: side of the value convolution of each stage, see `SoftmaxFreeAttention`.
         last_stage: `"softmax"`: as released, with a class token; `"softmax_free"`: as the other stages.
@@ -62,6 +71,7 @@ class SoftmaxFreeTransformer(nn.Module):
         embed_dims: tuple[int, ...] = (64, 128, 320, 512),
         num_heads: tuple[int, ...] = (2, 4, 10, 16),
         depths: tuple[int, ...] = (1, 2, 3, 2),
+        output_stride: Literal[8, 16, 32] = 32,
         sr_ratios: tuple[int, ...] = (8, 4, 2, 1),
         value_kernels: tuple[int, ...] = (9, 5, 3, 3),
         last_stage: Literal["softmax", "softmax_free"] = "softmax",
@@ -83,16 +93,22 @@ class SoftmaxFreeTransformer(nn.Module):
         self.normalize = normalize
         self.num_classes, self.in_chans = num_classes, in_chans
         self.last_stage = last_stage
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
         self.sr_ratios = tuple(sr_ratios)
-        self.min_img_size = _min_img_size(sr_ratios if last_stage == "softmax_free" else sr_ratios[:-1])
+        self.output_stride: int = output_stride
         self.feature_info = []
 
-        grid = to_2tuple(img_size)
+        grid, stride = to_2tuple(img_size), 1
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages: list[nn.Module] = []
         for i, dim in enumerate(embed_dims):
-            embed = downsample(embed_dims[i - 1], dim, **factory) if i else stem(in_chans, dim, **factory)
-            grid = _halve(grid) if i else _halve(_halve(grid))
+            if i == 0:
+                embed = stem(in_chans, dim, **factory)
+            else:
+                embed = downsample(embed_dims[i - 1], dim, stride=2 if stride < output_stride else 1, **factory)
+            stride *= embed.stride
+            grid = -(-grid[0] // embed.stride), -(-grid[1] // embed.stride)
             if i == len(embed_dims) - 1 and last_stage == "softmax":
                 stages.append(ClassTokenStage(embed, dim, grid, num_heads[i], rates[i], **factory))
             else:
@@ -105,8 +121,12 @@ class SoftmaxFreeTransformer(nn.Module):
                 )
                 stage = SoftmaxFreeStage(embed, dim, grid, num_heads[i], sr_ratios[i], rates[i], attention, **factory)
                 stages.append(stage)
-            self.feature_info.append({"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"})
+            self.feature_info.append({"num_chs": dim, "reduction": stride, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
+        self.min_img_size = _min_img_size(
+            sr_ratios if last_stage == "softmax_free" else sr_ratios[:-1],
+            [info["reduction"] for info in self.feature_info],
+        )
 
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.head_drop = nn.Dropout(drop_rate)
@@ -195,6 +215,7 @@ class SoftmaxFreeTransformer(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        mask: Tensor | None = None,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Returns feature maps of stages (timm's contract).
 
@@ -205,20 +226,21 @@ class SoftmaxFreeTransformer(nn.Module):
             stop_early: do not run stages behind the last one taken.
             output_fmt: must be `"NCHW"`.
             intermediates_only: do not return the final features.
+            mask: `(B, height, width)` bool, True where a pixel is valid.
 
         Returns:
-            The taken maps `(B, C, Y, X)`, and unless `intermediates_only` the final features before them.
+            The taken maps `(B, C, Y, X)`, and unless `intermediates_only` the final features before them; zero in the
+            padding.
 
         Raises:
-            ValueError: for another `output_fmt`.
+            ValueError: for another `output_fmt`, and for images and masks that the model cannot take.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        check_image(x, self.in_chans, self.min_img_size)
+        x, mask = self._check(x, mask)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
-        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
+        for i, x in enumerate(self._maps(x, mask, last + 1 if stop_early else None)):  # noqa: B020
             if i in take:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -232,47 +254,66 @@ class SoftmaxFreeTransformer(nn.Module):
         self.stages = self.stages[: last + 1]
         if pruned:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.output_stride = self.feature_info[last]["reduction"]
         if prune_head or pruned:
             self.reset_classifier(0, "")
         return take
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Returns the last map `(B, C, Y, X)`; with `global_pool="token"` its spatial mean is the class token."""
-        if not torch.jit.is_scripting():
-            check_image(x, self.in_chans, self.min_img_size)
-        return self.stages(x)
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the last map; with `global_pool="token"` its spatial mean is the class token.
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pools and classifies the map that `forward_features` returns."""
-        if self.global_pool != "":
+        Args:
+            x: images `(B, in_chans, height, width)`.
+            mask: `(B, height, width)` bool, True where a pixel is valid: a rectangle at the top left of each image.
+
+        Returns:
+            `(B, C, Y, X)`, zero in the padding.
+
+        Raises:
+            ValueError: for images and masks that the model cannot take.
+        """
+        if torch.jit.is_scripting():
+            assert mask is None, "a scripted network takes no mask"
+            return self.stages(x)
+        else:
+            x, mask = self._check(x, mask)
+            if mask is None:
+                return self.stages(x)
+            for features in self._maps(x, mask):
+                x = features
+            return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
+        """Pools, over the pixels for which `mask` is True, and classifies the map that `forward_features` returns."""
+        if self.global_pool != "" and isinstance(mask, Tensor):
+            x = valid_mean(x, mask[:, :: self.output_stride, :: self.output_stride])
+        elif self.global_pool != "":
             x = x.mean((-2, -1))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns logits `(B, num_classes)` of images `(B, in_chans, height, width)`."""
-        return self.forward_head(self.forward_features(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns logits `(B, num_classes)` of images; arguments as `forward_features` takes them."""
+        return self.forward_head(self.forward_features(x, mask), mask=mask)
+
+    def _maps(self, x: Tensor, mask: Tensor | None, num_stages: int | None = None) -> Iterator[Tensor]:
+        """Runs the stages, all for None, and yields the map of each."""
+        for stage in islice(cast(Iterable[SoftmaxFreeStage], self.stages), num_stages):
+            x, mask = stage(x, mask), at_stride(mask, stage.embed.stride)
+            yield x
+
+    def _check(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns the images with zeros in the padding, and the mask, or None if there is no padding."""
+        if not isinstance(mask, Tensor):  # None, or a proxy: torch.fx traces the network without a mask
+            return check_image(x, self.in_chans, self.min_img_size, mask), None
+        check_image(x, self.in_chans, self.min_img_size)
+        return (zero_padding(x, mask), mask) if check_mask(mask, x, self.min_img_size) else (x, None)
 
 
-@register_notrace_function
-def check_image(x: Tensor, in_chans: int, min_img_size: int) -> None:
-    """Raises ValueError unless `x` is a batch of images that the model can take."""
-    if torch.compiler.is_exporting():
-        return
-    if x.ndim != 4 or x.shape[1] != in_chans:
-        raise ValueError(f"x must be (B, {in_chans}, height, width), got {tuple(x.shape)}")
-    if min(x.shape[-2:]) < min_img_size:
-        raise ValueError(f"x must be at least {min_img_size}x{min_img_size} pixels, got {tuple(x.shape[-2:])}")
-
-
-def _halve(grid: tuple[int, int]) -> tuple[int, int]:
-    return (grid[0] + 1) // 2, (grid[1] + 1) // 2
-
-
-def _min_img_size(sr_ratios: tuple[int, ...]) -> int:
+def _min_img_size(sr_ratios: tuple[int, ...], reductions: list[int]) -> int:
     """Returns the smallest side at which each stage's grid holds one window of tokens."""
-    # a 3x3 convolution of stride 2 makes ceil(n / 2) cells of n
-    return max((ratio - 1) * 4 * 2**i + 1 for i, ratio in enumerate(sr_ratios))
+    # the grid of stride s has ceil(n / s) cells
+    return max((ratio - 1) * stride + 1 for ratio, stride in zip(sr_ratios, reductions, strict=False))
 
 
 def _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels) -> None:

@@ -3,13 +3,15 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.layers import PositionTable, SoftmaxFreeBlock
+from softmaxfree.layers import ConvEmbedding, PositionTable, SoftmaxFreeBlock
+from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 
 
 class SoftmaxFreeStage(nn.Module):
@@ -29,7 +31,7 @@ class SoftmaxFreeStage(nn.Module):
 
     def __init__(
         self,
-        embed: nn.Module,
+        embed: ConvEmbedding,
         dim: int,
         grid: tuple[int, int],
         num_heads: int,
@@ -49,17 +51,19 @@ class SoftmaxFreeStage(nn.Module):
             for rate in drop_path
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`."""
-        x = self.embed(x.contiguous(memory_format=torch.channels_last))  # so that a token is a row of memory
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`; both are zero in the padding, where `mask (B, h, w)` is False."""
+        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
-        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1])
+        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens, grid)
+                tokens = checkpoint(block, tokens, grid, mask)
             else:
-                tokens = block(tokens, grid)
-        return tokens.transpose(1, 2).unflatten(2, grid)
+                tokens = block(tokens, grid, mask)
+        x = tokens.transpose(1, 2).unflatten(2, grid)
+        return x if mask is None else zero_padding(x, mask)
 
 
 class ClassTokenStage(nn.Module):
@@ -81,7 +85,7 @@ class ClassTokenStage(nn.Module):
 
     def __init__(
         self,
-        embed: nn.Module,
+        embed: ConvEmbedding,
         dim: int,
         grid: tuple[int, int],
         num_heads: int,
@@ -104,20 +108,31 @@ class ClassTokenStage(nn.Module):
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.cls_pos, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`, normalised; centred on the class token if `center`."""
-        x = self.embed(x.contiguous(memory_format=torch.channels_last))  # so that a token is a row of memory
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`, normalised; centred on the class token if `center`.
+
+        Both are zero in the padding, where `mask (B, h, w)` is False.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
-        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1])
+        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
         cls = (self.cls_token + self.cls_pos).expand(x.shape[0], -1, -1)
         tokens = torch.cat((cls, tokens), 1)
+        keys: Tensor | None = None
+        if mask is not None:  # every token attends the class token and the valid ones
+            keys = F.pad(mask.flatten(1), (1, 0), value=1.0)[:, None, None]
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens)
+                tokens = checkpoint(block, tokens, keys)
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, keys)
         tokens = self.norm(tokens)
         patches = tokens[:, 1:]
+        if mask is not None:
+            x = zero_padding(patches.transpose(1, 2).unflatten(2, grid), mask)
+            shift = tokens[:, 0] - valid_mean(x, mask)
+            return zero_padding(x + shift[:, :, None, None], mask) if self.center else x
         if self.center:
             patches = patches - patches.mean(1, keepdim=True) + tokens[:, :1]
         return patches.transpose(1, 2).unflatten(2, grid)
