@@ -1,6 +1,16 @@
 """Data sets as LightningDataModules. Each tells `num_classes`, `class_names` and timm's `data_config`."""
 
+from softmaxfree.data.ade20k import Ade20kDataModule
+from softmaxfree.data.coco import CocoDataModule
 from softmaxfree.data.digits import DigitsDataModule
 from softmaxfree.data.folders import ImageFolderDataModule
+from softmaxfree.data.scenes import ScenesDetectionDataModule, ScenesSegmentationDataModule
 
-__all__ = ["DigitsDataModule", "ImageFolderDataModule"]
+__all__ = [
+    "Ade20kDataModule",
+    "CocoDataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+    "ScenesDetectionDataModule",
+    "ScenesSegmentationDataModule",
+]

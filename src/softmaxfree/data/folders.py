@@ -1,23 +1,20 @@
 """Labelled images in folders (ImageNet's layout), in tar files, or from any source that timm can name."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
-from softmaxfree.data.images import ReadableImages, collate_readable
-from softmaxfree.data.loaders import eval_loader, train_loader
+from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
 
 __all__ = ["ImageFolderDataModule"]
 
 _FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 
 
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(AbstractImagesDataModule):
     """Images by class, augmented as timm does.
 
     Without a `source`, `root` holds `train` and `val` (or `validation`), each with a folder of images a
@@ -76,16 +73,12 @@ class ImageFolderDataModule(LightningDataModule):
         on_error: Literal["skip", "fail"] = "fail",
         seed: int = 42,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, on_error, seed, collate_readable)
         if not len(mean) == len(std) == in_chans:
             raise ValueError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
         self.root = Path(root).expanduser()
         self.source = source
         self.source_args = source_args or {}
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.on_error = on_error
-        self.seed = seed
         self.data_config: dict[str, Any] = {
             "input_size": (in_chans, img_size, img_size),
             "mean": tuple(mean),
@@ -105,8 +98,6 @@ class ImageFolderDataModule(LightningDataModule):
             "re_prob": re_prob,
             "re_mode": re_mode,
         }
-        self._sets: dict[str, Dataset] = {}
-        self._num_unreadable = 0
 
     @property
     def num_classes(self) -> int | None:
@@ -133,52 +124,6 @@ class ImageFolderDataModule(LightningDataModule):
             raise ValueError(f"the classes of the splits differ: {_difference(names)}")
         self.class_names = names["val"]
         self._sets = {split: self._prepare(split, dataset) for split, dataset in datasets.items()}
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of the training split."""
-        return train_loader(
-            self._sets["train"],
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate_readable,
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """Return the loader of the validation split."""
-        return eval_loader(
-            self._sets["val"],
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            trainer=self.trainer,
-            collate_fn=collate_readable,
-        )
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Name the images that the loaders could not read since the last batch.
-
-        Args:
-            batch: the batch.
-            dataloader_idx: not used.
-
-        Returns:
-            The batch.
-
-        Raises:
-            ValueError: there is an unreadable image and `on_error` is "fail", or a whole batch is unreadable.
-        """
-        sets = [s for s in self._sets.values() if isinstance(s, ReadableImages)]
-        count = sum(int(s.unreadable.sum()) for s in sets)
-        if count > self._num_unreadable:
-            self._num_unreadable = count
-            names = [s.explain(i) for s in sets for i in s.unreadable.nonzero().flatten().tolist()]
-            if self.on_error == "fail":
-                raise ValueError(f"unreadable image {names[0]}; with --data.on_error skip such images are left out")
-            warnings.warn(f"{count} unreadable images left out: {'; '.join(names)}", stacklevel=2)
-        if batch is None:
-            raise ValueError("a batch has no image that can be read")
-        return batch
 
     def _open(self, split: str) -> Any:
         root = self.root if self.source else _split_folder(self.root, split)

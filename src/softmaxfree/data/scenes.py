@@ -1,0 +1,120 @@
+"""Digit scenes for detection and segmentation: real pixels without a download.
+
+The scenes are written to disk once, in the layouts of COCO and of ADE20K, and read from there as those are.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from softmaxfree.data.ade20k import Ade20kDataModule
+from softmaxfree.data.coco import CocoDataModule
+from softmaxfree.data.scenes_export import CLASS_NAMES, export_scenes
+
+__all__ = ["ScenesDetectionDataModule", "ScenesSegmentationDataModule"]
+
+
+class ScenesDetectionDataModule(CocoDataModule):
+    """Digit scenes with boxes and masks of the digits; batches are those of `CocoDataModule`.
+
+    Args:
+        root: folder of the scenes; null is one in the user's cache, named by what is in it.
+        train: number of training scenes.
+        val: number of validation scenes.
+        img_size: height and width in pixels.
+        batch_size: images a process and step.
+        num_workers: worker processes.
+        with_masks: whether targets have masks.
+        augment: whether training images are resized a little; they are never mirrored, as digits are not.
+        scenes_seed: of the set of scenes.
+        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
+        seed: seed of the run, which does not change the scenes.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: int = 1000,
+        val: int = 200,
+        img_size: int = 256,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        with_masks: bool = False,
+        augment: bool = True,
+        scenes_seed: int = 0,
+        on_error: Literal["skip", "fail"] = "skip",
+        seed: int = 42,
+    ) -> None:
+        self.scenes = {"train": train, "val": val, "img_size": img_size, "seed": scenes_seed}
+        super().__init__(
+            root or _cache_folder(self.scenes),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            with_masks=with_masks,
+            augment=augment,
+            hflip=0,
+            min_size=[img_size * eighths // 8 for eighths in (7, 8, 9)],
+            max_size=img_size * 9 // 8,
+            on_error=on_error,
+            seed=seed,
+        )
+        self.data_config["input_size"] = (3, img_size, img_size)
+
+    def prepare_data(self) -> None:
+        """Write the scenes, if they are not there."""
+        export_scenes(self.root, **self.scenes)
+
+
+class ScenesSegmentationDataModule(Ade20kDataModule):
+    """Digit scenes with a class for each pixel, background or digit; batches are those of `Ade20kDataModule`.
+
+    Args:
+        root: folder of the scenes; null is one in the user's cache, named by what is in it.
+        train: number of training scenes.
+        val: number of validation scenes.
+        img_size: height and width in pixels.
+        batch_size: images a process and step.
+        num_workers: worker processes.
+        augment: whether training images are resized a little and cropped; never mirrored, as digits are not.
+        scenes_seed: of the set of scenes.
+        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
+        seed: seed of the run, which does not change the scenes.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train: int = 1000,
+        val: int = 200,
+        img_size: int = 256,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        augment: bool = True,
+        scenes_seed: int = 0,
+        on_error: Literal["skip", "fail"] = "skip",
+        seed: int = 42,
+    ) -> None:
+        self.scenes = {"train": train, "val": val, "img_size": img_size, "seed": scenes_seed}
+        super().__init__(
+            root or _cache_folder(self.scenes),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            img_size=img_size,
+            num_classes=len(CLASS_NAMES),
+            augment=augment,
+            scale=(0.8, 1.25),
+            hflip=0,
+            cat_max_ratio=1,  # most of a scene is background
+            photometric=0,  # digits have all colours already
+            on_error=on_error,
+            seed=seed,
+        )
+
+    def prepare_data(self) -> None:
+        """Write the scenes, if they are not there."""
+        export_scenes(self.root, **self.scenes)
+
+
+def _cache_folder(scenes: dict[str, int]) -> str:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(cache) / "softmaxfree" / "scenes-{train}-{val}-{img_size}px-seed{seed}".format(**scenes))

@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from softmaxfree.data import Ade20kDataModule
+
+SIZE = (30, 44)
+
+
+def write_pair(root, folder, name, labels, grey=False):
+    shape = labels.shape if grey else (*labels.shape, 3)
+    # so that the tests can see whether an image and its labels stay together: bright where the label is high
+    pixels = np.broadcast_to((labels * 60).reshape(*labels.shape, *[1] * (len(shape) - 2)), shape)
+    Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(root / "images" / folder / f"{name}.jpg", quality=95)
+    Image.fromarray(labels).save(root / "annotations" / folder / f"{name}.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Labels 0 to 4 in vertical stripes; one image a split is grey."""
+    labels = np.repeat(np.arange(44, dtype=np.uint8)[None] // 9, 30, 0)
+    for folder in ("training", "validation"):
+        for kind in ("images", "annotations"):
+            (tmp_path / kind / folder).mkdir(parents=True)
+        for i in range(4):
+            write_pair(tmp_path, folder, f"ADE_{i}", labels, grey=i == 0)
+    return tmp_path
+
+
+def module(root, **arguments):
+    return Ade20kDataModule(str(root), **{"batch_size": 4, "num_workers": 0, "num_classes": 4, **arguments})
+
+
+def validate(root, **arguments):
+    data = module(root, **arguments)
+    data.setup("validate")
+    return [data.on_before_batch_transfer(batch, 0) for batch in data.val_dataloader()]
+
+
+def test_validation_batches(root):
+    images, labels = validate(root, img_size=60)[0]
+    assert [tuple(image.shape) for image in images] == [(3, 60, 88)] * 4
+    assert [tuple(label.shape) for label in labels] == [SIZE] * 4  # scores are taken at the file's size
+    assert images[0].dtype == torch.float32
+    assert 0 <= images[0].min() < images[0].max() <= 1
+    assert labels[0].dtype == torch.int64
+    assert labels[0][0].unique_consecutive().tolist() == [255, 0, 1, 2, 3]
+    assert type(images[0]) is type(labels[0]) is torch.Tensor
+    assert torch.equal(images[0][0], images[0][1])  # the grey one
+
+
+def test_zero_is_a_class_unless_reduced(root):
+    _, labels = validate(root, num_classes=5, reduce_zero_label=False)[0]
+    assert labels[0].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_labels_of_255_are_ignored(root):
+    write_pair(root, "validation", "ADE_0", np.full(SIZE, 255, np.uint8))
+    for reduce in (True, False):
+        _, labels = validate(root, num_classes=5, reduce_zero_label=reduce)[0]
+        assert (labels[0] == 255).all()
+
+
+def test_training_images_and_labels_stay_together(root):
+    data = module(root, img_size=24, photometric=0)
+    data.setup("fit")
+    shapes, mirrored = set(), set()
+    for _ in range(6):
+        for image, label in zip(*next(iter(data.train_dataloader())), strict=True):
+            assert image.shape[1:] == label.shape
+            assert max(label.shape) <= 24
+            shown = (label + 1) % 256  # the stripe's number, from its brightness
+            agree = ((image[0] * 255 / 60).round() == shown).float().mean()
+            assert agree > 0.7  # JPEG and interpolation blur the edges of narrow stripes
+            shapes.add(tuple(label.shape))
+            mirrored.add(bool(shown[0, 0] > shown[0, -1]))
+    assert (24, 24) in shapes
+    assert len(shapes) > 3  # images that a ratio below 1 makes smaller than the crop stay so
+    assert mirrored == {True, False}
+
+
+def test_a_crop_avoids_a_class_that_covers_it(root):
+    labels = np.ones(SIZE, np.uint8)
+    labels[:, 36:] = 2
+    for i in range(4):
+        write_pair(root, "training", f"ADE_{i}", labels)
+    shares = {}
+    for ratio in (0.75, 1.0):
+        data = module(root, img_size=20, scale=(1.5, 1.5), cat_max_ratio=ratio, photometric=0)
+        data.setup("fit")
+        crops = [label for _ in range(10) for label in next(iter(data.train_dataloader()))[1]]
+        shares[ratio] = np.mean([float((label == 0).float().mean()) for label in crops])
+    assert shares[0.75] < shares[1.0] - 0.05
+
+
+def test_colours_are_distorted(root):
+    data = module(root, scale=(1, 1), img_size=30, hflip=0)
+    data.setup("fit")
+    dataset = data._sets["train"]
+    colours = {tuple(dataset[1][0].mean((1, 2)).tolist()) for _ in range(8)}
+    assert len(colours) > 4
+
+
+def test_without_augmentation(root):
+    data = module(root, augment=False, img_size=60)
+    data.setup("fit")
+    images, labels = next(iter(data.train_dataloader()))
+    assert {tuple(label.shape) for label in labels} == {(60, 88)}
+    assert {tuple(image.shape) for image in images} == {(3, 60, 88)}
+
+
+def test_the_folder_above_will_do(root, tmp_path_factory):
+    above = tmp_path_factory.mktemp("above")
+    root.rename(above / "ADEChallengeData2016")
+    assert len(validate(above)[0][0]) == 4
+
+
+def test_class_names(root):
+    data = module(root)
+    data.setup("fit")
+    assert data.class_names == ("0", "1", "2", "3")
+    head = "Idx\tRatio\tTrain\tVal\tName\n"
+    rows = [f"{i}\t0.1\t20\t2\t{name}" for i, name in enumerate(("wall", "building, edifice", "sky", "tree"), 1)]
+    (root / "objectInfo150.txt").write_text(head + "\n".join(rows) + "\n")
+    data = module(root)
+    data.setup("fit")
+    assert data.class_names == ("wall", "building", "sky", "tree")
+    (root / "objectInfo150.txt").write_text(head + rows[0])
+    with pytest.raises(ValueError, match=r"objectInfo150.txt names 1 classes, data.num_classes is 4"):
+        module(root).setup("fit")
+    data = module(root, class_names=["a", "b", "c", "d"])
+    data.setup("fit")
+    assert data.class_names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match=r"data.class_names has 1 names for data.num_classes = 4"):
+        module(root, class_names=["a"])
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_labels_out_of_range(root, reduce):
+    classes = 3 if reduce else 4
+    allowed = "0 to 3"
+    with pytest.raises(
+        ValueError, match=rf"ADE_0.png has the label 4; allowed are {allowed}, .*num_classes = {classes}"
+    ):
+        validate(root, num_classes=classes, reduce_zero_label=reduce)
+
+
+def test_labels_of_another_size(root):
+    Image.fromarray(np.zeros((30, 43), np.uint8)).save(root / "annotations" / "validation" / "ADE_2.png")
+    with pytest.raises(ValueError, match=r"ADE_2.png is an array of shape \(30, 43\).* needs one of \(30, 44\)"):
+        validate(root)
+
+
+def test_labels_in_colour(root):
+    Image.new("RGB", (44, 30)).save(root / "annotations" / "validation" / "ADE_2.png")
+    with pytest.raises(ValueError, match=r"ADE_2.png is an array of shape \(30, 44, 3\)"):
+        validate(root)
+
+
+def test_lone_files(root):
+    (root / "images" / "validation" / "ADE_2.jpg").unlink()
+    with pytest.raises(ValueError, match=r"annotations/validation/ADE_2.png has no image \(1 such files\)"):
+        validate(root)
+    (root / "annotations" / "validation" / "ADE_2.png").unlink()
+    (root / "annotations" / "validation" / "ADE_3.png").unlink()
+    with pytest.raises(ValueError, match=r"images/validation/ADE_3.jpg has no labels"):
+        validate(root)
+
+
+def test_missing_folders(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data.root: there is no folder .*nowhere"):
+        module(tmp_path / "nowhere").setup("fit")
+    (root / "annotations" / "training").rename(root / "away")
+    assert len(validate(root)[0][0]) == 4  # a validation needs no training split
+    with pytest.raises(FileNotFoundError, match=r"no folder .*annotations/training"):
+        module(root).setup("fit")
+    (root / "annotations" / "training").mkdir()
+    with pytest.raises(ValueError, match=r"annotations/training has no files .png"):
+        module(root).setup("fit")
+
+
+@pytest.mark.parametrize("what", ["index_ade20k.pkl", "images/ADE", "images/training/ADE_train_1_seg.png"])
+def test_the_full_ade20k_is_refused(root, what):
+    (root / what).touch()
+    with pytest.raises(ValueError, match=r"is the full ADE20K; what is read is its benchmark SceneParse150"):
+        module(root).setup("fit")
+
+
+def test_broken_images_are_named_and_counted(root):
+    whole = (root / "images" / "validation" / "ADE_1.jpg").read_bytes()
+    (root / "images" / "validation" / "ADE_1.jpg").write_bytes(whole[:-40])
+    with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*ADE_1.jpg \(image file is truncated"):
+        images, labels = validate(root)[0]
+    assert len(images) == len(labels) == 3
+    with pytest.raises(ValueError, match=r"unreadable image .*ADE_1.jpg .*--data.on_error skip"):
+        validate(root, on_error="fail")
+
+
+def test_too_many_classes(root):
+    with pytest.raises(ValueError, match=r"data.num_classes must be from 1 to 255, got 256"):
+        module(root, num_classes=256)
