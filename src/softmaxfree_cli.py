@@ -73,6 +73,10 @@ overrides: every key of a recipe is an option, its path dotted:
 resume: the newest run goes on from its last checkpoint, in its folder:
   softmaxfree train digits --resume last
 
+detection and segmentation, on scenes of digits that need no download:
+  softmaxfree train scenes_detection
+  softmaxfree train coco_retinanet_soft_norm_tiny --data.root /data/coco
+
 several processes:
   torchrun --nproc-per-node 8 -m softmaxfree train imagenet_soft_tiny --data.root /data/imagenet
 """,
@@ -117,7 +121,7 @@ def _validate(parser: _Parser) -> None:
 
 @_command(
     "predict",
-    "tell the classes of images",
+    "tell the classes of images, or draw what is in them",
     """\
 a checkpoint is one of:
   a .ckpt of `softmaxfree train`
@@ -129,6 +133,11 @@ examples:
   softmaxfree predict three.png --checkpoint runs/digits/0/best.ckpt
   softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
   softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
+
+dense tasks take a .ckpt of `softmaxfree train`, and write each image with boxes, masks or classes drawn, and
+predictions.json, into the folder --out:
+  softmaxfree predict photos/ --task detection --checkpoint best.ckpt --out drawn
+  softmaxfree predict street.jpg --task segmentation --checkpoint best.ckpt
 """,
 )
 def _predict(parser: _Parser) -> None:
@@ -139,7 +148,16 @@ def _predict(parser: _Parser) -> None:
     add("--topk", metavar="K", type=int, default=5, help="classes an image (default: %(default)s)")
     add("--class-names", metavar="FILE", help="a text file, one class a line, in the order of the head")
     add("--format", choices=("table", "json", "csv"), default="table", help="default: %(default)s")
-    add("--out", metavar="FILE", help="write there instead of to the terminal")
+    add("--out", metavar="PATH", help="write there instead of to the terminal; a folder for dense tasks")
+    add(
+        "--task",
+        choices=("classification", "detection", "segmentation"),
+        default="classification",
+        help="default: %(default)s",
+    )
+    add(
+        "--threshold", metavar="S", type=float, default=0.5, help="score of a detection to count (default: %(default)s)"
+    )
     add(
         "--on-error",
         choices=("skip", "fail"),

@@ -91,7 +91,7 @@ def test_a_missing_file(tmp_path):
         ("--data.xyz=1", r"unknown key data.xyz; there are data.augment, data.batch_size"),
         ("--xyz.abc=1", r"unknown key xyz.abc; there are data, model, run, trainer"),
         ("--model.sched=linear", r"Expected a .*cosine.*. Got value: linear"),
-        ("--model.model_args.drop_pth=1", r"model.model_args: .*drop_pth"),
+        ("--model.model_args.drop_pth=1", r"model_args: .*drop_pth"),
         ("--model.name=soft_nanno", r"no model 'soft_nanno'; did you mean soft_nano"),
     ],
 )

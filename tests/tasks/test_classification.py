@@ -88,6 +88,20 @@ def test_the_rate_warms_up_and_falls_within_epochs():
     assert rates[3:] == pytest.approx(cosine)
 
 
+def test_the_rate_falls_at_milestones_after_a_fraction_of_an_epoch():
+    steps = Steps()
+    arguments = {"sched": "multistep", "decay_milestones": [1, 2], "decay_rate": 0.1, "warmup_epochs": 1 / 3}
+    fit(task(lr=1e-2, warmup_lr=1e-3, **arguments), None, steps, max_epochs=3)
+    rates = [max(rates) for rates in steps.rates]  # 3 steps an epoch
+    assert rates == pytest.approx([1e-3] + [1e-2] * 2 + [1e-3] * 3 + [1e-4] * 3)
+
+
+def test_a_polynomial_decay():
+    steps = Steps()
+    fit(task(lr=1e-2, sched="poly", decay_rate=2.0, min_lr=0.0, warmup_epochs=0), None, steps, max_epochs=2)
+    assert [max(rates) for rates in steps.rates] == pytest.approx([1e-2 * (1 - t / 6) ** 2 for t in range(6)])
+
+
 def test_the_rate_follows_updates_not_batches():
     steps = Steps()
     fit(task(lr=1e-2, warmup_lr=1e-3), None, steps, max_epochs=2, accumulate_grad_batches=3)
@@ -233,7 +247,7 @@ def test_classes_of_model_and_data_must_agree():
 def test_an_unknown_model_or_argument():
     with pytest.raises(ValueError, match=r"no model 'soft_nanno'; did you mean soft_nano"):
         task(name="soft_nanno")
-    with pytest.raises(ValueError, match=r"model.model_args: .*drop_pathh"):
+    with pytest.raises(ValueError, match=r"model_args: .*drop_pathh"):
         task(model_args={"drop_pathh": 0.1})
 
 

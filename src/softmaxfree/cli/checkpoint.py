@@ -1,4 +1,4 @@
-"""A classifier from any kind of checkpoint."""
+"""A classifier from any kind of checkpoint, and a dense task from that of a Trainer."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,9 @@ from softmaxfree.cli.convert import arguments_for
 from softmaxfree.cli.models import find_models
 from softmaxfree.weights import read_notes, read_weights
 
-__all__ = ["Classifier", "load_classifier"]
+__all__ = ["Classifier", "LoadedTask", "load_classifier", "load_task"]
+
+_STARTED_FROM = ("pretrained", "checkpoint_path")  # weights that those of a file replace
 
 
 class Classifier(NamedTuple):
@@ -21,6 +23,46 @@ class Classifier(NamedTuple):
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str]
+
+
+class LoadedTask(NamedTuple):
+    """A LightningModule in eval mode, its kind, how its images are prepared, what its classes are called."""
+
+    task: Any
+    kind: str
+    data_config: dict[str, Any]
+    class_names: list[str]
+
+
+def load_task(checkpoint: str | None, kind: str) -> LoadedTask:
+    """Build a dense task with its weights.
+
+    Args:
+        checkpoint: a `.ckpt` of the Trainer.
+        kind: "detection" or "segmentation".
+
+    Returns:
+        The task.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is not given, cannot be read safely, or is of another task.
+    """
+    from softmaxfree.tasks import DetectionTask, SegmentationTask  # which take seconds to import
+
+    if checkpoint is None:
+        raise ValueError(f"--task {kind} needs --checkpoint, a .ckpt of `softmaxfree train`")
+    weights = read_weights(checkpoint)
+    notes = read_notes(checkpoint)
+    found = {"detection": DetectionTask, "segmentation": SegmentationTask}[kind]
+    if notes.get("task") != found.__name__:
+        raise ValueError(f"--task {kind} needs a checkpoint of such a task, but {checkpoint} is of {notes.get('task')}")
+    arguments = dict(notes["hyper_parameters"])
+    model_args = arguments["model_args"] or {}
+    arguments["model_args"] = {key: value for key, value in model_args.items() if key not in _STARTED_FROM}
+    task = found(**arguments)
+    task.model.load_state_dict(weights)
+    return LoadedTask(task.eval(), kind, notes["data_config"], [str(name) for name in notes["class_names"]])
 
 
 def load_classifier(checkpoint: str | None, model: str | None) -> Classifier:
@@ -77,14 +119,15 @@ def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
     if "architecture" in notes:
         return notes["architecture"], json.loads(notes.get("model_args", "{}"))
     if task := notes.get("hyper_parameters"):
+        if notes.get("task") != "ClassificationTask":
+            raise ValueError(f"{checkpoint} is of {notes.get('task')}: give --task detection or --task segmentation")
         overlay = {**notes.get("data_config", {}), "label_names": notes.get("class_names")}
         arguments = {
             "num_classes": task["num_classes"],
             "pretrained_cfg_overlay": overlay,
             **(task["model_args"] or {}),
         }
-        started_from = ("pretrained", "checkpoint_path")  # weights that those of the file replace
-        return task["name"], {key: value for key, value in arguments.items() if key not in started_from}
+        return task["name"], {key: value for key, value in arguments.items() if key not in _STARTED_FROM}
     return None, {}
 
 

@@ -1,4 +1,4 @@
-"""`softmaxfree predict`: the likeliest classes of images."""
+"""`softmaxfree predict`: the likeliest classes of images; dense tasks are in `predict_dense`."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
-from softmaxfree.cli.checkpoint import load_classifier
+from softmaxfree.cli.checkpoint import load_classifier, load_task
 from softmaxfree.cli.table import plain_table, print_table
 
 __all__ = ["run"]
@@ -34,8 +34,10 @@ def run(
     on_error: Literal["skip", "fail"] = "skip",
     batch_size: int = 16,
     device: str = "cpu",
+    task: Literal["classification", "detection", "segmentation"] = "classification",
+    threshold: float = 0.5,
 ) -> None:
-    """Classify images and print or write the likeliest classes of each.
+    """Classify images and print or write the likeliest classes of each; or draw what a dense task finds.
 
     Args:
         files: images, and folders that are searched for images.
@@ -44,10 +46,12 @@ def run(
         topk: number of classes an image, at most all.
         class_names: text file with a class a line; None takes the checkpoint's names, or numbers.
         format: of the result.
-        out: file to write it to; None prints it.
+        out: file to write it to; None prints it. Of a dense task a folder; None is `predictions`.
         on_error: what an unreadable image does: it is named and skipped, or ends the command.
         batch_size: images at a time.
         device: where the model runs.
+        task: what the checkpoint was trained for.
+        threshold: score from which a detection counts.
 
     Raises:
         FileNotFoundError: a file or the checkpoint is missing.
@@ -58,6 +62,13 @@ def run(
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
     images = _find_images(files)
+    if task != "classification":
+        from softmaxfree.cli.predict_dense import predict_dense
+
+        loaded = load_task(checkpoint, task)
+        _to(loaded.task, device)
+        predict_dense(images, loaded, out or "predictions", threshold, on_error)
+        return
     classifier = load_classifier(checkpoint, model)
     names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
     net = _to(classifier.model, device)

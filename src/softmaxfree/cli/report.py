@@ -1,6 +1,6 @@
-"""What remains of a run for the eye: the curve and the confusion matrix as PNG."""
+"""What remains of a run for the eye: curves and the confusion matrix as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,27 +13,26 @@ __all__ = ["plot_confusion", "plot_curve"]
 _LABELLED = 30  # classes at most for which names and counts are legible
 
 
-def plot_curve(rows: Sequence[dict[str, float]], path: str | Path) -> None:
-    """Draw losses and accuracy over the epochs.
+def plot_curve(
+    rows: Sequence[dict[str, float]], summary: Mapping[str, tuple[str, float, int]], path: str | Path
+) -> None:
+    """Draw losses and scores over the epochs.
 
     Args:
         rows: of an `EpochRecord`.
+        summary: label, factor and digits of each metric, as a task tells them.
         path: the PNG file.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
-    losses, accuracies = figure.subplots(1, 2)
-    validated = [row for row in rows if "val/loss" in row]
-    for axes, name, shown, unit in (
-        (losses, "train/loss", rows, 1),
-        (losses, "val/loss", validated, 1),
-        (accuracies, "val/top1", validated, 100),
-        (accuracies, "val/top5", validated, 100),
-    ):
-        axes.plot([row["epoch"] + 1 for row in shown], [unit * row[name] for row in shown], marker=".", label=name)
+    losses, scores = figure.subplots(1, 2)
+    for name, (label, factor, _) in {"train/loss": ("training loss", 1, 4), **summary}.items():
+        shown = [row for row in rows if name in row]
+        axes = losses if name.endswith("loss") else scores
+        axes.plot([row["epoch"] + 1 for row in shown], [factor * row[name] for row in shown], marker=".", label=label)
     losses.set(xlabel="epoch", ylabel="loss", yscale="log")
-    accuracies.set(xlabel="epoch", ylabel="accuracy (%)")
-    for axes in (losses, accuracies):
-        axes.legend()
+    scores.set(xlabel="epoch", ylim=(0, 100))
+    for axes in (losses, scores):
+        axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     _save(figure, path)
 

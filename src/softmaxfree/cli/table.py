@@ -1,9 +1,10 @@
 """Tables on the terminal, in text and in Markdown."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["markdown_table", "plain_table", "print_table"]
+__all__ = ["markdown_table", "plain_table", "print_table", "summary_rows"]
 
 _Rows = Sequence[Sequence[str]]
 
@@ -38,6 +39,11 @@ def markdown_table(columns: Sequence[str], rows: _Rows) -> str:
     head, *body = _aligned(columns, rows)
     rule = ["-" * (len(cell) - right) + ":" * right for cell, right in zip(head, _numeric(rows), strict=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+
+
+def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return what a task's summary says of metrics: labels and values."""
+    return [(label, f"{factor * metrics[key]:.{digits}f}") for key, (label, factor, digits) in task.summary.items()]
 
 
 def _aligned(columns: Sequence[str], rows: _Rows) -> list[list[str]]:

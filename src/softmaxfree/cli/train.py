@@ -9,9 +9,11 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.draw import draw_samples
 from softmaxfree.cli.recipe import Job, create_trainer, load_job
 from softmaxfree.cli.report import plot_confusion, plot_curve
-from softmaxfree.cli.table import print_table
+from softmaxfree.cli.table import print_table, summary_rows
+from softmaxfree.tasks import ClassificationTask
 from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, load_weights
 from softmaxfree.tasks.pretrained import save_pretrained
@@ -23,8 +25,8 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
     """Train, and leave in a numbered folder of `out` all that the run is worth.
 
     That is: `config.yaml` (the recipe with every default), `best.ckpt` and `last.ckpt`, `metrics.csv`, a
-    TensorBoard log, `curve.png`, `confusion_matrix.png`, and in `best/` the best weights for
-    `timm.create_model("local-dir:...", pretrained=True)`.
+    TensorBoard log and `curve.png`; of a classifier `confusion_matrix.png`, and in `best/` the best weights for
+    `timm.create_model("local-dir:...", pretrained=True)`; of a dense task `predictions.png`.
 
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
@@ -83,7 +85,7 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     best = ModelCheckpoint(
         run_dir,
         "best",
-        monitor="val/top1",
+        monitor=job.task.monitor,
         mode="max",
         every_n_epochs=arguments["check_val_every_n_epoch"] or 1,
         save_on_train_epoch_end=True,
@@ -115,20 +117,22 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     best = run_dir / "best.ckpt"
     trainer.loggers = []  # which hold the epochs alone
     metrics = trainer.validate(job.task, datamodule=job.data, ckpt_path=best, verbose=False, weights_only=True)[0]
-    confusion = job.task.confusion.compute()  # by all processes together
+    classifier = isinstance(job.task, ClassificationTask)
+    confusion = job.task.confusion.compute() if classifier else None  # by all processes together
     if not trainer.is_global_zero:
         return
-    model = type(job.task)(**job.task.hparams).model  # whole, where the task's own may be sharded
-    load_weights(model, best)
-    save_pretrained(model, run_dir / "best", job.data.data_config, job.data.class_names)
-    plot_curve(epochs, run_dir / "curve.png")
-    plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
-    parameters = sum(p.numel() for p in model.parameters())
-    best_row = max(epochs, key=lambda row: row.get("val/top1", -1))
+    whole = type(job.task)(**job.task.hparams)  # where the task's own model may be sharded
+    load_weights(whole.model, best)
+    plot_curve(epochs, job.task.summary, run_dir / "curve.png")
+    if confusion is not None:
+        save_pretrained(whole.model, run_dir / "best", job.data.data_config, job.data.class_names)
+        plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
+    else:
+        draw_samples(whole, job.data, run_dir / "predictions.png")
+    parameters = sum(p.numel() for p in whole.model.parameters())
+    best_row = max(epochs, key=lambda row: row.get(job.task.monitor, -1))
     rows = [
-        ("top-1 (%)", f"{100 * metrics['val/top1']:.2f}"),
-        ("top-5 (%)", f"{100 * metrics['val/top5']:.2f}"),
-        ("validation loss", f"{metrics['val/loss']:.4f}"),
+        *summary_rows(job.task, metrics),
         ("best epoch", f"{best_row['epoch'] + 1} of {len(epochs)}"),
         ("parameters (M)", f"{parameters / 1e6:.2f}"),
         ("training time (s)", f"{seconds:.1f}"),

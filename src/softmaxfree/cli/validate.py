@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from softmaxfree.cli.recipe import create_trainer, load_job
-from softmaxfree.cli.table import print_table
+from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks.checkpoints import load_weights
 
 __all__ = ["run"]
 
 
 def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Print the metrics of a checkpoint.
+    """Print the metrics of a checkpoint, and of a dense task those of each class.
 
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file; tells model and data.
@@ -29,11 +31,13 @@ def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str
     trainer = create_trainer({**job.trainer, "logger": False, "enable_checkpointing": False})
     metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]
     if trainer.is_global_zero:
-        shown = {
-            "val/top1": ("top-1 (%)", 100, 2),
-            "val/top5": ("top-5 (%)", 100, 2),
-            "val/loss": ("loss", 1, 4),
-        }
-        rows = [(label, f"{scale * metrics[key]:.{digits}f}") for key, (label, scale, digits) in shown.items()]
-        print_table((checkpoint, "value"), rows)
+        print_table((checkpoint, "value"), summary_rows(job.task, metrics))
+        if scores := job.task.class_scores:
+            lines = zip(job.data.class_names, *(_percent(values) for values in scores.values()), strict=True)
+            print()
+            print_table(("class", *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
     return dict(metrics)
+
+
+def _percent(values: Tensor) -> list[str]:
+    return [f"{100 * value:.2f}" for value in values.tolist()]

@@ -1,6 +1,7 @@
 """Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 __all__ = ["LrScaling", "ScheduleName", "create_schedule", "epochs_done", "scaled_lr"]
 
 LrScaling = Literal["none", "linear", "sqrt"]
-ScheduleName = Literal["cosine", "tanh", "wsd", "constant"]
+ScheduleName = Literal["cosine", "tanh", "wsd", "poly", "multistep", "constant"]
 
 
 def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) -> float:
@@ -42,9 +43,11 @@ def create_schedule(
     name: ScheduleName,
     trainer: Trainer,
     *,
-    warmup_epochs: int,
+    warmup_epochs: float,
     warmup_lr: float,
     min_lr: float,
+    decay_milestones: Sequence[float] | None = None,
+    decay_rate: float = 0.1,
 ) -> Any:
     """Return a schedule of timm over the trainer's epochs; only timm's know the `lr_scale` of layer decay.
 
@@ -58,17 +61,25 @@ def create_schedule(
         warmup_epochs: length of the linear warm-up.
         warmup_lr: where it starts.
         min_lr: where the decay ends.
+        decay_milestones: epochs after which "multistep" lowers the rate.
+        decay_rate: by which factor "multistep" does; the power of "poly".
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: the trainer has no number of epochs.
+        ValueError: the trainer has no number of epochs, or "multistep" no milestones.
     """
     if not trainer.max_epochs or trainer.max_epochs < 0:
         raise ValueError("trainer.max_epochs must be given, since the learning rate follows it")
+    if name == "multistep" and not decay_milestones:
+        raise ValueError("model.decay_milestones must be given for model.sched 'multistep', such as [8, 11]")
+    in_epochs: Any = {  # whose fractions timm's types do not know
+        "warmup_epochs": warmup_epochs,
+        "decay_milestones": [epoch + 1 for epoch in decay_milestones or ()],  # timm's are one early
+    }
     schedule, _ = create_scheduler_v2(
-        optimizer, name, trainer.max_epochs, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, min_lr=min_lr
+        optimizer, name, trainer.max_epochs, warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate, **in_epochs
     )
     return schedule
 

@@ -1,0 +1,113 @@
+"""`softmaxfree predict --task detection` and `--task segmentation`: pictures and JSON."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.checkpoint import LoadedTask
+from softmaxfree.cli.draw import draw
+
+__all__ = ["predict_dense"]
+
+
+def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, threshold: float, on_error: str) -> None:
+    """Write each image with what is found in it drawn, and `predictions.json`.
+
+    Of a detector the JSON holds class, score, box (left, top, right, bottom, in pixels) and, if there is one, the mask
+    in COCO's run lengths. Of a segmenter it holds each class and its part of the image; beside the picture a PNG
+    `NAME_classes.png` holds the number of each pixel's class.
+
+    Args:
+        images: files.
+        loaded: the task.
+        out: folder to write to.
+        threshold: score from which a detection counts.
+        on_error: "skip" names and leaves out an unreadable image, "fail" stops.
+
+    Raises:
+        ValueError: no image can be read, two have one name, or one is unreadable and `on_error` is "fail".
+        OSError: a file cannot be written.
+    """
+    names = _names(images)
+    folder = Path(out)
+    task = loaded.task
+    describe = _segment if loaded.kind == "segmentation" else _detect
+    results = []
+    for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
+        try:
+            image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True).float() / 255
+        except RuntimeError as error:
+            if on_error == "fail":
+                raise ValueError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
+            tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
+            continue
+        with torch.inference_mode():
+            found, predictions = describe(task, image.to(task.device), loaded, threshold)
+        _write_png(folder / f"{names[path]}.png", draw(image, found, loaded.class_names))
+        if isinstance(found, Tensor):
+            dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32
+            _write_png(folder / f"{names[path]}_classes.png", found.to(dtype)[None].cpu())
+        height, width = image.shape[1:]
+        results.append({"file": str(path), "height": height, "width": width, "predictions": predictions})
+    if not results:
+        raise ValueError(f"none of the {len(images)} images can be read")
+    with atomic_write(folder / "predictions.json") as part:
+        part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    skipped = len(images) - len(results)
+    print(f"{len(results)} images drawn into {folder}" + (f", {skipped} skipped" if skipped else ""))
+
+
+_Described = tuple[Any, list[dict[str, Any]]]
+
+
+def _detect(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
+    found = task([image])[0]
+    keep = found["scores"] >= threshold
+    found = {key: value[keep].cpu() for key, value in found.items()}
+    predictions = []
+    for i, (label, score) in enumerate(zip(found["labels"].tolist(), found["scores"].tolist(), strict=True)):
+        box = [round(x, 2) for x in found["boxes"][i].tolist()]
+        predictions.append({"class": loaded.class_names[label], "index": label, "score": round(score, 4), "box": box})
+        if "masks" in found:
+            runs = coco_mask.encode(found["masks"][i].byte().T.contiguous().numpy().T)
+            predictions[-1]["mask"] = {"size": runs["size"], "counts": runs["counts"].decode()}
+    return found, predictions
+
+
+def _segment(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
+    resized = tv.resize(image, [min(loaded.data_config["input_size"][1:])], antialias=True)  # as in validation
+    logits = F.interpolate(task([resized])[0][None], size=image.shape[1:], mode="bilinear")[0]
+    classes = logits.argmax(0)
+    counts = classes.flatten().bincount(minlength=len(loaded.class_names))
+    parts = [
+        {"class": loaded.class_names[i], "index": i, "part": round(int(counts[i]) / classes.numel(), 5)}
+        for i in counts.argsort(descending=True).tolist()
+        if counts[i]
+    ]
+    return classes, parts
+
+
+def _names(images: Sequence[Path]) -> dict[Path, str]:
+    """What the picture of each file is called, without suffix."""
+    names: dict[str, Path] = {}
+    for path in images:
+        if path.stem in names:
+            raise ValueError(f"{names[path.stem]} and {path} would both be drawn into {path.stem}.png")
+        names[path.stem] = path
+    return {path: name for name, path in names.items()}
+
+
+def _write_png(path: Path, image: Tensor) -> None:
+    with atomic_write(path) as part:
+        tv.to_pil_image(image).save(part, "PNG")

@@ -1,0 +1,283 @@
+"""Semantic segmentation: any backbone of timm under UPerNet, Semantic FPN or a decoder of segmentation_models_pytorch.
+
+UPerNet is that of transformers (mmsegmentation's, with its auxiliary head); all else is segmentation_models_pytorch's.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from softmaxfree.models.creation import check_name
+from softmaxfree.models.features import SoftmaxFreeFeatures, prefixed_groups
+
+__all__ = ["Segmenter", "heads", "slide"]
+
+_STRIDE = 32  # images are padded to multiples of it: the coarsest stride of backbones and decoders
+_AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
+
+_Modules = tuple[nn.Module, nn.Module, nn.Module | None]  # encoder, head, auxiliary head
+
+
+def heads() -> tuple[str, ...]:
+    """Returns the names of all heads."""
+    import segmentation_models_pytorch as smp
+
+    # its DPT is for plain ViTs; its UPerNet has no auxiliary head
+    others = [name for name in smp.MODEL_ARCHITECTURES_MAPPING if name not in ("dpt", "upernet")]
+    return "upernet", "semantic_fpn", *others
+
+
+class Segmenter(nn.Module):
+    """Finds the class of each pixel: images of any sizes to logits at those sizes.
+
+    Images are normalised and padded at the bottom and right. Our backbones are told what is padding, so that it leaves
+    no trace in their features. The heads cannot be told: their convolutions, norms and pooling see padded cells. So
+    `forward` runs images together only if they are padded to one size, the next multiples of 32 of their own: an
+    image's logits are then the same alone and in any batch. `forward_train` pads all of them to the largest.
+
+    Args:
+        head: `"upernet"`, `"semantic_fpn"` (segmentation_models_pytorch's FPN), or another name of `heads()`.
+        backbone: model of timm that takes `features_only`, ours included.
+        num_classes: of the labels.
+        model_args: further arguments of the backbone, such as `pretrained` or `drop_path_rate`.
+        head_args: further arguments of the head: fields of transformers' `UperNetConfig` such as `hidden_size`, or
+            arguments of the class of segmentation_models_pytorch such as `decoder_pyramid_channels`.
+
+    Raises:
+        ValueError: there is no such head, backbone or argument.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        head: str,
+        backbone: str,
+        num_classes: int,
+        *,
+        model_args: dict[str, Any] | None = None,
+        head_args: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if head not in heads():
+            close = difflib.get_close_matches(head, heads())
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(heads())}"
+            raise ValueError(f"head: there is no head {head!r}; {hint}")
+        check_name(backbone)
+        build = _upernet if head == "upernet" else _of_smp
+        try:
+            modules = build(head, backbone, num_classes, dict(model_args or {}), dict(head_args or {}))
+        except TypeError as error:  # an argument that neither of the two has
+            raise ValueError(f"model_args or head_args of {backbone} under {head}: {error}") from error
+        self.encoder, self.head, self.auxiliary_head = modules
+        config = resolve_model_data_config(self.backbone)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
+
+    @property
+    def backbone(self) -> Any:
+        """timm's `features_only` network."""
+        return self.encoder.model
+
+    def forward(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Returns the logits of each image, which depend on no other image.
+
+        Args:
+            images: `(3, h, w)` each, in [0, 1], of any sizes from 32 up.
+
+        Returns:
+            Logits `(num_classes, h, w)`, float32, one of each image.
+
+        Raises:
+            ValueError: an image is too small or of another shape.
+        """
+        logits: list[Tensor] = [torch.empty(0)] * len(images)
+        for group in _groups_of_one_size(images):
+            batch = [images[i] for i in group]
+            for i, own in zip(group, _cropped(self.head(self._maps(batch)), batch), strict=True):
+                logits[i] = own
+        return logits
+
+    def forward_train(self, images: Sequence[Tensor] | Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns the logits of head and auxiliary head, for training: as `forward`, but all images are one batch.
+
+        Args:
+            images: as for `forward`.
+
+        Returns:
+            Two lists of logits; the second is empty where there is no auxiliary head.
+
+        Raises:
+            ValueError: an image is too small or of another shape.
+        """
+        maps = self._maps(images)
+        auxiliary = _cropped(self.auxiliary_head(maps), images) if self.auxiliary_head is not None else []
+        return _cropped(self.head(maps), images), auxiliary
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recomputes parts of the backbone in the backward pass: of ours each block."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Returns the backbone's parameter groups, for layer-wise decay; the heads follow the last one.
+
+        Args:
+            coarse: one group a stage.
+
+        Returns:
+            Patterns of names.
+
+        Raises:
+            ValueError: the backbone has none.
+        """
+        if not hasattr(self.backbone, "group_matcher"):
+            raise ValueError(f"layer_decay must be null: {type(self.backbone).__name__} does not tell its layers")
+        return prefixed_groups(self.backbone.group_matcher(coarse), "encoder.model.")
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of the backbone's weights that do not decay."""
+        names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
+        return {f"encoder.model.{name}" for name in names}
+
+    def _maps(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Feature maps of all images as one batch."""
+        self._check(images)
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        height, width = (_multiple(max(side)) for side in zip(*sizes, strict=True))
+        x = self.mean.new_zeros(len(sizes), len(self.mean), height, width)
+        mask = torch.zeros(len(sizes), height, width, dtype=torch.bool, device=x.device)
+        for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+            x[i, :, :h, :w] = (image - self.mean) / self.std
+            mask[i, :h, :w] = True
+        if set(sizes) == {(height, width)} or not isinstance(self.backbone, SoftmaxFreeFeatures):
+            return self.encoder(x)
+        stub = x.new_empty(len(x), 0, height // 2, width // 2)  # as the encoder, which takes no mask
+        return [x, stub, *self.backbone(x, mask=mask)]
+
+    def _check(self, images: Sequence[Tensor] | Tensor) -> None:
+        if not len(images):
+            raise ValueError("images must hold at least one image")
+        minimum = max(_STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
+        for i, image in enumerate(images):
+            shape = tuple(image.shape)
+            if len(shape) != 3 or shape[0] != len(self.mean) or not image.is_floating_point():
+                raise ValueError(
+                    f"images[{i}] must be float ({len(self.mean)}, height, width), got {image.dtype} {shape}"
+                )
+            if min(shape[1:]) < minimum:
+                raise ValueError(f"images[{i}] must be at least {minimum}x{minimum} pixels, got {shape[1:]}")
+
+
+def slide(
+    network: Segmenter,
+    image: Tensor,
+    window: tuple[int, int] = (512, 512),
+    stride: tuple[int, int] = (341, 341),
+    batch_size: int = 8,
+) -> Tensor:
+    """Returns logits averaged over overlapping windows, as long as an image is larger than one.
+
+    Args:
+        network: in evaluation mode.
+        image: `(3, h, w)`, in [0, 1].
+        window: height and width, pixels.
+        stride: from one window to the next, pixels; the last ones end at the border.
+        batch_size: windows at a time.
+
+    Returns:
+        Logits `(num_classes, h, w)`.
+
+    Raises:
+        ValueError: the stride is not from 1 to the window's side, which would leave gaps.
+    """
+    if not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
+        raise ValueError(f"stride must be from 1 to the window's side, {tuple(window)}, got {tuple(stride)}")
+    height, width = image.shape[-2:]
+    window = min(window[0], height), min(window[1], width)
+    corners = [
+        (top, left)
+        for top in _starts(height, window[0], stride[0])
+        for left in _starts(width, window[1], stride[1])
+    ]  # fmt: skip
+    crops = [image[:, top : top + window[0], left : left + window[1]] for top, left in corners]
+    total: Tensor | None = None
+    count = image.new_zeros(height, width)
+    for first in range(0, len(crops), batch_size):
+        for (top, left), logits in zip(corners[first:], network(crops[first : first + batch_size]), strict=False):
+            total = logits.new_zeros(len(logits), height, width) if total is None else total
+            total[:, top : top + window[0], left : left + window[1]] += logits
+            count[top : top + window[0], left : left + window[1]] += 1
+    assert total is not None
+    return total / count
+
+
+def _starts(size: int, window: int, stride: int) -> Iterator[int]:
+    steps = -(-(size - window) // stride)
+    return (min(i * stride, size - window) for i in range(steps + 1))
+
+
+def _upernet(_: str, backbone: str, num_classes: int, model_args: dict, head_args: dict) -> _Modules:
+    from segmentation_models_pytorch.encoders import TimmUniversalEncoder
+    from transformers import UperNetConfig
+    from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+
+    if unknown := [name for name in head_args if not hasattr(UperNetConfig(), name)]:
+        raise TypeError(f"UperNetConfig has no {unknown[0]!r}")
+    config = UperNetConfig(**head_args | {"num_labels": num_classes})
+    encoder = TimmUniversalEncoder(backbone, pretrained=model_args.pop("pretrained", False), **model_args)
+    channels = encoder.out_channels[-4:]
+    auxiliary = UperNetFCNHead(config, channels, in_index=_AUXILIARY_MAP) if config.use_auxiliary_head else None
+    return encoder, _OnLastMaps(UperNetHead(config, channels)), auxiliary and _OnLastMaps(auxiliary)
+
+
+class _OnLastMaps(nn.Module):
+    """Leaves out what the encoder returns before the maps of strides 4 to 32."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.head(maps[-4:])
+
+
+def _of_smp(head: str, backbone: str, num_classes: int, model_args: dict, head_args: dict) -> _Modules:
+    import segmentation_models_pytorch as smp
+
+    model = smp.create_model(
+        "fpn" if head == "semantic_fpn" else head,
+        f"tu-{backbone}",
+        encoder_weights=True if model_args.pop("pretrained", False) else None,  # False would mean True
+        classes=num_classes,
+        **model_args,
+        **head_args,
+    )
+    return model.encoder, nn.Sequential(model.decoder, model.segmentation_head), None
+
+
+def _multiple(size: int) -> int:
+    return -(-size // _STRIDE) * _STRIDE
+
+
+def _groups_of_one_size(images: Sequence[Tensor] | Tensor) -> list[list[int]]:
+    """Numbers of the images that are padded to one size."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault((_multiple(image.shape[-2]), _multiple(image.shape[-1])), []).append(i)
+    return list(groups.values())
+
+
+def _cropped(logits: Tensor, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """Each image's own part of the logits of a batch, at the resolution of the images."""
+    sizes = [image.shape[-2:] for image in images]
+    padded = [_multiple(max(side)) for side in zip(*sizes, strict=True)]
+    logits = logits.float()
+    if list(logits.shape[-2:]) != padded:
+        logits = F.interpolate(logits, size=padded, mode="bilinear")
+    return [own[:, :h, :w] for own, (h, w) in zip(logits, sizes, strict=True)]

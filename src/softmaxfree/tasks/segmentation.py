@@ -1,0 +1,146 @@
+"""Semantic segmentation with any backbone of timm."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.models.segmentation import Segmenter, slide
+from softmaxfree.tasks.training import AbstractTask
+
+__all__ = ["SegmentationTask"]
+
+Batch = tuple[list[Tensor], list[Tensor]]
+
+
+class SegmentationTask(AbstractTask):
+    """Trains a segmenter, and measures mIoU and pixel accuracy over all pixels of the data, as papers count.
+
+    Images `(3, h, w)` in [0, 1] and labels `(h, w)` come as lists. Logits are brought to the size of the label, which
+    may be that of the original image.
+
+    Args:
+        name: backbone: model of timm, ours included.
+        num_classes: of the labels.
+        head: `"upernet"`, `"semantic_fpn"` or a decoder of segmentation_models_pytorch such as `"unet"`.
+        model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
+        head_args: further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`.
+        auxiliary_weight: of the loss of the auxiliary head, where the head has one.
+        ignore_index: label of the pixels that count nowhere.
+        evaluation: whole images at once, or windows that slide over them.
+        window: height and width of the windows, pixels.
+        stride: from one window to the next, pixels.
+        grad_checkpointing: recompute the backbone in the backward pass, to save memory.
+        **kwargs: how to optimize, see `AbstractTask`.
+    """
+
+    monitor = "val/miou"
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        head: str = "upernet",
+        model_args: dict[str, Any] | None = None,
+        head_args: dict[str, Any] | None = None,
+        auxiliary_weight: float = 0.4,
+        ignore_index: int = 255,
+        evaluation: Literal["whole", "slide"] = "whole",
+        window: tuple[int, int] = (512, 512),
+        stride: tuple[int, int] = (341, 341),
+        grad_checkpointing: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.summary = {
+            "val/miou": ("mIoU (%)", 100, 2),
+            "val/pixel_accuracy": ("pixel accuracy (%)", 100, 2),
+            "val/loss": ("validation loss", 1, 4),
+        }
+        self.model: Any = Segmenter(head, name, num_classes, model_args=model_args, head_args=head_args)
+        if grad_checkpointing:
+            self.model.set_grad_checkpointing()
+        self.val_loss = MeanMetric()
+        counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
+        self.pixel_accuracy = MulticlassAccuracy(**counted, average="micro")
+        self.jaccard = MulticlassJaccardIndex(**counted, average="none", zero_division=torch.nan)
+        self.class_iou = torch.full((num_classes,), torch.nan)
+        """After a validation: IoU of each class, nan for one that is nowhere."""
+
+    @property
+    def class_scores(self) -> dict[str, Tensor]:
+        """IoU of each class after a validation; nan for a class that is nowhere."""
+        return {"IoU": self.class_iou}
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        """Return logits (num_classes, h, w) of each image (3, h, w)."""
+        if self.hparams["evaluation"] == "whole":
+            return self.model(images)
+        return [slide(self.model, image, self.hparams["window"], self.hparams["stride"]) for image in images]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch.
+
+        Args:
+            batch: images (3, h, w) and labels (h, w).
+            batch_idx: number of the batch in its epoch.
+
+        Returns:
+            The mean over all labelled pixels, a scalar.
+
+        Raises:
+            ValueError: a label is no class, or the loss is not finite.
+        """
+        images, labels = batch
+        self._check(labels)
+        logits, auxiliary = self.model.forward_train(images)
+        loss = self._loss(logits, labels)
+        if auxiliary:
+            loss = loss + self.hparams["auxiliary_weight"] * self._loss(auxiliary, labels)
+        self.log_loss(loss, batch_idx, len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch: images (3, h, w) and labels of those or other sizes."""
+        images, labels = batch
+        if not images:  # none of them could be read
+            return
+        self._check(labels)
+        for logits, label in zip(self(images), labels, strict=True):
+            if logits.shape[1:] != label.shape:
+                logits = F.interpolate(logits[None], size=label.shape, mode="bilinear")[0]
+            labelled = (label != self.hparams["ignore_index"]).sum()
+            self.val_loss.update(self._loss([logits], [label]), weight=labelled)
+            predicted = logits.argmax(0)
+            self.pixel_accuracy.update(predicted, label)
+            self.jaccard.update(predicted, label)
+        scores = {"val/loss": self.val_loss, "val/pixel_accuracy": self.pixel_accuracy}
+        self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(images))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over the classes that there are, of their IoU over all pixels."""
+        self.class_iou = self.jaccard.compute()
+        self.jaccard.reset()
+        self.log("val/miou", self.class_iou.nanmean())
+
+    def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
+        """Mean over all labelled pixels; 0 if there are none."""
+        ignored = self.hparams["ignore_index"]
+        total = sum(
+            F.cross_entropy(own[None], label[None], ignore_index=ignored, reduction="sum")
+            for own, label in zip(logits, labels, strict=True)
+        )
+        return total / sum((label != ignored).sum() for label in labels).clamp(min=1)
+
+    def _check(self, labels: list[Tensor]) -> None:
+        for label in labels:
+            wrong = (label != self.hparams["ignore_index"]) & ((label < 0) | (label >= self.hparams["num_classes"]))
+            if wrong.any():
+                raise ValueError(
+                    f"labels must be from 0 to {self.hparams['num_classes'] - 1} or {self.hparams['ignore_index']} "
+                    f"(ignored), got {label[wrong][0].item()}"
+                )

@@ -1,0 +1,186 @@
+"""What every task shares: optimizer, schedule, average of the weights, checkpoints."""
+
+from typing import Any, ClassVar
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from softmaxfree.models import SoftmaxFreeTransformer
+from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
+
+__all__ = ["AbstractTask"]
+
+
+class AbstractTask(LightningModule):
+    """Trains `self.model`, which a subclass builds by its arguments `name`, `num_classes` and `model_args`.
+
+    Args:
+        opt: optimizer, one of `timm.optim.list_optimizers()`.
+        opt_args: its further arguments, such as `betas`.
+        lr: peak learning rate.
+        lr_scaling: how `lr` follows the images an update (batch x processes x accumulated steps).
+        base_batch: images an update for which `lr` is meant.
+        weight_decay: of weights; biases, norms and what the model exempts have none.
+        layer_decay: factor on the rate from each layer to the one before it; null for one rate.
+        sched: shape of the decay, by timm.
+        warmup_epochs: length of the linear warm-up; a fraction is allowed.
+        warmup_lr: where it starts.
+        min_lr: where the decay ends.
+        decay_milestones: epochs after which "multistep" lowers the rate.
+        decay_rate: by which factor "multistep" does; the power of "poly".
+        ema_decay: of the moving average of the weights, which is validated and kept; null for none.
+    """
+
+    monitor: ClassVar[str]
+    """The metric that the best checkpoint has most of."""
+    summary: ClassVar[dict[str, tuple[str, float, int]]]
+    """Metrics of the final table, in order: label, factor and digits by key."""
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        opt: str = "adamw",
+        opt_args: dict[str, Any] | None = None,
+        lr: float = 1e-3,
+        lr_scaling: LrScaling = "none",
+        base_batch: int = 1024,
+        weight_decay: float = 0.05,
+        layer_decay: float | None = None,
+        sched: ScheduleName = "cosine",
+        warmup_epochs: float = 5,
+        warmup_lr: float = 1e-6,
+        min_lr: float = 1e-5,
+        decay_milestones: list[float] | None = None,
+        decay_rate: float = 0.1,
+        ema_decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()  # those of the subclass too
+        self.train_loss = MeanMetric()
+
+    @property
+    def class_scores(self) -> dict[str, Tensor]:
+        """Scores of each class after a validation, by what they are called; none unless a task has them."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Compare the model with the data.
+
+        Args:
+            stage: what the Trainer is about to do.
+
+        Raises:
+            ValueError: the data has another number of classes.
+        """
+        num_classes = self.hparams["num_classes"]
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if classes not in (None, num_classes):
+            raise ValueError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
+
+    def log_loss(self, loss: Tensor, batch_idx: int, num_images: int) -> None:
+        """Log the loss of a training batch, and the rate.
+
+        Args:
+            loss: a scalar.
+            batch_idx: number of the batch in its epoch.
+            num_images: of the batch.
+
+        Raises:
+            ValueError: the loss is not finite.
+        """
+        if not loss.isfinite():
+            raise ValueError(self._non_finite(loss, batch_idx))
+        self.train_loss.update(loss.detach(), weight=num_images)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        self.log("train/lr", rate, batch_size=num_images)
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=num_images)
+
+    def configure_optimizers(self) -> Any:
+        """Return optimizer and schedule of timm."""
+        h = self.hparams
+        optimizer = create_optimizer_v2(
+            self.model,
+            h["opt"],
+            lr=scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer),
+            weight_decay=h["weight_decay"],
+            layer_decay=h["layer_decay"],
+            **(h["opt_args"] or {}),
+        )
+        schedule = create_schedule(
+            optimizer,
+            h["sched"],
+            self.trainer,
+            warmup_epochs=h["warmup_epochs"],
+            warmup_lr=h["warmup_lr"],
+            min_lr=h["min_lr"],
+            decay_milestones=h["decay_milestones"],
+            decay_rate=h["decay_rate"],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Set the rates for the next update."""
+        scheduler.step(epochs_done(self.trainer))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the moving average of the weights, if there is one.
+
+        Returns:
+            One callback, or none.
+
+        Raises:
+            ValueError: the weights are sharded, where they cannot be averaged.
+        """
+        decay = self.hparams["ema_decay"]
+        if decay is None:
+            return []
+        if self._sharded():
+            raise ValueError("model.ema_decay must be null with sharded weights (trainer.strategy)")
+        return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note how images are prepared and what the classes are called, for whoever uses the weights."""
+        ours = [module for module in self.model.modules() if isinstance(module, SoftmaxFreeTransformer)]
+        if ours:  # the weights are tied to the solver, and loading released ones selects theirs
+            arguments = {**(self.hparams["model_args"] or {}), "solver": ours[0].solver.to_dict()}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "model_args": arguments}
+        checkpoint["task"] = type(self).__name__
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model; leave the schedule to the arguments of this run.
+
+        Args:
+            checkpoint: what the Trainer saved.
+
+        Raises:
+            ValueError: its weights do not fit.
+        """
+        if not self._sharded():  # else the strategy has its own way
+            self._load_whole(checkpoint)
+        # A function of step and arguments. The saved one would ignore a new `trainer.max_epochs`.
+        checkpoint["lr_schedulers"] = []
+
+    def _sharded(self) -> bool:
+        trainer = self._trainer
+        return trainer is not None and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
+    def _load_whole(self, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"].items()
+        name = "the checkpoint of {name} with {num_classes} classes".format_map(checkpoint["hyper_parameters"])
+        load_state(self.model, {key.removeprefix("model."): weight for key, weight in weights}, name)
+
+    def _non_finite(self, loss: Tensor, batch_idx: int) -> str:
+        where = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+        kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        return f"the loss is {loss.item()} at {where}; {last}; try a lower model.lr or trainer.precision 32-true"
