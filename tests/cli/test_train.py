@@ -1,4 +1,3 @@
-import csv
 import os
 import re
 
@@ -8,12 +7,7 @@ import torch
 import yaml
 
 from softmaxfree.cli import train, validate
-from tests.cli.quick_run import overrides
-
-
-def read_csv(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from tests.cli.quick_run import overrides, read_csv
 
 
 @pytest.fixture(scope="module")

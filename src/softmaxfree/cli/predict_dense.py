@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
@@ -46,8 +46,13 @@ def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, t
     results = []
     for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
         try:
-            image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True).float() / 255
-        except RuntimeError as error:
+            with Image.open(path) as file:
+                image = tv.to_dtype(
+                    tv.to_image(ImageOps.exif_transpose(file).convert("RGB")).as_subclass(Tensor),
+                    torch.float32,
+                    scale=True,
+                )
+        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
             if on_error == "fail":
                 raise ValueError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
             tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
