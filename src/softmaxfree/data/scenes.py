@@ -9,7 +9,7 @@ from typing import Literal
 
 from softmaxfree.data.ade20k import Ade20kDataModule
 from softmaxfree.data.coco import CocoDataModule
-from softmaxfree.data.scenes_export import CLASS_NAMES, export_scenes
+from softmaxfree.data.scenes_export import CLASS_NAMES, VERSION, export_scenes
 
 __all__ = ["ScenesDetectionDataModule", "ScenesSegmentationDataModule"]
 
@@ -117,4 +117,6 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
 
 def _cache_folder(scenes: dict[str, int]) -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(cache) / "softmaxfree" / "scenes-{train}-{val}-{img_size}px-seed{seed}".format(**scenes))
+    return str(
+        Path(cache) / "softmaxfree" / f"scenes{VERSION}-{{train}}-{{val}}-{{img_size}}px-seed{{seed}}".format(**scenes)
+    )

@@ -18,7 +18,7 @@ __all__ = ["CLASS_NAMES", "export_scenes"]
 CLASS_NAMES = ("background", *"0123456789")  # of the semantic labels
 
 _MANIFEST = "scenes.json"
-_VERSION = 1  # of the look of the scenes; part of what a folder must agree with
+VERSION = 2  # of the look of the scenes; part of what a folder must agree with
 _FOLDERS = {"train": ("train2017", "training"), "val": ("val2017", "validation")}  # of COCO and of ADE20K
 
 
@@ -45,7 +45,7 @@ def export_scenes(root: str | Path, *, train: int, val: int, img_size: int = 256
     if min(train, val) < 1:
         raise ValueError(f"train and val need at least 1 scene each, got {train} and {val}")
     root = Path(root).expanduser()
-    manifest = {"version": _VERSION, "train": train, "val": val, "img_size": img_size, "seed": seed}
+    manifest = {"version": VERSION, "train": train, "val": val, "img_size": img_size, "seed": seed}
     if _is_there(root, manifest):
         return root
     rank_zero_info(f"rendering {train + val} digit scenes into {root}")

@@ -41,10 +41,11 @@ _PHOTOS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _PLAN = 256  # side in pixels of the canvas that scenes are planned on
 _EMPTY = 0.05  # part of the scenes without a digit
-_COUNT = (2, 8)
-_HEIGHT = (1 / 8, 1 / 2)  # of a digit, as part of the image's side
-_TURN = 15  # degrees, at most, to either side
+_COUNT = (4, 10)
+_HEIGHT = (1 / 8, 1 / 3)  # of a digit, as part of the image's side
+_TURN = 10  # degrees, at most, to either side
 _VISIBLE = 0.65  # of a digit at least
+_DIM = 0.6  # of a photograph's brightness: light digits stand out, in any colour
 _CONTRAST = 0.35  # of luminance between a digit and what lies under it
 _TRIES = 20  # positions for a digit; one that finds none is left away
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -101,7 +102,7 @@ def render_scene(index: int, *, split: Split = "train", img_size: int = 256, see
         seed: of the set of scenes.
 
     Returns:
-        The scene: 2 to 8 digits, or none on one of twenty. About two thirds of each digit at least are visible.
+        The scene: up to 10 digits, none on one of twenty. About two thirds of each digit at least are visible.
 
     Raises:
         ValueError: the size is below 64, where the smallest digits would be blots.
@@ -111,7 +112,7 @@ def render_scene(index: int, *, split: Split = "train", img_size: int = 256, see
     rng = np.random.default_rng([seed, split == "val", index])
     photo, box = _background(split, rng)
     plan = _plan(split, photo, box, rng)
-    canvas = np.asarray(photo.resize((img_size, img_size), Image.Resampling.BICUBIC, box), np.float32) / 255
+    canvas = np.asarray(photo.resize((img_size, img_size), Image.Resampling.BICUBIC, box), np.float32) * (_DIM / 255)
     masks = np.zeros((len(plan), img_size, img_size), np.bool_)
     for i, placement in enumerate(plan):
         opacity, window = _stamp(split, placement, img_size)
@@ -135,7 +136,7 @@ def _plan(
     split: Split, photo: Image.Image, box: tuple[float, float, float, float], rng: np.random.Generator
 ) -> list[_Placement]:
     count = 0 if rng.random() < _EMPTY else rng.integers(_COUNT[0], _COUNT[1] + 1)
-    small = np.asarray(photo.resize((_PLAN, _PLAN), Image.Resampling.BILINEAR, box), np.float32) / 255
+    small = np.asarray(photo.resize((_PLAN, _PLAN), Image.Resampling.BILINEAR, box), np.float32) * (_DIM / 255)
     luminance = small @ _LUMA.astype(np.float32)  # of photograph and digits so far
     masks: list[NDArray[np.bool_]] = []
     areas: list[int] = []
@@ -179,8 +180,8 @@ def _stamp(split: Split, placement: _Placement, img_size: int) -> tuple[NDArray[
 
 
 def _colour(under: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Returns a colour (3,) whose luminance differs enough from what lies under it."""
-    low, high = (under + _CONTRAST, 0.95) if under < 0.5 else (0.05, under - _CONTRAST)
+    """Returns a colour (3,) that is lighter than what lies under it, or darker where that leaves no room."""
+    low, high = (under + _CONTRAST, 0.95) if under < 0.95 - _CONTRAST else (0.05, under - _CONTRAST)
     target = rng.uniform(low, high)
     colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 1), 1))
     luminance = float(colour @ _LUMA)
