@@ -222,6 +222,7 @@ tables in DIR/README.md and the plots beside it are made again.
 
 examples:
   softmaxfree bench                               everything, on the CPU: an hour
+  softmaxfree bench model --only soft_tiny --size 4096 --forward-only
   softmaxfree bench attention --size 3136 50176 --only softmaxfree 'softmax (SDPA)'
   softmaxfree bench --device cuda --dtype bfloat16
   softmaxfree bench --explain                     which implementation runs, and why not the others
@@ -248,6 +249,7 @@ def _bench(parser: _Parser) -> None:
         default=60,
         help="leave out what is expected to take longer for one run (default: %(default)s)",
     )
+    add("--forward-only", action="store_true", help="leave out the backward pass, which needs more memory")
     add("--compile", action="store_true", help="time the contestants under torch.compile")
     add("--explain", action="store_true", help="say which implementation runs and why, and measure nothing")
     add("--report", action="store_true", help="make tables and plots from the CSVs, and measure nothing")

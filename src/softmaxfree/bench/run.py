@@ -64,6 +64,7 @@ def run(
     only: Sequence[str] = (),
     sizes: Sequence[int] = (),
     max_seconds: float = 60,
+    forward_only: bool = False,
     compiled: bool = False,
 ) -> Iterator[Row]:
     """Yields a row for each pass, shape and contestant.
@@ -78,6 +79,7 @@ def run(
         only: names of contestants; none: all.
         sizes: sizes of shapes; none: all.
         max_seconds: for one run; what smaller sizes let expect to take longer is left out.
+        forward_only: leave out the backward pass, which needs more memory.
         compiled: time each contestant under `torch.compile`.
 
     Yields:
@@ -100,7 +102,7 @@ def run(
             if not errors[name] <= allowed:
                 raise ValueError(f"{name} is wrong and not timed: error {errors[name]:.1e}, allowed {allowed:.1e}")
             benches[name] = bench
-    for what in (FORWARD, TRAIN):
+    for what in (FORWARD,) if forward_only else (FORWARD, TRAIN):
         known: dict[str, list[tuple[int, float]]] = {name: [] for name, bench in benches.items() if bench.does(what)}
         for batch, size in suite.shapes:
             if sizes and size not in sizes:

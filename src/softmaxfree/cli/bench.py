@@ -33,6 +33,7 @@ def run(
     only: Sequence[str] | None,
     sizes: Sequence[int] | None,
     max_seconds: float,
+    forward_only: bool,
     compile: bool,
     explain: bool,
     report: bool,
@@ -47,6 +48,7 @@ def run(
         only: contestants; None: all.
         sizes: sizes; None: all.
         max_seconds: leave out what is expected to take longer for one run.
+        forward_only: leave out the backward pass.
         compile: time the contestants under torch.compile.
         explain: say which implementation runs and why, and measure nothing.
         report: make tables and plots from the CSVs that are there, and measure nothing.
@@ -73,6 +75,7 @@ def run(
                 only=only or (),
                 sizes=sizes or (),
                 max_seconds=max_seconds,
+                forward_only=forward_only,
                 compiled=compile,
             ):
                 print(
@@ -131,5 +134,7 @@ def _report(folder: Path) -> None:
             ):
                 heads, lines = results.pivot(rows, what, value, relative_to)
                 text.append(f"### {title.capitalize()}\n\n{markdown_table(heads, lines)}\n")
+    if not list((folder / "results").glob("*-cuda.csv")):
+        text.append("## GPU\n\nNot measured. `softmaxfree bench --device cuda` does it.\n")
     with atomic_write(folder / "README.md") as part:
         part.write_text("\n".join(text), encoding="utf-8")
