@@ -231,7 +231,7 @@ examples:
 )
 def _bench(parser: _Parser) -> None:
     add = parser.add_argument
-    add("suites", metavar="SUITE", nargs="*", help="attention or model (default: both)")
+    add("suites", metavar="SUITE", nargs="*", help="attention, inverse or model (default: all)")
     add("--device", default="cpu", help="such as cuda (default: %(default)s)")
     add(
         "--dtype",

@@ -31,6 +31,12 @@ def test_every_attention_is_right_and_measured(name: str):
         assert row.error <= ALLOWED_ERROR
 
 
+def test_every_inverse_is_right_and_measured():
+    rows = list(bench_run.run("inverse", CPU, sizes=[49, 100]))
+    assert {row.name for row in rows} == set(registry.SUITES["inverse"].contestants)
+    assert len(rows) == 3 * 2 * 2
+
+
 @pytest.mark.parametrize("name", registry.SUITES["model"].contestants)
 def test_every_model_is_right(name: str):
     suite = registry.SUITES["model"]
@@ -131,7 +137,7 @@ def test_command_explains(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ops"], "there is nothing called 'ops' to time; choose from attention, model"),
+        (["ops"], "there is nothing called 'ops' to time; choose from attention, inverse, model"),
         (["attention", "--only", "x"], "only must be one of softmaxfree,"),
         (["attention", "--size", "5"], "size must be one of 784,"),
         (["--device", "cuda"], "device 'cuda' is not there"),

@@ -1,11 +1,13 @@
 import copy
 
 import pytest
+import timm
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from softmaxfree.models.detection import Detector
+from softmaxfree.tasks.pretrained import save_pretrained
 
 SLIM = {"fpn_channels": 32, "min_size": 64, "max_size": 200, "anchor_sizes": (8, 16, 32, 64, 128)}
 HEADS = ["retinanet", "mask_rcnn"]
@@ -219,3 +221,13 @@ def test_bad_targets(change, message):
     change(given := targets(batch))
     with pytest.raises(ValueError, match=message):
         detector("mask_rcnn")(batch, given)
+
+
+def test_the_backbone_starts_from_the_weights_of_a_classifier(tmp_path):
+    classifier = timm.create_model("soft_nano", **NANO)
+    save_pretrained(classifier, tmp_path, {"input_size": (3, 64, 64), "mean": (0.5,) * 3, "std": (0.5,) * 3}, ())
+    overlay = {"file": str(tmp_path / "model.safetensors")}
+    model = detector(model_args={**NANO, "pretrained": True, "pretrained_cfg_overlay": overlay})
+    weights = model.network.backbone.net.model.state_dict()
+    assert weights.keys() == {name for name in classifier.state_dict() if not name.startswith("head")}
+    torch.testing.assert_close(weights, {name: classifier.state_dict()[name] for name in weights}, rtol=0, atol=0)

@@ -119,9 +119,10 @@ def test_large_images_are_seen_through_windows():
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4])
-def test_the_loss_is_the_mean_over_all_labelled_pixels(weight):
+def test_the_loss_is_the_weighted_mean_over_all_labelled_pixels(weight):
     head_args = {"hidden_size": 8, "auxiliary_channels": 8}
-    module = task(head="upernet", head_args=head_args, auxiliary_weight=weight)
+    class_weights = [0.5, 1.0, 3.0]
+    module = task(head="upernet", head_args=head_args, auxiliary_weight=weight, class_weights=class_weights)
     images = [torch.rand(3, 64, 64), torch.rand(3, 40, 50)]
     labels = [torch.randint(3, image.shape[1:]) for image in images]
     labels[0][:30] = 255
@@ -129,8 +130,14 @@ def test_the_loss_is_the_mean_over_all_labelled_pixels(weight):
     loss = module.training_step((images, labels), 0)
     outputs = [torch.cat([own.flatten(1) for own in logits], 1).T for logits in module.model.forward_train(images)]
     target = torch.cat([label.flatten() for label in labels])
-    main, auxiliary = (F.cross_entropy(out, target, ignore_index=255) for out in outputs)
+    weights = torch.tensor(class_weights)
+    main, auxiliary = (F.cross_entropy(out, target, weights, ignore_index=255) for out in outputs)
     torch.testing.assert_close(loss, main + weight * auxiliary)
+
+
+def test_each_class_needs_a_weight():
+    with pytest.raises(ValueError, match=r"class_weights must have 3 entries, one for each class, got \[1.0, 2.0\]"):
+        task(class_weights=[1.0, 2.0])
 
 
 def test_a_batch_without_labels_has_no_loss():

@@ -1,6 +1,8 @@
 """What this package is timed against, as modules: an attention is called with `q, v, landmarks`."""
 
 import functools
+import os
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from softmaxfree.layers import SoftmaxFreeAttention
 from softmaxfree.models.stages import SoftmaxFreeStage
-from softmaxfree.ops import nystrom_attention
+from softmaxfree.ops import AbstractPinvSolver, dispatch, nystrom_attention, pinv
 
 
 class SoftmaxFree(nn.Module):
@@ -24,6 +26,18 @@ class Published(nn.Module):
 
     def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
         return published(q, v, landmarks)
+
+
+class Inverse(nn.Module):
+    """This package's inverse of landmark kernel matrices; `way` forces one of the ways to take Newton's steps."""
+
+    def __init__(self, solver: AbstractPinvSolver, way: str = "auto") -> None:
+        super().__init__()
+        self._solver, self._way = solver, way
+
+    def forward(self, gram: Tensor) -> Tensor:
+        with mock.patch.dict(os.environ, {dispatch.variable("newton"): self._way}):
+            return pinv(gram, self._solver)
 
 
 class FourProducts(nn.Module):

@@ -5,12 +5,15 @@ from collections.abc import Callable
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import softmaxfree.models  # noqa: F401  registers the models
 from softmaxfree.bench import peers
+from softmaxfree.ops import Cholesky, Newton, gaussian_gram
 
 _HEADS, _LANDMARKS, _WIDTH = 2, 49, 32
+_MATRICES = 40  # of soft_tiny for one image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,13 @@ def _tokens(batch: int, tokens: int) -> list[Tensor]:
     return [q, v, q[:, :, :: tokens // _LANDMARKS][:, :, :_LANDMARKS].clone()]
 
 
+def _grams(batch: int, landmarks: int) -> list[Tensor]:
+    """Returns the kernel matrices of the landmarks of a smooth map: what attention inverts."""
+    field = torch.randn(batch * _MATRICES, _WIDTH, 5)
+    points = F.interpolate(field, landmarks, mode="linear", align_corners=True).mT * _WIDTH**-0.25
+    return [gaussian_gram(points.unflatten(0, (batch, _MATRICES)))]
+
+
 def _images(batch: int, pixels: int) -> list[Tensor]:
     return [torch.randn(batch, 3, pixels, pixels)]
 
@@ -86,6 +96,21 @@ SUITES = {
             "linear, elu + 1": Contestant(lambda n: peers.EluLinear()),
             "nystrom-attention": Contestant(lambda n: peers.Nystromformer(_HEADS, _WIDTH, _LANDMARKS)),
             "performer-pytorch": Contestant(lambda n: peers.Performer(_WIDTH)),
+        },
+        whole_models=False,
+    ),
+    "inverse": Suite(
+        size="landmarks",
+        shapes=[(1, 49), (1, 100), (1, 196), (1, 256), (1, 400), (1, 784)],
+        check_size=49,
+        inputs=_grams,
+        contestants={
+            "20 Newton steps": Contestant(lambda m: peers.Inverse(Newton(), "steps")),
+            "the same on eigenvalues": Contestant(
+                lambda m: peers.Inverse(Newton(), "spectral" if m > 64 else "steps"),
+                lambda module: peers.Inverse(Newton(), "steps"),
+            ),
+            "Cholesky with ridge": Contestant(lambda m: peers.Inverse(Cholesky())),
         },
         whole_models=False,
     ),

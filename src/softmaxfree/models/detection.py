@@ -105,18 +105,16 @@ class Detector(nn.Module):
             ValueError: no images, or such as the network cannot take; no or unfit targets.
         """
         _check_images(images)
+        shift = int(self.head == "mask_rcnn")  # its class 0 is the background
         if self.training:
-            targets = self._checked(images, targets)
-        shift = 0 if self.head == "retinanet" else 1  # the background
-        if not self.training:
-            detections = self.network(images)
-            for found in detections:
-                found["labels"] = found["labels"] - shift
-                if "masks" in found:
-                    found["masks"] = found["masks"][:, 0] >= 0.5
-            return detections
-        assert targets is not None
-        return self.network(images, [{**target, "labels": target["labels"] + shift} for target in targets])
+            self._check_targets(images, targets)
+            return self.network(images, [{**target, "labels": target["labels"] + shift} for target in targets or ()])
+        detections = self.network(images)
+        for found in detections:
+            found["labels"] = found["labels"] - shift
+            if "masks" in found:
+                found["masks"] = found["masks"][:, 0] >= 0.5
+        return detections
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block of the backbone in the backward pass."""
@@ -144,7 +142,7 @@ class Detector(nn.Module):
             raise ValueError(f"layer_decay must be null: {type(net).__name__} does not tell its layers")
         return prefixed_groups(net.group_matcher(coarse), "network.backbone.net.")
 
-    def _checked(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> Sequence[dict]:
+    def _check_targets(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> None:
         needed = {"boxes", "labels"} | ({"masks"} if self.head == "mask_rcnn" else set())
         if targets is None or len(targets) != len(images):
             raise ValueError(f"targets: training needs one for each of the {len(images)} images")
@@ -154,7 +152,6 @@ class Detector(nn.Module):
             labels = target["labels"]
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise ValueError(f"targets[{i}]: labels must be in 0..{self.num_classes - 1}, got {labels.tolist()}")
-        return targets
 
 
 class _Pyramid(nn.Module):

@@ -30,6 +30,7 @@ class SegmentationTask(AbstractTask):
         model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
         head_args: further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`.
         auxiliary_weight: of the loss of the auxiliary head, where the head has one.
+        class_weights: weight of each class in the losses; null weighs all alike.
         ignore_index: label of the pixels that count nowhere.
         evaluation: whole images at once, or windows that slide over them.
         window: height and width of the windows, pixels.
@@ -40,6 +41,8 @@ class SegmentationTask(AbstractTask):
 
     monitor = "val/miou"
 
+    class_weights: Tensor
+
     def __init__(
         self,
         name: str,
@@ -48,6 +51,7 @@ class SegmentationTask(AbstractTask):
         model_args: dict[str, Any] | None = None,
         head_args: dict[str, Any] | None = None,
         auxiliary_weight: float = 0.4,
+        class_weights: list[float] | None = None,
         ignore_index: int = 255,
         evaluation: Literal["whole", "slide"] = "whole",
         window: tuple[int, int] = (512, 512),
@@ -64,6 +68,10 @@ class SegmentationTask(AbstractTask):
         self.model: Any = Segmenter(head, name, num_classes, model_args=model_args, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"class_weights must have {num_classes} entries, one for each class, got {class_weights}")
+        weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
         counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
         self.pixel_accuracy = MulticlassAccuracy(**counted, average="micro")
@@ -128,13 +136,14 @@ class SegmentationTask(AbstractTask):
         self.log("val/miou", self.class_iou.nanmean())
 
     def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
-        """Mean over all labelled pixels; 0 if there are none."""
-        ignored = self.hparams["ignore_index"]
+        """Weighted mean over all labelled pixels; 0 if there are none."""
+        ignored, weights = self.hparams["ignore_index"], self.class_weights
         total = sum(
-            F.cross_entropy(own[None], label[None], ignore_index=ignored, reduction="sum")
+            F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")
             for own, label in zip(logits, labels, strict=True)
         )
-        return total / sum((label != ignored).sum() for label in labels).clamp(min=1)
+        counted = sum(weights[label[label != ignored]].sum() for label in labels)
+        return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
     def _check(self, labels: list[Tensor]) -> None:
         for label in labels:
