@@ -75,7 +75,10 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         img_size: height and width in pixels.
         batch_size: images a process and step.
         num_workers: worker processes.
-        augment: whether training images are resized a little and cropped; never mirrored, as digits are not.
+        augment: whether training images are resized a little, cropped and distorted in colour; they are never
+            mirrored, as digits are not.
+        scale: smallest and largest ratio of a training image; from 1 up all have one size.
+        photometric: probability of each distortion of a training image's colours.
         scenes_seed: of the set of scenes.
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run, which does not change the scenes.
@@ -90,6 +93,8 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         augment: bool = True,
+        scale: tuple[float, float] = (0.8, 1.25),
+        photometric: float = 0.0,
         scenes_seed: int = 0,
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
@@ -102,10 +107,10 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
             img_size=img_size,
             num_classes=len(CLASS_NAMES),
             augment=augment,
-            scale=(0.8, 1.25),
+            scale=scale,
             hflip=0,
             cat_max_ratio=1,  # most of a scene is background
-            photometric=0,  # digits have all colours already
+            photometric=photometric,
             on_error=on_error,
             seed=seed,
         )
