@@ -2,6 +2,7 @@
 
 import functools
 import os
+from typing import Any
 from unittest import mock
 
 import torch
@@ -107,12 +108,13 @@ class PublishedModel(nn.Module):
         super().__init__()
         self.model = model
         for module in model.modules():
+            changed: Any = module
             if isinstance(module, SoftmaxFreeAttention):
-                module.forward = functools.partial(_published_layer, module)
+                changed.forward = functools.partial(_published_layer, module)
             if isinstance(module, SoftmaxFreeStage):
-                module.forward = functools.partial(_published_stage, module)
+                changed.forward = functools.partial(_published_stage, module)
             if isinstance(module, Attention):
-                module.fused_attn = False
+                changed.fused_attn = False
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
@@ -132,11 +134,12 @@ def _published_layer(layer: SoftmaxFreeAttention, x: Tensor, grid: list[int], ma
     """Computes a layer as released: a convolution of each head for landmarks, one of each channel for values."""
     q, v = (z(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for z in (layer.q, layer.v))
     q = q * layer.scale
-    sampling = layer.landmarks
+    sampling: Any = layer.landmarks
     landmarks = sampling.conv(q.transpose(-1, -2).flatten(0, 1).unflatten(-1, grid))
     landmarks = landmarks.flatten(2).unflatten(0, q.shape[:2]).transpose(-1, -2)
     out = published(q, v, sampling.act(sampling.norm(landmarks)))
     channels = v.permute(0, 3, 1, 2).flatten(0, 1).unflatten(-1, grid)  # (B D, H, Y, X)
+    assert layer.value_conv is not None
     out = out + layer.value_conv(channels).flatten(2).unflatten(0, (len(x), -1)).permute(0, 2, 3, 1)
     return layer.proj(out.transpose(1, 2).flatten(2))
 

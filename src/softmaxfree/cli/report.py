@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from softmaxfree.atomic import atomic_write
@@ -23,16 +25,19 @@ def plot_curve(
         summary: label, factor and digits of each metric, as a task tells them.
         path: the PNG file.
     """
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
+    scores.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for name, (label, factor, _) in {"train/loss": ("training loss", 1, 4), **summary}.items():
         shown = [row for row in rows if name in row]
         axes = losses if name.endswith("loss") else scores
         axes.plot([row["epoch"] + 1 for row in shown], [factor * row[name] for row in shown], marker=".", label=label)
     losses.set(xlabel="epoch", ylabel="loss", yscale="log")
     scores.set(xlabel="epoch", ylim=(0, 100))
+    losses.legend()
+    scores.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")  # beside: there may be a dozen
     for axes in (losses, scores):
-        axes.legend(fontsize="small")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     _save(figure, path)
 

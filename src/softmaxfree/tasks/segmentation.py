@@ -1,6 +1,6 @@
 """Semantic segmentation with any backbone of timm."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,11 @@ class SegmentationTask(AbstractTask):
     """
 
     monitor = "val/miou"
+    summary: ClassVar = {
+        "val/miou": ("mIoU (%)", 100, 2),
+        "val/pixel_accuracy": ("pixel accuracy (%)", 100, 2),
+        "val/loss": ("validation loss", 1, 4),
+    }
 
     class_weights: Tensor
 
@@ -60,11 +65,6 @@ class SegmentationTask(AbstractTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.summary = {
-            "val/miou": ("mIoU (%)", 100, 2),
-            "val/pixel_accuracy": ("pixel accuracy (%)", 100, 2),
-            "val/loss": ("validation loss", 1, 4),
-        }
         self.model: Any = Segmenter(head, name, num_classes, model_args=model_args, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
@@ -142,7 +142,7 @@ class SegmentationTask(AbstractTask):
             F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")
             for own, label in zip(logits, labels, strict=True)
         )
-        counted = sum(weights[label[label != ignored]].sum() for label in labels)
+        counted = torch.stack([weights[label[label != ignored]].sum() for label in labels]).sum()
         return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
     def _check(self, labels: list[Tensor]) -> None:
