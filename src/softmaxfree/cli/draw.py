@@ -26,7 +26,7 @@ def draw(image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence
     Args:
         image: `(3, h, w)`, in [0, 1].
         found: of a detector `boxes` `(n, 4)`, `labels` `(n,)` and perhaps `scores` and `masks`; or class numbers
-            `(h, w)`, of which 255 is left as it is.
+            `(h, w)`, of which 255 and a class called "background" are left as they are.
         class_names: name of each class.
 
     Returns:
@@ -34,7 +34,7 @@ def draw(image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence
     """
     image = (image.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
     if isinstance(found, Tensor):
-        classes = [int(c) for c in found.unique() if c != _IGNORED]
+        classes = [c for c in found.unique().tolist() if c != _IGNORED and class_names[c] != "background"]
         masks = torch.stack([found.cpu() == c for c in classes]) if classes else torch.zeros(0, *image.shape[1:]) > 0
         return draw_segmentation_masks(image, masks, alpha=_OPACITY, colors=_colours(classes)) if classes else image
     labels = found["labels"].tolist()
