@@ -158,12 +158,7 @@ def _predict(parser: _Parser) -> None:
     add(
         "--threshold", metavar="S", type=float, default=0.5, help="score of a detection to count (default: %(default)s)"
     )
-    add(
-        "--on-error",
-        choices=("skip", "fail"),
-        default="skip",
-        help="on an unreadable image (default: %(default)s)",
-    )
+    add("--on-error", choices=("skip", "fail"), default="skip", help="on an unreadable image (default: %(default)s)")
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (default: %(default)s)")
     add("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")
 
