@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from torchvision.ops.poolers import LevelMapper
 
 from softmaxfree.models.creation import create_model
-from softmaxfree.models.features import SoftmaxFreeFeatures, prefixed_groups
+from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
 
 __all__ = ["HEADS", "Detector"]
 
@@ -122,25 +122,11 @@ class Detector(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the backbone's weights that do not decay."""
-        exempt = getattr(self.network.backbone.net, "no_weight_decay", set)
-        return {f"network.backbone.net.{name}" for name in exempt()}
+        return backbone_no_weight_decay(self.network.backbone.net, "network.backbone.net.")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns the backbone's parameter groups, for layer-wise decay; the heads follow the last one.
-
-        Args:
-            coarse: one group a stage.
-
-        Returns:
-            Patterns of names.
-
-        Raises:
-            ValueError: the backbone has none.
-        """
-        net = self.network.backbone.net
-        if not hasattr(net, "group_matcher"):
-            raise ValueError(f"layer_decay must be null: {type(net).__name__} does not tell its layers")
-        return prefixed_groups(net.group_matcher(coarse), "network.backbone.net.")
+        """Returns the backbone's groups for layer-wise decay, or raises ValueError; the heads follow the last one."""
+        return backbone_groups(self.network.backbone.net, "network.backbone.net.", coarse)
 
     def _check_targets(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> None:
         needed = {"boxes", "labels"} | ({"masks"} if self.head == "mask_rcnn" else set())

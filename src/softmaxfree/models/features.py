@@ -1,7 +1,7 @@
 """The network that `features_only=True` returns."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from timm.models._features import FeatureGetterNet
 from torch import Tensor
@@ -41,6 +41,31 @@ class SoftmaxFreeFeatures(FeatureGetterNet):
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the weights that do not decay."""
         return {f"model.{name}" for name in self.model.no_weight_decay()}
+
+
+def backbone_groups(backbone: Any, prefix: str, coarse: bool) -> dict:
+    """Returns the parameter groups of a backbone for a network that holds it.
+
+    Args:
+        backbone: timm's `features_only` network.
+        prefix: of the names of its weights in the network.
+        coarse: one group a stage.
+
+    Returns:
+        The groups by the names in the network.
+
+    Raises:
+        ValueError: the backbone has none.
+    """
+    if not hasattr(backbone, "group_matcher"):
+        raise ValueError(f"layer_decay must be null: {type(backbone).__name__} does not tell its layers")
+    return prefixed_groups(backbone.group_matcher(coarse), prefix)
+
+
+def backbone_no_weight_decay(backbone: Any, prefix: str) -> set[str]:
+    """Returns the weights of a backbone that do not decay, by their names in a network that holds it."""
+    names = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    return {f"{prefix}{name}" for name in names}
 
 
 def prefixed_groups(groups: dict, prefix: str) -> dict:

@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from softmaxfree.models.creation import check_name
-from softmaxfree.models.features import SoftmaxFreeFeatures, prefixed_groups
+from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
 
 __all__ = ["Segmenter", "heads", "slide"]
 
@@ -125,25 +125,12 @@ class Segmenter(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns the backbone's parameter groups, for layer-wise decay; the heads follow the last one.
-
-        Args:
-            coarse: one group a stage.
-
-        Returns:
-            Patterns of names.
-
-        Raises:
-            ValueError: the backbone has none.
-        """
-        if not hasattr(self.backbone, "group_matcher"):
-            raise ValueError(f"layer_decay must be null: {type(self.backbone).__name__} does not tell its layers")
-        return prefixed_groups(self.backbone.group_matcher(coarse), "encoder.model.")
+        """Returns the backbone's groups for layer-wise decay, or raises ValueError; the heads follow the last one."""
+        return backbone_groups(self.backbone, "encoder.model.", coarse)
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the backbone's weights that do not decay."""
-        names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
-        return {f"encoder.model.{name}" for name in names}
+        return backbone_no_weight_decay(self.backbone, "encoder.model.")
 
     def _maps(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Feature maps of all images as one batch."""
