@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.atomic import atomic_write
 from softmaxfree.bench.machine import describe
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.models.detection import HEADS, Detector
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--backbones", nargs="+", default=[f"soft_norm_{s}" for s in ("tiny", "small", "medium", "large")]
     )
+    parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
     parser.add_argument("--size", nargs=2, type=int, default=(800, 1333), help="height and width, pixels")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -42,7 +44,7 @@ def main() -> None:
     for row in _growth(args.growth, device) if args.growth else _steps(args, device):
         rows.append({**row, **describe(device)})
         print(row, flush=True)
-        with args.out.open("w", newline="") as file:
+        with atomic_write(args.out) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -52,9 +54,9 @@ def _steps(args: argparse.Namespace, device: torch.device) -> Any:
     height, width = args.size
     for head in args.heads:
         for backbone in args.backbones:
-            for checkpointing in (True, False):
+            for checkpointing in args.checkpointing:
                 model = Detector(head, backbone, 80).to(device)
-                model.set_grad_checkpointing(checkpointing)
+                model.set_grad_checkpointing(checkpointing == "on")
                 step = _Step(model, [(height, width)] * args.batch_size, device)
                 weights = sum(p.numel() * p.element_size() for p in model.parameters())
                 start = time.perf_counter()

@@ -21,6 +21,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 
+from softmaxfree.cli.allocator import keep_freed_memory
+
 __all__ = ["Job", "create_trainer", "load_job"]
 
 _SECTIONS = ("run", "model", "data", "trainer")
@@ -64,6 +66,8 @@ def load_job(recipe: str, overrides: Sequence[str]) -> Job:
     seed_everything(config.run.seed, workers=True, verbose=False)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    if config.run.keep_memory:
+        keep_freed_memory()
     built = parser.instantiate(config)
     del config["recipe"]
     names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}
@@ -103,6 +107,7 @@ def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) 
     parser.add_argument("--recipe", action="config")
     parser.add_argument("--run.seed", type=int, default=42)
     parser.add_argument("--run.threads", type=PositiveInt | None, default=None)  # None: as many as torch takes
+    parser.add_argument("--run.keep_memory", type=bool, default=False)  # do not return it to the system
     parser.add_class_arguments(task, "model")
     parser.add_class_arguments(datamodule, "data")
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
