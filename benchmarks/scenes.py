@@ -26,7 +26,7 @@ METRICS = {
     "pixel_accuracy": "val/pixel_accuracy",
 }
 TARGETS = {"RetinaNet": ("box_ap50", 80), "Mask R-CNN": ("mask_ap50", 75), "segmentation": ("miou", 75)}
-HEADS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN"}
+HEADS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN", "upernet": "UPerNet"}
 
 
 def main() -> None:
