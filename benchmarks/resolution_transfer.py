@@ -3,7 +3,7 @@
     python benchmarks/resolution_transfer.py runs/normalized/0/best.ckpt runs/plain/0/best.ckpt
 
 Each checkpoint is scored on the same digit scenes at several sizes: rendered at that size, and the 256x256 images
-enlarged to it. Writes benchmarks/resolution_transfer.csv and docs/resolution_transfer.png.
+enlarged to it. Writes benchmarks/resolution-transfer-cpu.csv and docs/resolution_transfer.png.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
             if size != TRAINED_AT:
                 loader = scenes(TRAINED_AT, arguments.val, enlarged_to=size)
                 rows.append(score(task, "enlarged", size, loader))
-    with atomic_write(ROOT / "benchmarks" / "resolution_transfer.csv") as part, part.open("w", newline="") as file:
+    with atomic_write(ROOT / "benchmarks" / "resolution-transfer-cpu.csv") as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
