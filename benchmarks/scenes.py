@@ -71,7 +71,7 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw the score of each epoch over the seconds of training, a panel for each task."""
+    """Draw the score of each epoch over the images of training, a panel for each task."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.8), layout="constrained")
@@ -79,13 +79,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         ours = [row for row in rows if row["head"] == task or (task == "segmentation" and row["miou"] != "")]
         for name, normalize in dict.fromkeys((row["backbone"], row["normalize"]) for row in ours):
             curve = [row for row in ours if (row["backbone"], row["normalize"]) == (name, normalize)]
-            seconds = torch.tensor([float(row["seconds"]) for row in curve]).cumsum(0).tolist()
-            scored = [(s, 100 * float(row[metric])) for s, row in zip(seconds, curve, strict=True) if row[metric]]
+            scored = [(int(row["step"]) * row["batch_size"], 100 * float(row[metric])) for row in curve if row[metric]]
             label = f"{name}, not normalised" if normalize is False else name
             axes.plot(*zip(*scored, strict=True), "o-", label=f"{label} ({curve[0]['parameters_m']:.1f}M)")
         axes.axhline(target, color="grey", linestyle=":")
         names = {"box_ap50": "box AP50", "mask_ap50": "mask AP50", "miou": "mIoU"}
-        axes.set(title=f"{ours[0]['head']}: {names[metric]}, %", xlabel="seconds of training and validation")
+        axes.set(title=f"{ours[0]['head']}: {names[metric]}, %", xlabel="images seen in training")
         axes.set(xlim=(0, None), ylim=(0, 100))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
