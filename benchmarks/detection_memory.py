@@ -6,7 +6,6 @@ Examples:
 """
 
 import argparse
-import csv
 import gc
 import random
 import time
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 import softmaxfree  # noqa: F401  registers the models
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_csv
 from softmaxfree.bench.machine import describe
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.models.detection import HEADS, Detector
@@ -44,10 +43,7 @@ def main() -> None:
     for row in _growth(args.growth, device) if args.growth else _steps(args, device):
         rows.append({**row, **describe(device)})
         print(row, flush=True)
-        with atomic_write(args.out) as part, part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.out, rows)
 
 
 def _steps(args: argparse.Namespace, device: torch.device) -> Any:

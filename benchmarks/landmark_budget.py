@@ -5,7 +5,6 @@
 A photograph at 896x896, random weights. Writes benchmarks/landmark-budget-cpu.csv.
 """
 
-import csv
 from pathlib import Path
 
 import timm
@@ -14,7 +13,7 @@ from skimage import data
 from torchvision.transforms.v2 import functional as tv
 
 import softmaxfree  # noqa: F401  registers the models
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_csv
 from softmaxfree.bench.machine import describe
 
 SIZE = 896
@@ -37,10 +36,7 @@ def main() -> None:
             rows.append({"model": name, "size": SIZE, "stage": i + 1, "relative_difference": round(difference, 4)})
             print(rows[-1], flush=True)
     about = describe(torch.device("cpu"))
-    with atomic_write(Path(__file__).parent / "landmark-budget-cpu.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **about} for row in rows)
+    write_csv(Path(__file__).parent / "landmark-budget-cpu.csv", [{**row, **about} for row in rows])
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ Writes benchmarks/landmark-budget-digits-cpu.csv.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import timm
 import torch
 
 import softmaxfree  # noqa: F401  registers the models
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_csv
 from softmaxfree.bench.machine import describe
 from softmaxfree.data import DigitsDataModule
 
@@ -37,14 +36,11 @@ def main() -> None:
         model = timm.create_model(f"local-dir:{weights}", pretrained=True, landmark_grid=(side, side)).eval()
         with torch.inference_mode():
             right = torch.cat([(model(images).argmax(1) == labels) for images, labels in data.val_dataloader()])
-        accuracy = right.float().mean().item()
+        accuracy = round(right.float().mean().item(), 4)
         rows.append({"size": SIZE, "landmarks": side**2, "digits": len(right), "top1": accuracy})
         print(rows[-1], flush=True)
     about = describe(torch.device("cpu"))
-    with atomic_write(Path(__file__).parent / "landmark-budget-digits-cpu.csv") as part, part.open("w") as file:
-        writer = csv.DictWriter(file, [*rows[0], *about], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "top1": round(row["top1"], 4), **about} for row in rows)
+    write_csv(Path(__file__).parent / "landmark-budget-digits-cpu.csv", [{**row, **about} for row in rows])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ enlarged to it. Writes benchmarks/resolution-transfer-cpu.csv and docs/resolutio
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.bench.machine import describe
 from softmaxfree.cli.recipe import create_trainer
 from softmaxfree.data import ScenesSegmentationDataModule
@@ -41,10 +40,7 @@ def main() -> None:
             if size != TRAINED_AT:
                 loader = scenes(TRAINED_AT, arguments.val, enlarged_to=size)
                 rows.append(score(task, "enlarged", size, loader))
-    with atomic_write(ROOT / "benchmarks" / "resolution-transfer-cpu.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(ROOT / "benchmarks" / "resolution-transfer-cpu.csv", rows)
     draw(rows, ROOT / "docs" / "resolution_transfer.png")
 
 

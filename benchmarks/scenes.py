@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.bench.machine import describe
 
 ROOT = Path(__file__).parents[1]
@@ -34,10 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, ours first")
     rows = [row for run in parser.parse_args().runs for row in epochs(run)]
-    with atomic_write(ROOT / "benchmarks" / "scenes-cpu.csv") as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(ROOT / "benchmarks" / "scenes-cpu.csv", rows)
     draw(rows, ROOT / "docs" / "scenes_curves.png")
 
 

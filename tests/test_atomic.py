@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_csv
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -47,3 +47,8 @@ def test_a_missing_folder_is_made_and_a_forbidden_one_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError), atomic_write(Path(tmp_path, "file", "table.csv")):
         pass
+
+
+def test_a_table_has_a_column_for_each_key_of_any_row(tmp_path):
+    write_csv(tmp_path / "t.csv", [{"a": 1}, {"a": 2, "b": "x,y"}])
+    assert (tmp_path / "t.csv").read_bytes() == b'a,b\n1,\n2,"x,y"\n'

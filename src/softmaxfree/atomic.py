@@ -1,13 +1,15 @@
 """Files that are either whole or not there."""
 
+import csv
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "write_csv"]
 
 
 @contextmanager
@@ -42,3 +44,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise OSError(errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){before}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with a column for each key of any row; a cell whose row lacks the key is empty.
+
+    Args:
+        path: the file to write.
+        rows: of the table.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

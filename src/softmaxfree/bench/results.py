@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_csv
 from softmaxfree.bench.run import Row
 
 __all__ = ["label", "path_of", "pivot", "read", "slope", "write"]
@@ -34,10 +34,7 @@ def read(path: Path) -> list[Row]:
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes measurements; of two of the same thing the later one stays, in the place of the earlier."""
     unique = {tuple(getattr(row, key) for key in _KEY): row for row in rows}
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(_COLUMNS), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in unique.values())
+    write_csv(path, [dataclasses.asdict(row) for row in unique.values()])
 
 
 def pivot(rows: Sequence[Row], what: str, value: str, relative_to: str = "") -> tuple[list[str], list[list[str]]]:

@@ -1,7 +1,7 @@
 """The C allocator of the process."""
 
 import ctypes
-import sys
+import platform
 
 __all__ = ["keep_freed_memory"]
 
@@ -18,10 +18,7 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it took effect: False with another C library, whose own defaults stay.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt if sys.platform == "linux" else None
-    except AttributeError:  # musl
+    if platform.libc_ver()[0] != "glibc":
         return False
-    if mallopt is None:
-        return False
+    mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(*option) for option in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26)))

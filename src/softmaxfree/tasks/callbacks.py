@@ -1,6 +1,5 @@
 """What a run needs to be repeatable, and what it writes down."""
 
-import csv
 import sys
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_csv
 
 __all__ = ["EpochRecord", "EpochSeed"]
 
@@ -62,11 +61,7 @@ class EpochRecord(Callback):
         seconds = round(time.perf_counter() - self._start, 3)
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds, **metrics})
         if trainer.is_global_zero:
-            with atomic_write(self.path) as part, part.open("w", newline="") as file:
-                columns = dict.fromkeys(name for row in self.rows for name in row)
-                writer = csv.DictWriter(file, fieldnames=list(columns))
-                writer.writeheader()
-                writer.writerows(self.rows)
+            write_csv(self.path, self.rows)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s")
         sys.stdout.flush()  # so that a log file shows it at once
