@@ -1,10 +1,25 @@
-"""Triton's interpreter, made to treat bfloat16 as a GPU does."""
+"""Implementations of the Gaussian kernel in turn, and Triton's interpreter, made to treat bfloat16 as a GPU does."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+
+from softmaxfree.ops import dispatch
+
+
+@pytest.fixture(params=list(dispatch.IMPLEMENTATIONS["gaussian"]))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Makes the op run one implementation, under Triton's interpreter where it needs a GPU."""
+    module = dispatch.IMPLEMENTATIONS["gaussian"][request.param]
+    monkeypatch.setattr(module, "not_supported_reasons", lambda x, y, b: [])
+    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "gaussian", {request.param: module})
+    if request.param == "fused":
+        request.getfixturevalue("interpreter")
+    if request.param == "blocked":  # several tiles and groups of images at these small sizes
+        monkeypatch.setattr(module, "_MAX_CPU_TILE_BYTES", 1 << 15)
+    return request.param
 
 
 @pytest.fixture

@@ -2,12 +2,24 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers import assert_no_worse_than
 
 Op = Callable[..., Tensor]
+
+
+def affordable(implementation: str, n: int, m: int) -> None:
+    """Skips sizes that teach nothing new about the Triton kernel and take the interpreter long."""
+    if implementation == "fused" and (max(n, m) > 200 or (max(n, m) > 100 and min(n, m) == 1)):
+        pytest.skip("slow under the interpreter")
+
+
+def points(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 0.42) -> Tensor:
+    """Returns what a network's q / D^(1/4) looks like for D = 32."""
+    return (torch.randn(shape) * scale).to(dtype)
 
 
 def value_and_gradients(op: Op, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:

@@ -10,34 +10,11 @@ from softmaxfree.ops import dispatch, gaussian_gram, gaussian_product
 from softmaxfree.ops.gaussian import naive
 from tests.helpers import LANDMARK_COUNTS, TOKEN_COUNTS
 from tests.ops import contract
-
-
-@pytest.fixture(params=list(dispatch.IMPLEMENTATIONS["gaussian"]))
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Makes the op run one implementation, under Triton's interpreter where it needs a GPU."""
-    module = dispatch.IMPLEMENTATIONS["gaussian"][request.param]
-    monkeypatch.setattr(module, "not_supported_reasons", lambda x, y, b: [])
-    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, "gaussian", {request.param: module})
-    if request.param == "fused":
-        request.getfixturevalue("interpreter")
-    if request.param == "blocked":  # several tiles and groups of images at these small sizes
-        monkeypatch.setattr(module, "_MAX_CPU_TILE_BYTES", 1 << 15)
-    return request.param
-
-
-def affordable(implementation: str, n: int, m: int) -> None:
-    """Skips sizes that teach nothing new about the Triton kernel and take the interpreter long."""
-    if implementation == "fused" and (max(n, m) > 200 or (max(n, m) > 100 and min(n, m) == 1)):
-        pytest.skip("slow under the interpreter")
+from tests.ops.contract import affordable, points
 
 
 def definition(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
     return naive.forward(x, y, b, b.dtype)
-
-
-def points(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 0.42) -> Tensor:
-    """Returns what a network's q / D^(1/4) looks like for D = 32."""
-    return (torch.randn(shape) * scale).to(dtype)
 
 
 def case(n: int, m: int, batch=2, heads=1, d=32, e=24, dtype=torch.float32) -> tuple[list[Tensor], Tensor]:

@@ -112,16 +112,15 @@ def _flops(model: nn.Module, img_size: tuple[int, int], formulas: dict) -> dict:
     return counter.get_flop_counts()["Global"]
 
 
-def _published_product(x_shape, y_shape, b_shape, *args, out_shape=None, **kwargs) -> int:
-    """FLOPs of half of a released attention: it is called for K(l, k) v and again for K(q, l) w.
+def _published_product(x_shape, y_shape, z_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
+    """FLOPs of a released attention, but for `K(l, l)`, which is counted as a product of its own.
 
-    A head of the released code computes K(q, l) once with 3 products N M D (|q|^2, |l|^2 and q l, by matrices
-    of ones), K A+ with N M^2, K^T v and (K A+)(K^T v) with N M D each, and K(l, l) with 3 M^2 D, of which
-    2 M^2 D are counted elsewhere: as l l of ours, and as our A+ (K v), which the released code does not have.
+    A head of the released code computes K(q, l) with 3 products N M D (|q|^2, |l|^2 and q l, by matrices of
+    ones), K A+ with N M^2, K^T v and (K A+)(K^T v) with N M D each, and the squares of K(l, l) with 2 M^2 D.
     """
-    *heads, rows, width = x_shape
-    n, m = max(rows, y_shape[-2]), min(rows, y_shape[-2])
-    return prod(heads) * (5 * n * m * width + n * m * m + m * m * width)
+    *heads, n, width = x_shape
+    m = y_shape[-2]
+    return 2 * prod(heads) * (5 * n * m * width + n * m * m + 2 * m * m * width)
 
 
 def _uncounted(*args, out_shape=None, **kwargs) -> int:
@@ -129,6 +128,6 @@ def _uncounted(*args, out_shape=None, **kwargs) -> int:
 
 
 _PUBLISHED = {
-    torch.ops.softmaxfree.gaussian_product: _published_product,
+    torch.ops.softmaxfree.gaussian_tied_product: _published_product,
     torch.ops.softmaxfree.pinv: _uncounted,
 }

@@ -104,7 +104,7 @@ class SoftmaxFreeAttention(nn.Module):
             landmark_mask = self.landmarks.valid(mask)
         v = values.unflatten(-1, heads).transpose(1, 2)
         landmarks = self.landmarks(q, grid, mask).to(q.dtype)
-        out = nystrom(q, q, v, landmarks, self._solver_json, self.normalize, None, landmark_mask)
+        out = nystrom(q, None, v, landmarks, self._solver_json, self.normalize, None, landmark_mask)
         out = out.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
             out += self._convolve(values, grid)

@@ -53,12 +53,12 @@ def nystrom_attention(
         raise NotImplementedError(
             "causal=True is not possible: every landmark sees all tokens, so K(q, l) A+ K(l, k) has no causal form"
         )
-    return nystrom(q, k, v, landmarks, solver.json, normalize, mask, landmark_mask)
+    return nystrom(q, None if k is q else k, v, landmarks, solver.json, normalize, mask, landmark_mask)
 
 
 def nystrom(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     landmarks: Tensor,
     solver: str,
@@ -66,18 +66,18 @@ def nystrom(
     mask: Tensor | None,
     landmark_mask: Tensor | None,
 ) -> Tensor:
-    """`nystrom_attention` for a solver in JSON; scriptable."""
+    """`nystrom_attention` for a solver in JSON, with `k` None for keys that are the queries; scriptable."""
     if torch.jit.is_scripting():
         return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
     else:
-        _check(q, k, v, landmarks, mask, landmark_mask)
+        _check(q, q if k is None else k, v, landmarks, mask, landmark_mask)
         with full_precision(q):
             return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
 
 
 def _nystrom(
     q: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     v: Tensor,
     landmarks: Tensor,
     solver: str,
@@ -85,23 +85,29 @@ def _nystrom(
     mask: Tensor | None,
     landmark_mask: Tensor | None,
 ) -> Tensor:
-    gram = gaussian.gram(landmarks)
     if mask is not None:
         v = v.masked_fill(~mask[:, None, :, None], 0.0)
-    kv = gaussian.product(landmarks, k, v, gram.dtype)
-    if landmark_mask is not None:
-        # rows of the identity: the others' inverse, row sums and start value are those without the invalid landmarks
+    z = _middle(landmarks, solver, normalize, landmark_mask)
+    if k is None:
+        return gaussian.tied_product(q, landmarks, z, v)
+    return gaussian.product(q, landmarks, z @ gaussian.product(landmarks, k, v, z.dtype), v.dtype)
+
+
+def _middle(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
+    """Returns what stands between `K(q, l)` and `K(l, k)`: `A+` or `D^(-1/2) A+ D^(-1/2)`, 0 for invalid landmarks."""
+    gram = gaussian.gram(landmarks)
+    if landmark_mask is None:
+        z = pinv.inverse(gram, solver)
+    else:
         invalid = ~landmark_mask[:, None, :, None]
-        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        gram = torch.where(invalid | invalid.transpose(-1, -2), eye, gram)
-        kv = kv.masked_fill(invalid, 0.0)
-    scale = gram.sum(-1, keepdim=True).rsqrt() if normalize else None
-    if scale is not None:
-        kv = scale * kv
-    w = pinv.inverse(gram, solver) @ kv
-    if scale is not None:
-        w = scale * w
-    return gaussian.product(q, landmarks, w, v.dtype)
+        invalid = invalid | invalid.transpose(-1, -2)
+        # rows of the identity: the others' inverse, row sums and start value are those without the invalid landmarks
+        gram = torch.where(invalid, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), gram)
+        z = pinv.inverse(gram, solver).masked_fill(invalid, 0.0)
+    if normalize:
+        scale = gram.sum(-1, keepdim=True).rsqrt()
+        z = scale * z * scale.transpose(-1, -2)
+    return z
 
 
 def gaussian_attention(

@@ -6,7 +6,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from softmaxfree.ops import dispatch
-from softmaxfree.ops.gaussian import naive
+from softmaxfree.ops.gaussian import (
+    naive,
+    tied,  # noqa: F401  registers torch.ops.softmaxfree.gaussian_tied_product
+)
 from softmaxfree.ops.precision import full_precision, widen
 
 __all__ = ["gaussian_gram", "gaussian_product"]
@@ -46,6 +49,25 @@ def product(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     if torch.compiler.is_exporting():
         return naive.forward(x, y, b, out_dtype)
     return torch.ops.softmaxfree.gaussian_product(x, y, b, out_dtype)
+
+
+def tied_product(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> Tensor:
+    """Returns `K z K^T v` with `K` the kernel matrix of `x` and `y`: self-attention; scriptable and exportable.
+
+    Args:
+        x: points `(B, H, N, D)`.
+        y: points `(B, H, M, D)`, dtype of `x`.
+        z: matrices `(B, H, M, M)`, float32 or float64.
+        v: values `(B, H, N, E)`, dtype of `x`.
+
+    Returns:
+        `(B, H, N, E)` in the dtype of `v`.
+    """
+    if torch.jit.is_scripting():
+        return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
+    if torch.compiler.is_exporting():
+        return naive.forward(x, y, z @ naive.forward(y, x, v, z.dtype), v.dtype)
+    return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
 
 
 def gaussian_gram(landmarks: Float[Tensor, "B H M D"]) -> Float[Tensor, "B H M M"]:

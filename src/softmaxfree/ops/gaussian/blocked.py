@@ -35,21 +35,26 @@ def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     """Returns the gradients for `x`, `y` and `b`; computes the kernel again."""
     x_is_long = x.shape[-2] >= y.shape[-2]
     tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
-    long_values, short_values = (grad, b) if x_is_long else (b, grad)
     grad_b = tiles.result(b.shape, b.dtype, summed=x_is_long)
-    grad_long = tiles.result(tiles.long.shape, x.dtype, summed=False)
-    grad_short = tiles.result(tiles.short.shape, x.dtype, summed=True)
+    grads = tiles.result(tiles.long.shape, x.dtype, summed=False), tiles.result(tiles.short.shape, x.dtype, summed=True)
     for tile in tiles.walk():
         tiles.multiply(tile, grad, grad_b, onto_long=not x_is_long)
-        u, w = tiles.fold("u", short_values[tile.images]), tiles.fold("w", long_values[tile.images, :, tile.tokens])
-        s = torch.bmm(u, w.mT, out=tiles.scratch("s", tile.kernel.shape)).mul_(tile.kernel)
-        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(s, tile.long)
-        toward_long.addcmul_(s.sum(-1, keepdim=True), tile.short, value=-1)
-        toward_short = torch.bmm(s.mT, tile.short, out=tiles.scratch("kernel", tile.long.shape))
-        out = grad_long[tile.images, :, tile.tokens].flatten(0, 1)
-        torch.addcmul(toward_short, s.sum(-2).unsqueeze(-1), tile.long, value=-1, out=out)
-    grad_x, grad_y = (grad_long, grad_short) if x_is_long else (grad_short, grad_long)
+        tiles.differentiate(tile, [(grad, b) if x_is_long else (b, grad)], *grads)
+    grad_x, grad_y = grads if x_is_long else grads[::-1]
     return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_b.to(b.dtype)
+
+
+def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`; computes the kernel once."""
+    x_is_long = x.shape[-2] >= y.shape[-2]
+    tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
+    grad_v = tiles.result(v.shape, v.dtype, summed=not x_is_long)
+    grads = tiles.result(tiles.long.shape, x.dtype, summed=False), tiles.result(tiles.short.shape, x.dtype, summed=True)
+    for tile in tiles.walk():
+        tiles.multiply(tile, c, grad_v, onto_long=x_is_long)
+        tiles.differentiate(tile, [(g, w), (v, c)] if x_is_long else [(w, g), (c, v)], *grads)
+    grad_x, grad_y = grads if x_is_long else grads[::-1]
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_v.to(v.dtype)
 
 
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
@@ -109,6 +114,21 @@ class _Tiles:
             torch.bmm(tile.kernel.mT, values, out=out)
         else:
             out.copy_(torch.bmm(tile.kernel.mT, values))
+
+    def differentiate(
+        self, tile: _Tile, pairs: list[tuple[Tensor, Tensor]], grad_long: Tensor, grad_short: Tensor
+    ) -> None:
+        """Stores or adds the gradients of the sum over `pairs (l, s)` of `sum(l * K s)`; overwrites the tile."""
+        weights = self.scratch("weights", tile.kernel.shape)  # of the kernel's entries
+        for i, (long_values, short_values) in enumerate(pairs):
+            u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
+            torch.baddbmm(weights, u, w.mT, beta=min(i, 1), out=weights)
+        weights.mul_(tile.kernel)
+        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights, tile.long)
+        toward_long.addcmul_(weights.sum(-1, keepdim=True), tile.short, value=-1)
+        toward_short = torch.bmm(weights.mT, tile.short, out=self.scratch("kernel", tile.long.shape))
+        out = grad_long[tile.images, :, tile.tokens].flatten(0, 1)
+        torch.addcmul(toward_short, weights.sum(-2).unsqueeze(-1), tile.long, value=-1, out=out)
 
     def result(self, shape: tuple[int, ...], dtype: torch.dtype, summed: bool) -> Tensor:
         """Returns memory for a result; sums over tiles start at 0 and are not rounded before the last."""

@@ -30,6 +30,22 @@ def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return grad_x, grad_y, grad_b
 
 
+def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`."""
+    width = v.shape[-1]
+    if 2 * width > _MAX_WIDTH:
+        grad_v, second_x = _rows(x, v, y, c, product=v.dtype, gradient=torch.float32)
+        _, first_x = _rows(x, g, y, w, product=None, gradient=torch.float32)
+        _, second_y = _rows(y, c, x, v, product=None, gradient=torch.float32)
+        _, first_y = _rows(y, w, x, g, product=None, gradient=torch.float32)
+        return (first_x + second_x).to(x.dtype), (first_y + second_y).to(y.dtype), grad_v
+    # side by side, the values of both sums take one pass
+    gv, wc = torch.cat([g.to(c.dtype), v.to(c.dtype)], -1), torch.cat([w, c], -1)
+    product, grad_x = _rows(x, gv, y, wc, product=v.dtype, gradient=x.dtype)
+    _, grad_y = _rows(y, wc, x, gv, product=None, gradient=y.dtype)
+    return grad_x, grad_y, product[..., width:]
+
+
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
     """Returns why Triton cannot compute the product of these tensors; empty when it can."""
     reasons = gpu.not_supported_reasons(x.device)

@@ -27,11 +27,21 @@ def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     """
     k, g = kernel(x, y), widen(grad)
     s = k * (g @ widen(b).transpose(-1, -2))
-    grad_x = s @ widen(y) - s.sum(-1, keepdim=True) * widen(x)
-    s = s.transpose(-1, -2)
-    grad_y = s @ widen(x) - s.sum(-1, keepdim=True) * widen(y)
+    grad_x, grad_y = _toward(s, x, y), _toward(s.transpose(-1, -2), y, x)
     grad_b = k.transpose(-1, -2) @ g
     return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_b.to(b.dtype)
+
+
+def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`; differentiable again."""
+    k, c = kernel(x, y), widen(c)
+    s = k * (widen(g) @ widen(w).transpose(-1, -2) + widen(v) @ c.transpose(-1, -2))
+    grad_x, grad_y = _toward(s, x, y), _toward(s.transpose(-1, -2), y, x)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), (k @ c).to(v.dtype)
+
+
+def _toward(s: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return s @ widen(y) - s.sum(-1, keepdim=True) * widen(x)
 
 
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:

@@ -1,0 +1,77 @@
+"""Both kernel products of self-attention, `K z K^T v`, as one op: its gradient computes `K` twice, not three times."""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from softmaxfree.ops import dispatch
+from softmaxfree.ops.gaussian import naive
+from softmaxfree.ops.precision import full_precision
+
+
+@torch.library.custom_op("softmaxfree::gaussian_tied_product", mutates_args=())
+def _forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the result, and `K^T v` for the gradient."""
+    with full_precision(x):
+        implementation = dispatch.choose("gaussian", x, y, v)
+        kv = implementation.forward(y, x, v, z.dtype)
+        return implementation.forward(x, y, z @ kv, v.dtype), kv
+
+
+@_forward.register_fake
+def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), z.new_empty(*y.shape[:-1], v.shape[-1])
+
+
+@torch.library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
+def _backward(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
+    with full_precision(x):
+        grads = _gradients(dispatch.choose("gaussian", x, y, v), x, y, z, v, kv, grad)
+    return [grad.contiguous() for grad in grads]
+
+
+@_backward.register_fake
+def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
+    return [tensor.new_empty(tensor.shape) for tensor in (x, y, z, v)]
+
+
+def _gradients(
+    implementation: ModuleType, x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients for `x`, `y`, `z` and `v` (README.md, "Tied")."""
+    grad_w = implementation.forward(y, x, grad, z.dtype)
+    grad_kv = z.mT @ grad_w
+    grad_x, grad_y, grad_v = implementation.backward_pair(x, y, grad, z @ kv, v, grad_kv)
+    return grad_x, grad_y, grad_w @ kv.mT, grad_v
+
+
+def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _gradient(ctx, grad: Tensor, _: Tensor):
+    x, y, z, v, kv = ctx.saved_tensors
+    # grad mode is on here only when the caller asked for a graph of the gradient (second derivative)
+    if torch.is_grad_enabled():
+        with full_precision(x):
+            return _gradients(naive, x, y, z, v, naive.forward(y, x, v, z.dtype), grad)
+    return tuple(torch.ops.softmaxfree.gaussian_tied_product_backward(x, y, z, v, kv, grad))
+
+
+_forward.register_autograd(_gradient, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.softmaxfree.gaussian_tied_product)
+def _forward_flops(x_shape, y_shape, z_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
+    *batch, n, d = x_shape
+    m, e = y_shape[-2], v_shape[-1]
+    return 4 * torch.Size(batch).numel() * (n * m * (d + e) + m * m * e // 2)
+
+
+@register_flop_formula(torch.ops.softmaxfree.gaussian_tied_product_backward)
+def _backward_flops(x_shape, y_shape, z_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
+    *batch, n, d = x_shape
+    m, e = y_shape[-2], v_shape[-1]
+    return 2 * torch.Size(batch).numel() * (n * m * (4 * d + 4 * e) + 3 * m * m * e)
