@@ -48,6 +48,19 @@ def test_what_is_on_the_scenes():
     assert 0.25 < heights.max() < 0.35
 
 
+def test_how_many_digits_can_be_told(tmp_path):
+    few, many = (np.array([len(scene.labels) for scene in scenes(digits=digits)]) for digits in ((1, 2), (10, 20)))
+    assert few.max() <= 2
+    assert 10 < many.mean() < 20
+    with pytest.raises(ValueError, match=r"digits must be two numbers, the smaller first, got \(5, 4\)"):
+        render_scene(0, img_size=96, digits=(5, 4))
+    root = export_scenes(tmp_path / "root", train=8, val=3, img_size=96, seed=3, train_digits=(12, 12))
+    for split, arguments in (("train", {"digits": (12, 12)}), ("val", {})):
+        content = json.loads((root / "annotations" / f"instances_{split}2017.json").read_text())
+        rendered = scenes(len(content["images"]), split=split, seed=3, **arguments)
+        assert len(content["annotations"]) == sum(len(scene.labels) for scene in rendered)
+
+
 def test_boxes_masks_and_labels_agree():
     for scene in scenes(12):
         assert scene.masks.sum(0).max(initial=0) <= 1  # what lies on top hides what is below
@@ -162,7 +175,7 @@ def test_the_default_folder_names_its_scenes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = ScenesDetectionDataModule(train=2, val=1, img_size=96, scenes_seed=5)
     data.prepare_data()
-    assert data.root == tmp_path / "softmaxfree" / f"scenes{VERSION}-2-1-96px-seed5"
+    assert data.root == tmp_path / "softmaxfree" / f"scenes{VERSION}-2-1-96px-seed5-digits4to10"
     content = json.loads((data.root / "annotations" / "instances_train2017.json").read_text())
     assert len(content["images"]) == 2
     assert ScenesSegmentationDataModule(train=2, val=1, img_size=96, scenes_seed=5).root == data.root

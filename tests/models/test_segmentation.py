@@ -2,7 +2,7 @@ import pytest
 import timm.optim
 import torch
 
-from softmaxfree.models.segmentation import Segmenter, heads, slide
+from softmaxfree.models.segmentation import Segmenter, at_scales, heads, slide
 from tests.helpers import MAX_BATCH_EFFECT, MAX_RELATIVE_ERROR
 
 SLIM = {
@@ -117,6 +117,35 @@ def test_one_window_is_the_whole_image():
     (image,) = images((64, 40))
     with torch.no_grad():
         torch.testing.assert_close(slide(net, image), net([image])[0])
+
+
+def test_probabilities_are_averaged_over_scales():
+    photos = [torch.rand(3, 40, 50), torch.rand(3, 33, 64)]
+    seen = []
+
+    def network(resized):
+        seen.append([tuple(image.shape) for image in resized])
+        own = 2.0 if len(seen) == 1 else -1.0
+        return [torch.stack([torch.zeros(image.shape[1:]), torch.full(image.shape[1:], own)]) for image in resized]
+
+    out = at_scales(network, photos, [1.0, 1.5])
+    assert seen == [[(3, 40, 50), (3, 33, 64)], [(3, 60, 75), (3, 50, 96)]]
+    expected = (torch.tensor([0.0, 2.0]).softmax(0) + torch.tensor([0.0, -1.0]).softmax(0)) / 2
+    for logits, image in zip(out, photos, strict=True):
+        torch.testing.assert_close(logits.exp(), expected[:, None, None].expand(2, *image.shape[1:]))
+
+
+def test_one_scale_changes_nothing():
+    net, photos = network(), images((64, 40), (50, 70))
+    with torch.no_grad():
+        for a, b in zip(at_scales(net, photos, [1.0]), net(photos), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("scales", [[], [1.0, 0.0], [-1.0]])
+def test_scales_must_be_ratios(scales):
+    with pytest.raises(ValueError, match=r"scales must be positive ratios, at least one, got \["):
+        at_scales(list, [torch.rand(3, 64, 64)], scales)
 
 
 @pytest.mark.parametrize("stride", [(0, 32), (32, 65)])

@@ -118,6 +118,17 @@ def test_large_images_are_seen_through_windows():
     assert set(module.model.sizes) == {(64, 48)}
 
 
+def test_images_are_seen_at_scales():
+    module = task(scales=[1.0, 1.5])
+    module.model = Echo(3)
+    image = torch.zeros(3, 64, 48)
+    image[:, :, 24:] = 1
+    metrics = validated(module, [([image], [image[0].long()])])
+    assert metrics["val/miou"] == pytest.approx(1, abs=0.05)
+    assert metrics["val/loss"] >= 0
+    assert set(module.model.sizes) == {(64, 48), (96, 72)}
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_the_loss_is_the_weighted_mean_over_all_labelled_pixels(weight):
     head_args = {"hidden_size": 8, "auxiliary_channels": 8}

@@ -5,11 +5,12 @@ The scenes are written to disk once, in the layouts of COCO and of ADE20K, and r
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from softmaxfree.data.ade20k import Ade20kDataModule
 from softmaxfree.data.coco import CocoDataModule
 from softmaxfree.data.scenes_export import CLASS_NAMES, VERSION, export_scenes
+from softmaxfree.data.scenes_render import DIGITS
 
 __all__ = ["ScenesDetectionDataModule", "ScenesSegmentationDataModule"]
 
@@ -26,6 +27,7 @@ class ScenesDetectionDataModule(CocoDataModule):
         num_workers: worker processes.
         with_masks: whether targets have masks.
         augment: whether training images are resized a little; they are never mirrored, as digits are not.
+        train_digits: least and most digits of a training scene.
         scenes_seed: of the set of scenes.
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run, which does not change the scenes.
@@ -41,11 +43,14 @@ class ScenesDetectionDataModule(CocoDataModule):
         num_workers: int = 0,
         with_masks: bool = False,
         augment: bool = True,
+        train_digits: tuple[int, int] = DIGITS,
         scenes_seed: int = 0,
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
     ) -> None:
-        self.scenes = {"train": train, "val": val, "img_size": img_size, "seed": scenes_seed}
+        self.scenes = {
+            "train": train, "val": val, "img_size": img_size, "seed": scenes_seed, "train_digits": train_digits,
+        }  # fmt: skip
         super().__init__(
             root or _cache_folder(self.scenes),
             batch_size=batch_size,
@@ -79,6 +84,7 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
             mirrored, as digits are not.
         scale: smallest and largest ratio of a training image; from 1 up all have one size.
         photometric: probability of each distortion of a training image's colours.
+        train_digits: least and most digits of a training scene.
         scenes_seed: of the set of scenes.
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run, which does not change the scenes.
@@ -95,11 +101,14 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         augment: bool = True,
         scale: tuple[float, float] = (0.8, 1.25),
         photometric: float = 0.0,
+        train_digits: tuple[int, int] = DIGITS,
         scenes_seed: int = 0,
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
     ) -> None:
-        self.scenes = {"train": train, "val": val, "img_size": img_size, "seed": scenes_seed}
+        self.scenes = {
+            "train": train, "val": val, "img_size": img_size, "seed": scenes_seed, "train_digits": train_digits,
+        }  # fmt: skip
         super().__init__(
             root or _cache_folder(self.scenes),
             batch_size=batch_size,
@@ -120,8 +129,7 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         export_scenes(self.root, **self.scenes)
 
 
-def _cache_folder(scenes: dict[str, int]) -> str:
+def _cache_folder(scenes: dict[str, Any]) -> str:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(
-        Path(cache) / "softmaxfree" / f"scenes{VERSION}-{{train}}-{{val}}-{{img_size}}px-seed{{seed}}".format(**scenes)
-    )
+    name = "{train}-{val}-{img_size}px-seed{seed}-digits{train_digits[0]}to{train_digits[1]}".format(**scenes)
+    return str(Path(cache) / "softmaxfree" / f"scenes{VERSION}-{name}")

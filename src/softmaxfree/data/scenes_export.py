@@ -11,18 +11,26 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from softmaxfree.data.scenes_render import Scene, Split, render_scene
+from softmaxfree.data.scenes_render import DIGITS, Scene, Split, render_scene
 
 __all__ = ["CLASS_NAMES", "export_scenes"]
 
 CLASS_NAMES = ("background", *"0123456789")  # of the semantic labels
 
 _MANIFEST = "scenes.json"
-VERSION = 2  # of the look of the scenes; part of what a folder must agree with
+VERSION = 3  # of the look of the scenes; part of what a folder must agree with
 _FOLDERS = {"train": ("train2017", "training"), "val": ("val2017", "validation")}  # of COCO and of ADE20K
 
 
-def export_scenes(root: str | Path, *, train: int, val: int, img_size: int = 256, seed: int = 0) -> Path:
+def export_scenes(
+    root: str | Path,
+    *,
+    train: int,
+    val: int,
+    img_size: int = 256,
+    seed: int = 0,
+    train_digits: tuple[int, int] = DIGITS,
+) -> Path:
     """Write scenes once: what is there already, with the same arguments, is kept.
 
     Below `root` lie `train2017`, `val2017` and `annotations/instances_*.json`; and `images/{training,validation}`,
@@ -35,6 +43,7 @@ def export_scenes(root: str | Path, *, train: int, val: int, img_size: int = 256
         val: number of validation scenes, on other photographs and with other digits.
         img_size: height and width in pixels.
         seed: of the set of scenes.
+        train_digits: least and most digits of a training scene; validation scenes are always alike.
 
     Returns:
         The root.
@@ -45,15 +54,18 @@ def export_scenes(root: str | Path, *, train: int, val: int, img_size: int = 256
     if min(train, val) < 1:
         raise ValueError(f"train and val need at least 1 scene each, got {train} and {val}")
     root = Path(root).expanduser()
-    manifest = {"version": VERSION, "train": train, "val": val, "img_size": img_size, "seed": seed}
+    manifest = {
+        "version": VERSION, "train": train, "val": val, "img_size": img_size, "seed": seed,
+        "train_digits": list(train_digits),
+    }  # fmt: skip
     if _is_there(root, manifest):
         return root
     rank_zero_info(f"rendering {train + val} digit scenes into {root}")
     root.parent.mkdir(parents=True, exist_ok=True)
     part = root.with_name(f".{root.name}.{os.getpid()}")
     try:
-        _export_split(part, "train", train, img_size, seed)
-        _export_split(part, "val", val, img_size, seed)
+        _export_split(part, "train", train, img_size=img_size, seed=seed, digits=train_digits)
+        _export_split(part, "val", val, img_size=img_size, seed=seed)
         rows = ["Idx\tRatio\tTrain\tVal\tName", *(f"{i}\t\t\t\t{name}" for i, name in enumerate(CLASS_NAMES, 1))]
         (part / "objectInfo150.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
         (part / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -67,7 +79,7 @@ def export_scenes(root: str | Path, *, train: int, val: int, img_size: int = 256
     return root
 
 
-def _is_there(root: Path, manifest: dict[str, int]) -> bool:
+def _is_there(root: Path, manifest: dict[str, Any]) -> bool:
     if not root.is_dir() or not any(root.iterdir()):
         return False
     file = root / _MANIFEST
@@ -77,21 +89,22 @@ def _is_there(root: Path, manifest: dict[str, int]) -> bool:
     return True
 
 
-def _export_split(root: Path, split: Split, count: int, img_size: int, seed: int) -> None:
+def _export_split(root: Path, split: Split, count: int, **arguments: Any) -> None:
     coco, ade = _FOLDERS[split]
     for folder in (coco, f"images/{ade}", f"annotations/{ade}"):
         (root / folder).mkdir(parents=True)
+    side = arguments["img_size"]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(count):
-        scene = render_scene(index, split=split, img_size=img_size, seed=seed)
+        scene = render_scene(index, split=split, **arguments)
         name = f"{index + 1:06d}"
         jpeg = BytesIO()
         Image.fromarray(scene.image).save(jpeg, "JPEG", quality=95)
         for folder in (coco, f"images/{ade}"):
             (root / folder / f"{name}.jpg").write_bytes(jpeg.getvalue())
         Image.fromarray(scene.semantic + 1).save(root / "annotations" / ade / f"{name}.png")
-        images.append({"id": index + 1, "file_name": f"{name}.jpg", "height": img_size, "width": img_size})
+        images.append({"id": index + 1, "file_name": f"{name}.jpg", "height": side, "width": side})
         annotations += _instances(scene, index + 1, len(annotations) + 1)
     content = {
         "images": images,

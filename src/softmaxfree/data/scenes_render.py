@@ -41,7 +41,7 @@ _PHOTOS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _PLAN = 256  # side in pixels of the canvas that scenes are planned on
 _EMPTY = 0.05  # part of the scenes without a digit
-_COUNT = (4, 10)
+DIGITS = (4, 10)  # of the other scenes, at least and at most, unless told otherwise
 _HEIGHT = (1 / 8, 1 / 3)  # of a digit, as part of the image's side
 _TURN = 10  # degrees, at most, to either side
 _VISIBLE = 0.65  # of a digit at least
@@ -92,7 +92,9 @@ class _Placement:
     colour: NDArray[np.float64]  # (3,) in [0, 1]
 
 
-def render_scene(index: int, *, split: Split = "train", img_size: int = 256, seed: int = 0) -> Scene:
+def render_scene(
+    index: int, *, split: Split = "train", img_size: int = 256, seed: int = 0, digits: tuple[int, int] = DIGITS
+) -> Scene:
     """Render one scene, which depends on nothing but the arguments.
 
     Args:
@@ -100,18 +102,21 @@ def render_scene(index: int, *, split: Split = "train", img_size: int = 256, see
         split: whose photographs and digits are used.
         img_size: height and width in pixels.
         seed: of the set of scenes.
+        digits: how many are tried to place, at least and at most; one scene of twenty has none.
 
     Returns:
-        The scene: up to 10 digits, none on one of twenty. About two thirds of each digit at least are visible.
+        The scene: about two thirds of each digit at least are visible.
 
     Raises:
-        ValueError: the size is below 64, where the smallest digits would be blots.
+        ValueError: the size is below 64, where the smallest digits would be blots, or there is no such number of digits.
     """
+    if not 0 <= digits[0] <= digits[1]:
+        raise ValueError(f"digits must be two numbers, the smaller first, got {tuple(digits)}")
     if img_size < 64:
         raise ValueError(f"img_size must be at least 64 pixels, got {img_size}")
     rng = np.random.default_rng([seed, split == "val", index])
     photo, box = _background(split, rng)
-    plan = _plan(split, photo, box, rng)
+    plan = _plan(split, photo, box, digits, rng)
     canvas = np.asarray(photo.resize((img_size, img_size), Image.Resampling.BICUBIC, box), np.float32) * (_DIM / 255)
     masks = np.zeros((len(plan), img_size, img_size), np.bool_)
     for i, placement in enumerate(plan):
@@ -133,9 +138,13 @@ def _background(split: Split, rng: np.random.Generator) -> tuple[Image.Image, tu
 
 
 def _plan(
-    split: Split, photo: Image.Image, box: tuple[float, float, float, float], rng: np.random.Generator
+    split: Split,
+    photo: Image.Image,
+    box: tuple[float, float, float, float],
+    digits: tuple[int, int],
+    rng: np.random.Generator,
 ) -> list[_Placement]:
-    count = 0 if rng.random() < _EMPTY else rng.integers(_COUNT[0], _COUNT[1] + 1)
+    count = 0 if rng.random() < _EMPTY else rng.integers(digits[0], digits[1] + 1)
     small = np.asarray(photo.resize((_PLAN, _PLAN), Image.Resampling.BILINEAR, box), np.float32) * (_DIM / 255)
     luminance = small @ _LUMA.astype(np.float32)  # of photograph and digits so far
     masks: list[NDArray[np.bool_]] = []

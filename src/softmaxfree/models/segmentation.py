@@ -4,7 +4,8 @@ UPerNet is that of transformers (mmsegmentation's, with its auxiliary head); all
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from softmaxfree.models.creation import check_name
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
 
-__all__ = ["Segmenter", "heads", "slide"]
+__all__ = ["Segmenter", "at_scales", "heads", "slide"]
 
 _STRIDE = 32  # images are padded to multiples of it: the coarsest stride of backbones and decoders
 _AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
@@ -159,6 +160,41 @@ class Segmenter(nn.Module):
                 )
             if min(shape[1:]) < minimum:
                 raise ValueError(f"images[{i}] must be at least {minimum}x{minimum} pixels, got {shape[1:]}")
+
+
+def at_scales(
+    network: Callable[[list[Tensor]], list[Tensor]], images: Sequence[Tensor], scales: Sequence[float]
+) -> list[Tensor]:
+    """Returns logits from the mean of the probabilities at several scales ("multi-scale testing").
+
+    Args:
+        network: from images to logits, in evaluation mode.
+        images: `(3, h, w)` each, in [0, 1].
+        scales: ratios to the size of each image.
+
+    Returns:
+        Logits `(num_classes, h, w)`, one of each image: those of the network where the only scale is 1, otherwise
+        logarithms of probabilities.
+
+    Raises:
+        ValueError: there is no scale, or one is not positive.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive ratios, at least one, got {list(scales)}")
+    if list(scales) == [1]:
+        return network(list(images))
+    seen: list[list[Tensor]] = []
+    for scale in scales:
+        sizes = [[max(1, round(side * scale)) for side in image.shape[-2:]] for image in images]
+        logits = network([_resized(image, size) for image, size in zip(images, sizes, strict=True)])
+        seen.append(
+            [_resized(own, list(image.shape[-2:])).log_softmax(0) for own, image in zip(logits, images, strict=True)]
+        )
+    return [torch.stack(each).logsumexp(0) - math.log(len(scales)) for each in zip(*seen, strict=True)]
+
+
+def _resized(x: Tensor, size: list[int]) -> Tensor:
+    return x if list(x.shape[-2:]) == size else F.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 def slide(

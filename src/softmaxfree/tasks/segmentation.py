@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 import softmaxfree  # noqa: F401  registers the models
-from softmaxfree.models.segmentation import Segmenter, slide
+from softmaxfree.models.segmentation import Segmenter, at_scales, slide
 from softmaxfree.tasks.training import AbstractTask
 
 __all__ = ["SegmentationTask"]
@@ -33,6 +33,7 @@ class SegmentationTask(AbstractTask):
         class_weights: weight of each class in the losses; null weighs all alike.
         ignore_index: label of the pixels that count nowhere.
         evaluation: whole images at once, or windows that slide over them.
+        scales: ratios to its size at which an image is evaluated, the probabilities averaged; null is its size alone.
         window: height and width of the windows, pixels.
         stride: from one window to the next, pixels.
         grad_checkpointing: recompute the backbone in the backward pass, to save memory.
@@ -59,6 +60,7 @@ class SegmentationTask(AbstractTask):
         class_weights: list[float] | None = None,
         ignore_index: int = 255,
         evaluation: Literal["whole", "slide"] = "whole",
+        scales: list[float] | None = None,
         window: tuple[int, int] = (512, 512),
         stride: tuple[int, int] = (341, 341),
         grad_checkpointing: bool = False,
@@ -85,7 +87,10 @@ class SegmentationTask(AbstractTask):
         return {"IoU": self.class_iou}
 
     def forward(self, images: list[Tensor]) -> list[Tensor]:
-        """Return logits (num_classes, h, w) of each image (3, h, w)."""
+        """Return logits (num_classes, h, w) of each image (3, h, w), as the arguments say of evaluation."""
+        return at_scales(self._at_one_scale, images, self.hparams["scales"] or [1])
+
+    def _at_one_scale(self, images: list[Tensor]) -> list[Tensor]:
         if self.hparams["evaluation"] == "whole":
             return self.model(images)
         return [slide(self.model, image, self.hparams["window"], self.hparams["stride"]) for image in images]

@@ -1,4 +1,4 @@
-"""Both kernel products of self-attention, `K z K^T v`, as one op: its gradient computes `K` twice, not three times."""
+"""Both kernel products of self-attention, `K z K^T v`, as one op with one gradient (README.md, "Tied")."""
 
 from types import ModuleType
 
