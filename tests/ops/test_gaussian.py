@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softmaxfree.ops import dispatch, gaussian_gram, gaussian_product
+from softmaxfree.ops import gaussian_gram, gaussian_product
 from softmaxfree.ops.gaussian import naive
 from tests.helpers import LANDMARK_COUNTS, TOKEN_COUNTS
 from tests.ops import contract
