@@ -48,7 +48,7 @@ class ScenesDetectionDataModule(CocoDataModule):
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
     ) -> None:
-        self.scenes = {
+        self.scenes: dict[str, Any] = {
             "train": train, "val": val, "img_size": img_size, "seed": scenes_seed, "train_digits": train_digits,
         }  # fmt: skip
         super().__init__(
@@ -106,7 +106,7 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
     ) -> None:
-        self.scenes = {
+        self.scenes: dict[str, Any] = {
             "train": train, "val": val, "img_size": img_size, "seed": scenes_seed, "train_digits": train_digits,
         }  # fmt: skip
         super().__init__(
