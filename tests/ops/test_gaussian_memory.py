@@ -30,6 +30,7 @@ def test_no_kernel_matrix(n: int, m: int):
     with _Largest() as seen:
         blocked.forward(x, y, b, torch.float32)
         blocked.backward(x, y, b, grad)
+        blocked.backward_pair(x, y, grad, b, grad, b)
     assert seen.elements == max(x.numel(), y.numel())
 
 

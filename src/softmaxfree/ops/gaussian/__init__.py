@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 from softmaxfree.ops import dispatch
@@ -92,7 +92,7 @@ def gram(landmarks: Tensor) -> Tensor:
     return torch.exp(distance2.clamp_min(0) * -0.5)
 
 
-@torch.library.custom_op("softmaxfree::gaussian_product", mutates_args=())
+@library.custom_op("softmaxfree::gaussian_product", mutates_args=())
 def _forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     with full_precision(x):
         return dispatch.choose("gaussian", x, y, b).forward(x, y, b, out_dtype)
@@ -103,7 +103,7 @@ def _(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     return x.new_empty(*x.shape[:-1], b.shape[-1], dtype=out_dtype)
 
 
-@torch.library.custom_op("softmaxfree::gaussian_product_backward", mutates_args=())
+@library.custom_op("softmaxfree::gaussian_product_backward", mutates_args=())
 def _backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with full_precision(x):
         grads = dispatch.choose("gaussian", x, y, b).backward(x, y, b, grad)

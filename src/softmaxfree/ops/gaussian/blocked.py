@@ -33,28 +33,31 @@ def forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
 
 def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients for `x`, `y` and `b`; computes the kernel again."""
-    x_is_long = x.shape[-2] >= y.shape[-2]
-    tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
-    grad_b = tiles.result(b.shape, b.dtype, summed=x_is_long)
-    grads = tiles.result(tiles.long.shape, x.dtype, summed=False), tiles.result(tiles.short.shape, x.dtype, summed=True)
-    for tile in tiles.walk():
-        tiles.multiply(tile, grad, grad_b, onto_long=not x_is_long)
-        tiles.differentiate(tile, [(grad, b) if x_is_long else (b, grad)], *grads)
-    grad_x, grad_y = grads if x_is_long else grads[::-1]
-    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_b.to(b.dtype)
+    return _gradients(x, y, [(grad, b)], grad, b, onto_x=False)
 
 
 def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`; computes the kernel once."""
+    return _gradients(x, y, [(g, w), (v, c)], c, v, onto_x=True)
+
+
+def _gradients(
+    x: Tensor, y: Tensor, pairs: list[tuple[Tensor, Tensor]], factor: Tensor, like: Tensor, onto_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of the sum over `pairs (p, q)` of `sum(p * K q)` for `x` and `y`, and `K` times a factor.
+
+    That product has shape and dtype of `like`: `K factor` if it is onto `x`, otherwise `K^T factor`.
+    """
     x_is_long = x.shape[-2] >= y.shape[-2]
     tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
-    grad_v = tiles.result(v.shape, v.dtype, summed=not x_is_long)
+    onto_long = onto_x == x_is_long
+    product = tiles.result(like.shape, like.dtype, summed=not onto_long)
     grads = tiles.result(tiles.long.shape, x.dtype, summed=False), tiles.result(tiles.short.shape, x.dtype, summed=True)
     for tile in tiles.walk():
-        tiles.multiply(tile, c, grad_v, onto_long=x_is_long)
-        tiles.differentiate(tile, [(g, w), (v, c)] if x_is_long else [(w, g), (c, v)], *grads)
+        tiles.multiply(tile, factor, product, onto_long)
+        tiles.differentiate(tile, pairs if x_is_long else [pair[::-1] for pair in pairs], *grads)
     grad_x, grad_y = grads if x_is_long else grads[::-1]
-    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_v.to(v.dtype)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), product.to(like.dtype)
 
 
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:

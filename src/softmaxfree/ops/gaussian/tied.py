@@ -3,7 +3,7 @@
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 from softmaxfree.ops import dispatch
@@ -11,7 +11,7 @@ from softmaxfree.ops.gaussian import naive
 from softmaxfree.ops.precision import full_precision
 
 
-@torch.library.custom_op("softmaxfree::gaussian_tied_product", mutates_args=())
+@library.custom_op("softmaxfree::gaussian_tied_product", mutates_args=())
 def _forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the result, and `K^T v` for the gradient."""
     with full_precision(x):
@@ -25,7 +25,7 @@ def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), z.new_empty(*y.shape[:-1], v.shape[-1])
 
 
-@torch.library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
+@library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
 def _backward(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
     with full_precision(x):
         grads = _gradients(dispatch.choose("gaussian", x, y, v), x, y, z, v, kv, grad)

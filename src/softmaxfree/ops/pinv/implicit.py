@@ -1,14 +1,14 @@
 """The one gradient of every solver: `dL/dA = -Y^T (dL/dY) Y^T` with `Y` the computed inverse (README.md)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 from softmaxfree.ops.pinv.solvers import solver_from_json
 from softmaxfree.ops.precision import full_precision
 
 
-@torch.library.custom_op("softmaxfree::pinv", mutates_args=())
+@library.custom_op("softmaxfree::pinv", mutates_args=())
 def _pinv(gram: Tensor, solver: str) -> Tensor:
     with full_precision(gram):
         return solver_from_json(solver).compute(gram).contiguous()
