@@ -7,8 +7,11 @@ Examples:
 
 import argparse
 import gc
+import multiprocessing
+import os
 import random
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,17 @@ def _steps(args: argparse.Namespace, device: torch.device) -> Any:
 
 
 def _growth(count: int, device: torch.device) -> Any:
+    """Yields the rows of two fresh processes, as oneDNN reads its setting when it is loaded."""
+    for capacity in ("1024", "0"):  # as it comes, and nothing kept
+        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = capacity
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            for row in pool.submit(_grow, count, device).result():
+                yield {"onednn_primitives_kept": capacity, **row}
+
+
+def _grow(count: int, device: torch.device) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    rows = []
     sides = random.Random(0)
     model = Detector("mask_rcnn", "soft_nano", 3, fpn_channels=32).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -83,18 +97,25 @@ def _growth(count: int, device: torch.device) -> Any:
         sizes = [(sides.randint(64, 160), sides.randint(64, 160)) for _ in range(2)]
         _Step(model, sizes, device, optimizer)()
         if number % 10 == 0 or number == count:
-            yield {
-                "step": number,
-                "live_tensors_mib": round(_live_bytes() / _MIB, 3),
-                "resident_mib": round(_resident_bytes() / _MIB, 1),
-            }
+            rows.append(
+                {
+                    "step": number,
+                    "live_tensors_mib": round(_live_bytes() / _MIB, 3),
+                    "resident_mib": round(_resident_bytes() / _MIB, 1),
+                }
+            )
+    return rows
 
 
 class _Step:
     """A training step on random images with a few boxes."""
 
     def __init__(
-        self, model: Detector, sizes: list, device: torch.device, optimizer: torch.optim.Optimizer | None = None
+        self,
+        model: Detector,
+        sizes: list[tuple[int, int]],
+        device: torch.device,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-4)

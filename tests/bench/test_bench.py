@@ -8,7 +8,8 @@ from torch import nn
 
 from softmaxfree.bench import peers, registry, results
 from softmaxfree.bench import run as bench_run
-from softmaxfree.bench.run import ALLOWED_ERROR, FORWARD, TRAIN
+from softmaxfree.bench.registry import FORWARD, TRAIN
+from softmaxfree.bench.trial import ALLOWED_ERROR, Trial
 from softmaxfree_cli import main
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def test_every_inverse_is_right_and_measured():
 @pytest.mark.parametrize("name", registry.SUITES["model"].contestants)
 def test_every_model_is_right(name: str):
     suite = registry.SUITES["model"]
-    bench = bench_run._Bench(suite, suite.contestants[name], CPU, torch.float32, False)
+    bench = Trial(suite, suite.contestants[name], CPU, torch.float32, False)
     error, allowed = bench.errors()
     assert error <= ALLOWED_ERROR <= allowed
 
@@ -72,7 +73,7 @@ def test_what_cannot_run_is_left_out(monkeypatch, caplog):
 
 def test_halves_are_judged_by_the_reference_in_halves():
     suite = registry.SUITES["attention"]
-    bench = bench_run._Bench(suite, suite.contestants["softmaxfree"], CPU, torch.bfloat16, False)
+    bench = Trial(suite, suite.contestants["softmaxfree"], CPU, torch.bfloat16, False)
     error, allowed = bench.errors()
     assert ALLOWED_ERROR < error <= allowed
 

@@ -1,13 +1,14 @@
 """What this package is timed against, as modules: an attention is called with `q, v, landmarks`."""
 
 import functools
+import math
 import os
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers import Attention, GELUTanh
 from torch import Tensor, nn
 
 from softmaxfree.layers import SoftmaxFreeAttention
@@ -113,6 +114,8 @@ class PublishedModel(nn.Module):
                 changed.forward = functools.partial(_published_layer, module)
             if isinstance(module, SoftmaxFreeStage):
                 changed.forward = functools.partial(_published_stage, module)
+            if isinstance(module, GELUTanh):
+                changed.forward = _published_gelu
             if isinstance(module, Attention):
                 changed.fused_attn = False
 
@@ -135,13 +138,18 @@ def _published_layer(layer: SoftmaxFreeAttention, x: Tensor, grid: list[int], ma
     q, v = (z(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for z in (layer.q, layer.v))
     q = q * layer.scale
     sampling: Any = layer.landmarks
-    landmarks = sampling.conv(q.transpose(-1, -2).flatten(0, 1).unflatten(-1, grid))
+    landmarks = sampling.conv(q.flatten(0, 1).unflatten(1, grid).permute(0, 3, 1, 2))
     landmarks = landmarks.flatten(2).unflatten(0, q.shape[:2]).transpose(-1, -2)
     out = published(q, v, sampling.act(sampling.norm(landmarks)))
     channels = v.permute(0, 3, 1, 2).flatten(0, 1).unflatten(-1, grid)  # (B D, H, Y, X)
     assert layer.value_conv is not None
     out = out + layer.value_conv(channels).flatten(2).unflatten(0, (len(x), -1)).permute(0, 2, 3, 1)
     return layer.proj(out.transpose(1, 2).flatten(2))
+
+
+def _published_gelu(x: Tensor) -> Tensor:
+    """Computes GELU as released: its approximation by tanh, operation by operation."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
 
 
 def published(q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import softmaxfree.models  # noqa: F401  registers the models
 from softmaxfree.bench import peers
 from softmaxfree.ops import Cholesky, Newton, gaussian_gram
 
+FORWARD, TRAIN = "forward", "forward+backward"
 _HEADS, _LANDMARKS, _WIDTH = 2, 49, 32
 _MATRICES = 40  # of soft_tiny for one image
 
@@ -28,6 +29,10 @@ class Contestant:
 
     build: Callable[[int], nn.Module]
     reference: Callable[[nn.Module], nn.Module] | None = lambda module: module
+
+    def does(self, what: str) -> bool:
+        """Returns whether there is this pass."""
+        return what == FORWARD or self.reference is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ import torch
 from softmaxfree.atomic import atomic_write
 from softmaxfree.bench import results
 from softmaxfree.bench.plot import plot
-from softmaxfree.bench.registry import SUITES
-from softmaxfree.bench.run import FORWARD, TRAIN
+from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.run import run as measure
 from softmaxfree.cli.table import markdown_table, print_table
 from softmaxfree.ops import dispatch
@@ -20,7 +19,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _HEADER = """# Benchmarks
 
 Made by `softmaxfree bench` from `results/*.csv`; `softmaxfree bench --report` makes it again. Every contestant
-was compared with float64 before it was timed (column `error` of the CSV). Times are medians in milliseconds.
+was compared with float64 before it was timed (column `error` of the CSV). They take turns, each in a process of its
+own. Times are medians in milliseconds.
 An empty cell was not measured: too long, or nothing to measure.
 """
 
