@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softmaxfree.bench.memory import peak_bytes
@@ -30,8 +31,30 @@ def test_no_kernel_matrix(n: int, m: int):
     with _Largest() as seen:
         blocked.forward(x, y, b, torch.float32)
         blocked.backward(x, y, b, grad)
-        blocked.backward_pair(x, y, grad, b, grad, b)
     assert seen.elements == max(x.numel(), y.numel())
+
+
+def test_no_kernel_matrix_of_self_attention():
+    x, y, z, v, grad = _tied_inputs(1, 50_176)
+    with _Largest() as seen:
+        _, kv = blocked.tied_forward(x, y, z, v)
+        blocked.tied_backward(x, y, z, v, kv, grad)
+    assert seen.elements == x.numel()
+
+
+def test_the_kernel_of_an_image_that_is_one_tile_is_computed_once_a_pass():
+    x, y, z, v, grad = _tied_inputs(3, 3136)
+    with profile(activities=[ProfilerActivity.CPU]) as forward:
+        _, kv = blocked.tied_forward(x, y, z, v)
+    with profile(activities=[ProfilerActivity.CPU]) as backward:
+        blocked.tied_backward(x, y, z, v, kv, grad)
+    for recorded in (forward, backward):
+        assert sum(event.count for event in recorded.key_averages() if event.key == "aten::exp2_") == len(x)
+
+
+def _tied_inputs(batch: int, tokens: int) -> list[torch.Tensor]:
+    x, y, v, grad = (torch.randn(batch, 2, rows, 32) for rows in (tokens, 49, tokens, tokens))
+    return [x, y, torch.randn(batch, 2, 49, 49), v, grad]
 
 
 @pytest.mark.parametrize("tokens", [50_176, pytest.param(802_816, marks=pytest.mark.slow)])

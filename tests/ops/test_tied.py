@@ -78,8 +78,8 @@ def test_opcheck(implementation: str):
 
 def test_sums_of_several_programs(interpreter):
     """On the landmark side of many tokens, each program sums a part of them."""
-    x, y, g, v = (torch.randn(2, 1, rows, 8) * 0.5 for rows in (600, 9, 600, 600))
-    w, c = torch.randn(2, 1, 9, 8), torch.randn(2, 1, 9, 8)
-    expected = naive.backward_pair(*(t.double() for t in (x, y, g, w, v, c)))
-    for result, exact in zip(fused.backward_pair(x, y, g, w, v, c), expected, strict=True):
+    x, y, v, grad = (torch.randn(2, 1, rows, 8) * 0.5 for rows in (600, 9, 600, 600))
+    z, kv = torch.randn(2, 1, 9, 9), torch.randn(2, 1, 9, 8)
+    expected = naive.tied_backward(*(t.double() for t in (x, y, z, v, kv, grad)))
+    for result, exact in zip(fused.tied_backward(x, y, z, v, kv, grad), expected, strict=True):
         torch.testing.assert_close(result, exact.float(), rtol=1e-4, atol=1e-4)

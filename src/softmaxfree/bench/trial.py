@@ -32,6 +32,7 @@ class Trial:
     ) -> None:
         self._suite, self._contestant, self._compiled = suite, contestant, compiled
         self.device, self._dtype = device, dtype
+        self._cotangent = torch.empty(0)
 
     def errors(self) -> tuple[float, float]:
         """Returns the relative error of result or gradients, whichever is larger, and the allowed one.
@@ -80,8 +81,9 @@ class Trial:
             leaves += inputs
         with self._autocast() if autocast else torch.enable_grad():
             out = module(*inputs)
-        cotangent = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
-        grads = torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
+        if (self._cotangent.shape, self._cotangent.dtype) != (out.shape, out.dtype):  # made once, and not timed
+            self._cotangent = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+        grads = torch.autograd.grad(out, leaves, self._cotangent, allow_unused=True)
         return [out.detach(), *(g for g in grads if g is not None)]
 
 

@@ -23,41 +23,56 @@ _LOG2_E = 1 / math.log(2)
 
 def forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Returns `K b`, `(B, H, N, E)`."""
-    x_is_long = x.shape[-2] >= y.shape[-2]
-    tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
-    out = tiles.result((*x.shape[:-1], b.shape[-1]), out_dtype, summed=not x_is_long)
-    for tile in tiles.walk():
-        tiles.multiply(tile, b, out, onto_long=x_is_long)
+    tiles = _Tiles(x, y)
+    out = tiles.result((*x.shape[:-1], b.shape[-1]), out_dtype, onto_x=True)
+    for images in tiles.groups():
+        for tile in tiles.walk(images):
+            tiles.multiply(tile, b, out, onto_x=True)
     return out.to(out_dtype)
 
 
 def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients for `x`, `y` and `b`; computes the kernel again."""
-    return _gradients(x, y, [(grad, b)], grad, b, onto_x=False)
+    tiles = _Tiles(x, y)
+    grad_x = tiles.result(x.shape, x.dtype, onto_x=True)
+    grad_y, grad_b = (tiles.result(z.shape, z.dtype, onto_x=False) for z in (y, b))
+    for images in tiles.groups():
+        for tile in tiles.walk(images):
+            tiles.multiply(tile, grad, grad_b, onto_x=False)
+            tiles.differentiate(tile, [(grad, b)], grad_x, grad_y)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_b.to(b.dtype)
 
 
-def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`; computes the kernel once."""
-    return _gradients(x, y, [(g, w), (v, c)], c, v, onto_x=True)
+def tied_forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `K z K^T v` and, for the gradient, `K^T v` in the dtype of `z`."""
+    tiles = _Tiles(x, y)
+    kv = tiles.result((*y.shape[:-1], v.shape[-1]), z.dtype, onto_x=False)
+    w, out = torch.empty_like(kv), tiles.result(v.shape, v.dtype, onto_x=True)
+    for images in tiles.groups():
+        for tile in tiles.walk(images):
+            tiles.multiply(tile, v, kv, onto_x=False)
+        torch.matmul(z[images], kv[images], out=w[images])
+        for tile in tiles.walk(images, again=True):
+            tiles.multiply(tile, w, out, onto_x=True)
+    return out.to(v.dtype), kv
 
 
-def _gradients(
-    x: Tensor, y: Tensor, pairs: list[tuple[Tensor, Tensor]], factor: Tensor, like: Tensor, onto_x: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of the sum over `pairs (p, q)` of `sum(p * K q)` for `x` and `y`, and `K` times a factor.
-
-    That product has shape and dtype of `like`: `K factor` if it is onto `x`, otherwise `K^T factor`.
-    """
-    x_is_long = x.shape[-2] >= y.shape[-2]
-    tiles = _Tiles(x, y) if x_is_long else _Tiles(y, x)
-    onto_long = onto_x == x_is_long
-    product = tiles.result(like.shape, like.dtype, summed=not onto_long)
-    grads = tiles.result(tiles.long.shape, x.dtype, summed=False), tiles.result(tiles.short.shape, x.dtype, summed=True)
-    for tile in tiles.walk():
-        tiles.multiply(tile, factor, product, onto_long)
-        tiles.differentiate(tile, pairs if x_is_long else [pair[::-1] for pair in pairs], *grads)
-    grad_x, grad_y = grads if x_is_long else grads[::-1]
-    return grad_x.to(x.dtype), grad_y.to(y.dtype), product.to(like.dtype)
+def tied_backward(
+    x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients for `x`, `y`, `z` and `v`; computes the kernel again."""
+    tiles = _Tiles(x, y)
+    w, grad_w, grad_kv = z @ kv, tiles.result(kv.shape, z.dtype, onto_x=False), torch.empty_like(kv)
+    grad_x, grad_v = (tiles.result(t.shape, t.dtype, onto_x=True) for t in (x, v))
+    grad_y = tiles.result(y.shape, y.dtype, onto_x=False)
+    for images in tiles.groups():
+        for tile in tiles.walk(images):
+            tiles.multiply(tile, grad, grad_w, onto_x=False)
+        torch.matmul(z[images].mT, grad_w[images], out=grad_kv[images])
+        for tile in tiles.walk(images, again=True):
+            tiles.multiply(tile, grad_kv, grad_v, onto_x=True)
+            tiles.differentiate(tile, [(grad, w), (v, grad_kv)], grad_x, grad_y)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_w @ kv.mT, grad_v.to(v.dtype)
 
 
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
@@ -74,41 +89,54 @@ class _Tile(NamedTuple):
 
 
 class _Tiles:
-    """The kernel matrix of a long and a short set of points, one tile at a time, in memory used again."""
+    """The kernel matrix of `x` and `y`, one tile at a time, in memory used again."""
 
-    def __init__(self, long: Tensor, short: Tensor) -> None:
-        self.long, self.short = long, short
-        self._dtype = compute_dtype(long.dtype)
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x_is_long = x.shape[-2] >= y.shape[-2]
+        self._long, self._short = (x, y) if self._x_is_long else (y, x)
+        self._dtype = compute_dtype(x.dtype)
         self._memory: dict[str, Tensor] = {}
-        _, heads, points, _ = long.shape
+        self._last: _Tile | None = None
+        _, heads, points, _ = self._long.shape
         tile_bytes = _GPU_TILE_BYTES
-        if long.device.type == "cpu":
+        if x.device.type == "cpu":
             tile_bytes = min(_CPU_TILE_BYTES * torch.get_num_threads(), _MAX_CPU_TILE_BYTES)
-        room = max(_MIN_POINTS, tile_bytes // max(1, heads * short.shape[-2] * self._dtype.itemsize))
+        room = max(_MIN_POINTS, tile_bytes // max(1, heads * self._short.shape[-2] * self._dtype.itemsize))
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._points = math.ceil(points / max(1, math.ceil(points / room)))
         self._group = max(1, room // max(1, points))
 
-    def walk(self) -> Iterator[_Tile]:
-        """Yields the tiles; what a tile holds is overwritten by the next."""
-        batch, _, tokens, _ = self.long.shape
-        for i in range(0, batch, self._group):
-            images = slice(i, i + self._group)
-            short = self.fold("short", self.short[images])
-            short_part = self._exponent_part(short).unsqueeze(-1)
-            for j in range(0, tokens, self._points):
-                span = slice(j, j + self._points)
-                long = self.fold("long", self.long[images, :, span])
-                long_part = self._exponent_part(long).unsqueeze(-2)
-                kernel = self.scratch("kernel", (*short.shape[:-1], long.shape[-2]))
-                torch.baddbmm(short_part, short, long.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
-                kernel.add_(long_part, alpha=_LOG2_E)
-                # base 2: where it underflows, the natural exponential is 10 to 100 times slower
-                yield _Tile(images, span, long, short, kernel.clamp_max_(0).exp2_())
+    def groups(self) -> Iterator[slice]:
+        """Yields the images that are taken at once."""
+        for i in range(0, len(self._long), self._group):
+            yield slice(i, i + self._group)
 
-    def multiply(self, tile: _Tile, values: Tensor, out: Tensor, onto_long: bool) -> None:
-        """Multiplies the kernel with values of the short side and stores, or of the long side and adds."""
-        if not onto_long:
+    def walk(self, images: slice, again: bool = False) -> Iterator[_Tile]:
+        """Yields the tiles of a group of images; what a tile holds is overwritten by the next.
+
+        `again` goes back from the last tile, which is still there: where it is the only one, nothing is computed twice.
+        """
+        starts = range(0, self._long.shape[-2], self._points)
+        for j in reversed(starts) if again else starts:
+            span = slice(j, j + self._points)
+            if self._last is None or (self._last.images, self._last.tokens) != (images, span):
+                self._last = self._compute(images, span)
+            yield self._last
+
+    def _compute(self, images: slice, span: slice) -> _Tile:
+        short = self.fold("short", self._short[images])
+        short_part = self._exponent_part(short).unsqueeze(-1)
+        long = self.fold("long", self._long[images, :, span])
+        long_part = self._exponent_part(long).unsqueeze(-2)
+        kernel = self.scratch("kernel", (*short.shape[:-1], long.shape[-2]))
+        torch.baddbmm(short_part, short, long.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
+        kernel.add_(long_part, alpha=_LOG2_E)
+        # base 2: where it underflows, the natural exponential is 10 to 100 times slower
+        return _Tile(images, span, long, short, kernel.clamp_max_(0).exp2_())
+
+    def multiply(self, tile: _Tile, values: Tensor, out: Tensor, onto_x: bool) -> None:
+        """Multiplies the kernel with values of one side and stores them, or adds them, on the other."""
+        if onto_x != self._x_is_long:
             values = self.fold("w", values[tile.images, :, tile.tokens])
             out[tile.images].flatten(0, 1).baddbmm_(tile.kernel, values)
             return
@@ -118,24 +146,27 @@ class _Tiles:
         else:
             out.copy_(torch.bmm(tile.kernel.mT, values))
 
-    def differentiate(
-        self, tile: _Tile, pairs: list[tuple[Tensor, Tensor]], grad_long: Tensor, grad_short: Tensor
-    ) -> None:
-        """Stores or adds the gradients of the sum over `pairs (l, s)` of `sum(l * K s)`; overwrites the tile."""
+    def differentiate(self, tile: _Tile, pairs: list[tuple[Tensor, Tensor]], grad_x: Tensor, grad_y: Tensor) -> None:
+        """Stores or adds the gradients of the sum over `pairs (p, q)` of `sum(p * K q)`; overwrites the tile."""
+        self._last = None
         weights = self.scratch("weights", tile.kernel.shape)  # of the kernel's entries
-        for i, (long_values, short_values) in enumerate(pairs):
+        for i, pair in enumerate(pairs):
+            long_values, short_values = pair if self._x_is_long else pair[::-1]
             u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
             torch.baddbmm(weights, u, w.mT, beta=min(i, 1), out=weights)
         weights.mul_(tile.kernel)
+        grad_long, grad_short = (grad_x, grad_y) if self._x_is_long else (grad_y, grad_x)
         toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights, tile.long)
         toward_long.addcmul_(weights.sum(-1, keepdim=True), tile.short, value=-1)
         toward_short = torch.bmm(weights.mT, tile.short, out=self.scratch("kernel", tile.long.shape))
         out = grad_long[tile.images, :, tile.tokens].flatten(0, 1)
         torch.addcmul(toward_short, weights.sum(-2).unsqueeze(-1), tile.long, value=-1, out=out)
 
-    def result(self, shape: tuple[int, ...], dtype: torch.dtype, summed: bool) -> Tensor:
+    def result(self, shape: tuple[int, ...], dtype: torch.dtype, onto_x: bool) -> Tensor:
         """Returns memory for a result; sums over tiles start at 0 and are not rounded before the last."""
-        return self.long.new_zeros(shape, dtype=self._dtype) if summed else self.long.new_empty(shape, dtype=dtype)
+        if onto_x == self._x_is_long:
+            return self._long.new_empty(shape, dtype=dtype)
+        return self._long.new_zeros(shape, dtype=self._dtype)
 
     def fold(self, name: str, z: Tensor) -> Tensor:
         """Returns `(G, H, ...)` as `(G H, ...)` in the dtype of the computation; a copy only where it must be."""
@@ -148,7 +179,7 @@ class _Tiles:
         """Returns uninitialised memory, the same for the same name where it suffices."""
         size = math.prod(shape)
         if name not in self._memory or self._memory[name].numel() < size:
-            self._memory[name] = self.long.new_empty(size, dtype=self._dtype)
+            self._memory[name] = self._long.new_empty(size, dtype=self._dtype)
         return self._memory[name][:size].view(shape)
 
     def _exponent_part(self, points: Tensor) -> Tensor:

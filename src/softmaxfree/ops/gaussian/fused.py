@@ -30,20 +30,31 @@ def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return grad_x, grad_y, grad_b
 
 
-def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`."""
+def tied_forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `K z K^T v` and, for the gradient, `K^T v` in the dtype of `z`."""
+    kv = forward(y, x, v, z.dtype)
+    return forward(x, y, z @ kv, v.dtype), kv
+
+
+def tied_backward(
+    x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients for `x`, `y`, `z` and `v`; computes the kernel again, three times."""
+    w, grad_w = z @ kv, forward(y, x, grad, z.dtype)
+    grad_kv, grad_z = z.mT @ grad_w, grad_w @ kv.mT
     width = v.shape[-1]
     if 2 * width > _MAX_WIDTH:
-        grad_v, second_x = _rows(x, v, y, c, product=v.dtype, gradient=torch.float32)
-        _, first_x = _rows(x, g, y, w, product=None, gradient=torch.float32)
-        _, second_y = _rows(y, c, x, v, product=None, gradient=torch.float32)
-        _, first_y = _rows(y, w, x, g, product=None, gradient=torch.float32)
-        return (first_x + second_x).to(x.dtype), (first_y + second_y).to(y.dtype), grad_v
+        grad_v, second_x = _rows(x, v, y, grad_kv, product=v.dtype, gradient=torch.float32)
+        _, first_x = _rows(x, grad, y, w, product=None, gradient=torch.float32)
+        _, second_y = _rows(y, grad_kv, x, v, product=None, gradient=torch.float32)
+        _, first_y = _rows(y, w, x, grad, product=None, gradient=torch.float32)
+        return (first_x + second_x).to(x.dtype), (first_y + second_y).to(y.dtype), grad_z, grad_v
     # side by side, the values of both sums take one pass
-    gv, wc = torch.cat([g.to(c.dtype), v.to(c.dtype)], -1), torch.cat([w, c], -1)
-    product, grad_x = _rows(x, gv, y, wc, product=v.dtype, gradient=x.dtype)
-    _, grad_y = _rows(y, wc, x, gv, product=None, gradient=y.dtype)
-    return grad_x, grad_y, product[..., width:]
+    tokens = torch.cat([grad.to(z.dtype), v.to(z.dtype)], -1)
+    landmarks = torch.cat([w, grad_kv], -1)
+    product, grad_x = _rows(x, tokens, y, landmarks, product=v.dtype, gradient=x.dtype)
+    _, grad_y = _rows(y, landmarks, x, tokens, product=None, gradient=y.dtype)
+    return grad_x, grad_y, grad_z, product[..., width:]
 
 
 def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:

@@ -32,12 +32,23 @@ def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_b.to(b.dtype)
 
 
-def backward_pair(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of `sum(g * K w) + sum(v * K c)` for `x`, `y` and `v`; differentiable again."""
-    k, c = kernel(x, y), widen(c)
-    s = k * (widen(g) @ widen(w).transpose(-1, -2) + widen(v) @ c.transpose(-1, -2))
+def tied_forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `K z K^T v` and, for the gradient, `K^T v` in the dtype of `z`."""
+    k = kernel(x, y)
+    kv = k.transpose(-1, -2) @ widen(v)
+    return (k @ (z @ kv)).to(v.dtype), kv
+
+
+def tied_backward(
+    x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients for `x`, `y`, `z` and `v`; differentiable again."""
+    k, g = kernel(x, y), widen(grad)
+    grad_w = k.transpose(-1, -2) @ g
+    grad_kv = z.transpose(-1, -2) @ grad_w
+    s = k * (g @ (z @ kv).transpose(-1, -2) + widen(v) @ grad_kv.transpose(-1, -2))
     grad_x, grad_y = _toward(s, x, y), _toward(s.transpose(-1, -2), y, x)
-    return grad_x.to(x.dtype), grad_y.to(y.dtype), (k @ c).to(v.dtype)
+    return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_w @ kv.transpose(-1, -2), (k @ grad_kv).to(v.dtype)
 
 
 def _toward(s: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Both kernel products of self-attention, `K z K^T v`, as one op with one gradient (README.md, "Tied")."""
 
-from types import ModuleType
-
 import torch
 from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
@@ -15,9 +13,7 @@ from softmaxfree.ops.precision import full_precision
 def _forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the result, and `K^T v` for the gradient."""
     with full_precision(x):
-        implementation = dispatch.choose("gaussian", x, y, v)
-        kv = implementation.forward(y, x, v, z.dtype)
-        return implementation.forward(x, y, z @ kv, v.dtype), kv
+        return dispatch.choose("gaussian", x, y, v).tied_forward(x, y, z, v)
 
 
 @_forward.register_fake
@@ -28,23 +24,13 @@ def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 @library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
 def _backward(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
     with full_precision(x):
-        grads = _gradients(dispatch.choose("gaussian", x, y, v), x, y, z, v, kv, grad)
+        grads = dispatch.choose("gaussian", x, y, v).tied_backward(x, y, z, v, kv, grad)
     return [grad.contiguous() for grad in grads]
 
 
 @_backward.register_fake
 def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
     return [tensor.new_empty(tensor.shape) for tensor in (x, y, z, v)]
-
-
-def _gradients(
-    implementation: ModuleType, x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the gradients for `x`, `y`, `z` and `v` (README.md, "Tied")."""
-    grad_w = implementation.forward(y, x, grad, z.dtype)
-    grad_kv = z.mT @ grad_w
-    grad_x, grad_y, grad_v = implementation.backward_pair(x, y, grad, z @ kv, v, grad_kv)
-    return grad_x, grad_y, grad_w @ kv.mT, grad_v
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -56,7 +42,7 @@ def _gradient(ctx, grad: Tensor, _: Tensor):
     # grad mode is on here only when the caller asked for a graph of the gradient (second derivative)
     if torch.is_grad_enabled():
         with full_precision(x):
-            return _gradients(naive, x, y, z, v, naive.forward(y, x, v, z.dtype), grad)
+            return naive.tied_backward(x, y, z, v, naive.forward(y, x, v, z.dtype), grad)
     return tuple(torch.ops.softmaxfree.gaussian_tied_product_backward(x, y, z, v, kv, grad))
 
 
