@@ -16,6 +16,8 @@ from softmaxfree.ops.precision import compute_dtype
 # of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
 _CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 20, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
+# of the kernel matrices that are kept for a second walk: about the last-level cache
+_KEPT_BYTES = 1 << 24
 # points below which a matrix product loses its speed, whatever the cache
 _MIN_POINTS = 64
 _LOG2_E = 1 / math.log(2)
@@ -83,8 +85,6 @@ def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
 class _Tile(NamedTuple):
     images: slice
     tokens: slice
-    long: Tensor  # (G H, T, D)
-    short: Tensor  # (G H, S, D)
     kernel: Tensor  # (G H, S, T)
 
 
@@ -96,7 +96,7 @@ class _Tiles:
         self._long, self._short = (x, y) if self._x_is_long else (y, x)
         self._dtype = compute_dtype(x.dtype)
         self._memory: dict[str, Tensor] = {}
-        self._last: _Tile | None = None
+        self._kept: dict[int, _Tile] = {}
         _, heads, points, _ = self._long.shape
         tile_bytes = _GPU_TILE_BYTES
         if x.device.type == "cpu":
@@ -105,6 +105,7 @@ class _Tiles:
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._points = math.ceil(points / max(1, math.ceil(points / room)))
         self._group = max(1, room // max(1, points))
+        self._places = max(1, _KEPT_BYTES // tile_bytes)
 
     def groups(self) -> Iterator[slice]:
         """Yields the images that are taken at once."""
@@ -112,27 +113,28 @@ class _Tiles:
             yield slice(i, i + self._group)
 
     def walk(self, images: slice, again: bool = False) -> Iterator[_Tile]:
-        """Yields the tiles of a group of images; what a tile holds is overwritten by the next.
+        """Yields the tiles of a group of images; `again` from the last to the first.
 
-        `again` goes back from the last tile, which is still there: where it is the only one, nothing is computed twice.
+        The first ones and the last are still there when it goes again.
         """
-        starts = range(0, self._long.shape[-2], self._points)
-        for j in reversed(starts) if again else starts:
-            span = slice(j, j + self._points)
-            if self._last is None or (self._last.images, self._last.tokens) != (images, span):
-                self._last = self._compute(images, span)
-            yield self._last
+        tiles = list(enumerate(range(0, self._long.shape[-2], self._points)))
+        for i, j in reversed(tiles) if again else tiles:
+            place, span = min(i, self._places - 1), slice(j, j + self._points)
+            tile = self._kept.get(place)
+            if tile is None or (tile.images, tile.tokens) != (images, span):
+                tile = self._kept[place] = self._compute(images, span, f"kernel {place}")
+            yield tile
 
-    def _compute(self, images: slice, span: slice) -> _Tile:
+    def _compute(self, images: slice, span: slice, memory: str) -> _Tile:
         short = self.fold("short", self._short[images])
         short_part = self._exponent_part(short).unsqueeze(-1)
         long = self.fold("long", self._long[images, :, span])
         long_part = self._exponent_part(long).unsqueeze(-2)
-        kernel = self.scratch("kernel", (*short.shape[:-1], long.shape[-2]))
+        kernel = self.scratch(memory, (*short.shape[:-1], long.shape[-2]))
         torch.baddbmm(short_part, short, long.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
         kernel.add_(long_part, alpha=_LOG2_E)
         # base 2: where it underflows, the natural exponential is 10 to 100 times slower
-        return _Tile(images, span, long, short, kernel.clamp_max_(0).exp2_())
+        return _Tile(images, span, kernel.clamp_max_(0).exp2_())
 
     def multiply(self, tile: _Tile, values: Tensor, out: Tensor, onto_x: bool) -> None:
         """Multiplies the kernel with values of one side and stores them, or adds them, on the other."""
@@ -147,20 +149,21 @@ class _Tiles:
             out.copy_(torch.bmm(tile.kernel.mT, values))
 
     def differentiate(self, tile: _Tile, pairs: list[tuple[Tensor, Tensor]], grad_x: Tensor, grad_y: Tensor) -> None:
-        """Stores or adds the gradients of the sum over `pairs (p, q)` of `sum(p * K q)`; overwrites the tile."""
-        self._last = None
+        """Stores or adds the gradients of the sum over `pairs (p, q)` of `sum(p * K q)`."""
         weights = self.scratch("weights", tile.kernel.shape)  # of the kernel's entries
         for i, pair in enumerate(pairs):
             long_values, short_values = pair if self._x_is_long else pair[::-1]
             u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
             torch.baddbmm(weights, u, w.mT, beta=min(i, 1), out=weights)
         weights.mul_(tile.kernel)
+        long = self.fold("long", self._long[tile.images, :, tile.tokens])
+        short = self.fold("short", self._short[tile.images])
         grad_long, grad_short = (grad_x, grad_y) if self._x_is_long else (grad_y, grad_x)
-        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights, tile.long)
-        toward_long.addcmul_(weights.sum(-1, keepdim=True), tile.short, value=-1)
-        toward_short = torch.bmm(weights.mT, tile.short, out=self.scratch("kernel", tile.long.shape))
+        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights, long)
+        toward_long.addcmul_(weights.sum(-1, keepdim=True), short, value=-1)
+        toward_short = torch.bmm(weights.mT, short, out=self.scratch("points", long.shape))
         out = grad_long[tile.images, :, tile.tokens].flatten(0, 1)
-        torch.addcmul(toward_short, weights.sum(-2).unsqueeze(-1), tile.long, value=-1, out=out)
+        torch.addcmul(toward_short, weights.sum(-2).unsqueeze(-1), long, value=-1, out=out)
 
     def result(self, shape: tuple[int, ...], dtype: torch.dtype, onto_x: bool) -> Tensor:
         """Returns memory for a result; sums over tiles start at 0 and are not rounded before the last."""
@@ -184,5 +187,5 @@ class _Tiles:
 
     def _exponent_part(self, points: Tensor) -> Tensor:
         """Returns `-|p|^2 / 2` in base 2, `(G H, ...)`."""
-        squares = torch.mul(points, points, out=self.scratch("kernel", points.shape))
+        squares = torch.mul(points, points, out=self.scratch("points", points.shape))
         return squares.sum(-1).mul_(-0.5)
