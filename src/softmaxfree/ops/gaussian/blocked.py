@@ -14,7 +14,7 @@ from torch import Tensor
 from softmaxfree.ops.precision import compute_dtype
 
 # of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
-_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 1 << 20, 1 << 23
+_CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 3 << 19, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
 # of the kernel matrices that are kept for a second walk: about the last-level cache
 _KEPT_BYTES = 1 << 24
