@@ -1,6 +1,10 @@
 """Only right results are timed; what was measured comes back from disk, in tables and in plots."""
 
 import csv
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -69,6 +73,27 @@ def test_what_cannot_run_is_left_out(monkeypatch, caplog):
     rows = bench_run.run("attention", CPU, only=["broken", "its four matrix products"], sizes=[784])
     assert [row.name for row in rows] == ["its four matrix products"]
     assert caplog.messages == ["broken in torch.float32 does not go on: no kernel image"]
+
+
+_KILLED = """
+import os, signal, torch
+from softmaxfree.bench.worker import Worker
+worker = Worker("attention", "softmaxfree", torch.device("cpu"), torch.float32, False)
+print(worker._call(os.getpid), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_ends_when_the_benchmark_is_killed():
+    killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True)
+    process = int(killed.stdout)
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {process} goes on")
 
 
 def test_halves_are_judged_by_the_reference_in_halves():

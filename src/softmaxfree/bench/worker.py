@@ -1,6 +1,8 @@
 """A contestant in a process of its own."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -64,8 +66,17 @@ _step: Callable[[], object]
 
 def _start(threads: int, suite: str, contestant: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
     global _trial
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _trial = Trial(SUITES[suite], SUITES[suite].contestants[contestant], device, dtype, compiled)
+
+
+def _end_with_parent() -> None:
+    """A pool does not end its processes when its own is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _prepare(what: str, batch: int, size: int) -> None:

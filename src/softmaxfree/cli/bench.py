@@ -19,8 +19,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _HEADER = """# Benchmarks
 
 Made by `softmaxfree bench` from `results/*.csv`; `softmaxfree bench --report` makes it again. Every contestant
-was compared with float64 before it was timed (column `error` of the CSV). They take turns, each in a process of its
-own. Times are medians in milliseconds.
+was compared with float64 before it was timed (column `error` of the CSV). Times are medians in milliseconds.
 An empty cell was not measured: too long, or nothing to measure.
 """
 
