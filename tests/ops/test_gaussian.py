@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from softmaxfree.ops import gaussian_gram, gaussian_product
 from softmaxfree.ops.gaussian import naive
@@ -88,7 +88,7 @@ def test_compiles(implementation: str):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks itself
 def test_opcheck(implementation: str):
     x, y, b = (z.requires_grad_() for z in case(10, 3)[0])
-    torch.library.opcheck(torch.ops.softmaxfree.gaussian_product, (x, y, b, torch.float32))
+    library.opcheck(torch.ops.softmaxfree.gaussian_product, (x, y, b, torch.float32))
 
 
 def test_far_points(implementation: str):

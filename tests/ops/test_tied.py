@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from softmaxfree.ops import gaussian
 from softmaxfree.ops.gaussian import fused, naive
@@ -73,7 +73,7 @@ def test_compiles(implementation: str):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks itself
 def test_opcheck(implementation: str):
     inputs = tuple(z.requires_grad_() for z in case(10, 3)[0])
-    torch.library.opcheck(torch.ops.softmaxfree.gaussian_tied_product, inputs)
+    library.opcheck(torch.ops.softmaxfree.gaussian_tied_product, inputs)
 
 
 def test_sums_of_several_programs(interpreter):
