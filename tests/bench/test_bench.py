@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import cast
 
 import pytest
 import torch
@@ -107,6 +108,26 @@ def test_expectation_follows_the_last_growth():
     assert bench_run._expected_seconds([(100, 1.0)], 200) == 0
     assert bench_run._expected_seconds([(100, 1.0), (200, 4.0)], 400) == pytest.approx(16 * 2**0.5)
     assert bench_run._expected_seconds([(100, 1.0), (200, 1.0)], 400) == pytest.approx(2**1.5)
+
+
+def test_slow_contestants_take_fewer_turns_among_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench_run, "_ALL_SECONDS", 3.0)
+    order: list[str] = []
+
+    class Clock:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.of_a_call = name, seconds
+
+        def seconds(self, calls: int) -> float:
+            order.append(self.name)
+            return self.of_a_call
+
+    clocks = {name: Clock(name, seconds) for name, seconds in {"fast": 1e-4, "middle": 0.3, "slow": 20.0}.items()}
+    turns = {name: len(seconds) for name, seconds in bench_run._take_turns(cast(dict, clocks)).items()}
+    assert turns == {"fast": 40, "middle": 10, "slow": 3}
+    timed = order[3:]
+    assert timed[-1] == "slow" and 12 < timed.index("slow") < 20
+    assert bench_run._take_turns({}) == {}
 
 
 def _row(name: str, size: int, milliseconds: float, what: str = FORWARD, batch: int = 1) -> bench_run.Row:

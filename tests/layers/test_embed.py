@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from softmaxfree.layers import PositionTable, downsample, stem
-from softmaxfree.layers.embed import resize_matrix
+from softmaxfree.layers.embed import feature_map, resize_matrix
 
 
 @pytest.mark.parametrize("size", [(1, 1), (29, 30), (224, 97)])
@@ -75,3 +75,10 @@ def test_the_stem_sees_zeros_in_the_padding(training):
     torch.testing.assert_close(out[..., :6, :7], layer(x[..., :22, :25]), rtol=1e-4, atol=1e-5)
     assert not out[..., 6:, :].any()
     assert not out[..., 7:].any()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_feature_map_is_channels_last_to_convolutions(batch: int):
+    image = feature_map(torch.randn(batch, 30, 16), [5, 6])
+    assert image.stride() == torch.empty(batch, 16, 5, 6).to(memory_format=torch.channels_last).stride()
+    assert F.conv2d(image, torch.randn(16, 1, 3, 3), padding=1, groups=16).stride(1) == 1

@@ -19,8 +19,8 @@ __all__ = ["Row", "run"]
 
 _log = logging.getLogger(__name__)
 
-# of a contestant's turn at least, and of all its turns together, about; turns, at least and at most
-_TURN_SECONDS, _ALL_SECONDS = 0.02, 3.0
+# of a contestant's turn at least, and of all its turns together, about; its turns, at least and at most
+_TURN_SECONDS, _ALL_SECONDS = 0.02, 8.0
 _MIN_TURNS, _MAX_TURNS = 3, 40
 
 
@@ -63,8 +63,8 @@ def run(
 ) -> Iterator[Row]:
     """Yields a row for each pass, shape and contestant.
 
-    Contestants take turns, so that a machine that others slow down for a while slows down all of them. Each has a
-    process of its own. One that cannot run (out of memory, a dtype that a peer does not know) is logged and left out.
+    Contestants take turns, so that a machine that others slow down for a while slows down all of them; a slow one takes
+    fewer. Each has a process of its own. One that cannot run (out of memory, a dtype that a peer does not know) is logged and left out.
 
     Args:
         suite_name: one of `registry.SUITES`.
@@ -136,12 +136,14 @@ def _take_turns(workers: Mapping[str, Worker]) -> dict[str, list[float]]:
     """Returns the seconds of a call of each worker's pass, one number a turn."""
     first = {name: worker.seconds(1) for name, worker in workers.items()}
     calls = {name: max(1, round(_TURN_SECONDS / seconds)) for name, seconds in first.items()}
-    round_seconds = sum(first[name] * calls[name] for name in workers)
-    turns = _ALL_SECONDS * len(workers) / round_seconds if workers else 0
+    turns = {name: _ALL_SECONDS / (first[name] * calls[name]) for name in workers}
+    turns = {name: min(max(round(number), _MIN_TURNS), _MAX_TURNS) for name, number in turns.items()}
+    rounds = max(turns.values(), default=0)
     results: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(min(max(round(turns), _MIN_TURNS), _MAX_TURNS)):
+    for i in range(rounds):
         for name, worker in workers.items():
-            results[name].append(worker.seconds(calls[name]))
+            if (i + 1) * turns[name] // rounds > i * turns[name] // rounds:  # spread over all rounds
+                results[name].append(worker.seconds(calls[name]))
     return results
 
 

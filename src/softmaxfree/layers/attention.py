@@ -8,6 +8,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.ops import AbstractPinvSolver, Newton
 from softmaxfree.ops.nystrom import nystrom
@@ -107,14 +108,14 @@ class SoftmaxFreeAttention(nn.Module):
         out = nystrom(q, None, v, landmarks, self._solver_json, self.normalize, None, landmark_mask)
         out = out.transpose(1, 2).flatten(2)
         if self.value_conv is not None:
-            out += self._convolve(values, grid)
+            out = self._convolve(values, grid).add_(out)
         return self.proj(out)
 
     def _convolve(self, values: Tensor, grid: list[int]) -> Tensor:
         """Returns the values `(B, N, C)` convolved on the grid; all channels of a head share its filter."""
         assert self.value_conv is not None
         weight = self.value_conv.weight.repeat_interleave(self.head_dim, 0)
-        image = values.transpose(1, 2).unflatten(2, grid)
+        image = feature_map(values, grid)
         if len(grid) == 1:
             image = F.conv1d(image, weight, padding="same", groups=image.shape[1])
         else:

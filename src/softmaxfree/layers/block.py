@@ -5,9 +5,13 @@ from typing import Any
 import torch
 from timm.layers import DropPath, GELUTanh, Mlp
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.types import Device
 
 from softmaxfree.layers.attention import SoftmaxFreeAttention
+
+# of the hidden features that inference holds at once: what caches hold, and what keeps a GPU busy
+_CPU_HIDDEN_BYTES, _HIDDEN_BYTES = 1 << 22, 1 << 26
 
 
 class SoftmaxFreeBlock(nn.Module):
@@ -45,8 +49,23 @@ class SoftmaxFreeBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **factory)
+        self._hidden_width = int(dim * mlp_ratio)
 
     def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Maps tokens `(B, N, C)` on a grid of `N` cells, valid where `mask (B, *grid)` is True, to `(B, N, C)`."""
         x = self.norm1(x + self.drop_path1(self.attn(x, grid, mask)))
+        if torch.jit.is_scripting():
+            return self._feed_forward(x)
+        else:
+            whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+            return self._feed_forward(x) if whole or isinstance(x, Proxy) else self._in_chunks(x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return self.norm2(x + self.drop_path2(self.mlp(x)))
+
+    @torch.jit.unused
+    def _in_chunks(self, x: Tensor) -> Tensor:
+        """Returns `_feed_forward`, in which tokens do not see each other, without all hidden features at once."""
+        hidden_bytes = _CPU_HIDDEN_BYTES if x.device.type == "cpu" else _HIDDEN_BYTES
+        tokens = x.flatten(0, 1).split(max(1, hidden_bytes // (self._hidden_width * x.element_size())))
+        return torch.cat([self._feed_forward(chunk) for chunk in tokens]).view_as(x)

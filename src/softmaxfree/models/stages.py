@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.layers import ConvEmbedding, PositionTable, SoftmaxFreeBlock
+from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 
 
@@ -62,7 +63,7 @@ class SoftmaxFreeStage(nn.Module):
                 tokens = checkpoint(block, tokens, grid, mask)
             else:
                 tokens = block(tokens, grid, mask)
-        x = tokens.transpose(1, 2).unflatten(2, grid)
+        x = feature_map(tokens, grid)
         return x if mask is None else zero_padding(x, mask)
 
 
@@ -130,9 +131,9 @@ class ClassTokenStage(nn.Module):
         tokens = self.norm(tokens)
         patches = tokens[:, 1:]
         if mask is not None:
-            x = zero_padding(patches.transpose(1, 2).unflatten(2, grid), mask)
+            x = zero_padding(feature_map(patches, grid), mask)
             shift = tokens[:, 0] - valid_mean(x, mask)
             return zero_padding(x + shift[:, :, None, None], mask) if self.center else x
         if self.center:
             patches = patches - patches.mean(1, keepdim=True) + tokens[:, :1]
-        return patches.transpose(1, 2).unflatten(2, grid)
+        return feature_map(patches, grid)

@@ -85,7 +85,7 @@ def not_supported_reasons(x: Tensor, y: Tensor, b: Tensor) -> list[str]:
 class _Tile(NamedTuple):
     images: slice
     tokens: slice
-    kernel: Tensor  # (G H, S, T)
+    kernel: Tensor  # (G H, T, S)
 
 
 class _Tiles:
@@ -127,11 +127,11 @@ class _Tiles:
 
     def _compute(self, images: slice, span: slice, memory: str) -> _Tile:
         short = self.fold("short", self._short[images])
-        short_part = self._exponent_part(short).unsqueeze(-1)
+        short_part = torch.linalg.vecdot(short, short).mul_(-0.5).unsqueeze(-2)
         long = self.fold("long", self._long[images, :, span])
-        long_part = self._exponent_part(long).unsqueeze(-2)
-        kernel = self.scratch(memory, (*short.shape[:-1], long.shape[-2]))
-        torch.baddbmm(short_part, short, long.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
+        long_part = torch.linalg.vecdot(long, long).mul_(-0.5).unsqueeze(-1)
+        kernel = self.scratch(memory, (*long.shape[:-1], short.shape[-2]))
+        torch.baddbmm(short_part, long, short.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
         kernel.add_(long_part, alpha=_LOG2_E)
         # base 2: where it underflows, the natural exponential is 10 to 100 times slower
         return _Tile(images, span, kernel.clamp_max_(0).exp2_())
@@ -140,13 +140,13 @@ class _Tiles:
         """Multiplies the kernel with values of one side and stores them, or adds them, on the other."""
         if onto_x != self._x_is_long:
             values = self.fold("w", values[tile.images, :, tile.tokens])
-            out[tile.images].flatten(0, 1).baddbmm_(tile.kernel, values)
+            out[tile.images].flatten(0, 1).baddbmm_(tile.kernel.mT, values)
             return
-        values, out = self.fold("u", values[tile.images]), out[tile.images, :, tile.tokens].flatten(0, 1)
-        if out.dtype == self._dtype:
-            torch.bmm(tile.kernel.mT, values, out=out)
+        values, out = self.fold("u", values[tile.images]), out[tile.images, :, tile.tokens]
+        if self._folds(out):
+            torch.bmm(tile.kernel, values, out=out.flatten(0, 1))
         else:
-            out.copy_(torch.bmm(tile.kernel.mT, values))
+            out.copy_(torch.bmm(tile.kernel, values).unflatten(0, out.shape[:2]))
 
     def differentiate(self, tile: _Tile, pairs: list[tuple[Tensor, Tensor]], grad_x: Tensor, grad_y: Tensor) -> None:
         """Stores or adds the gradients of the sum over `pairs (p, q)` of `sum(p * K q)`."""
@@ -154,29 +154,32 @@ class _Tiles:
         for i, pair in enumerate(pairs):
             long_values, short_values = pair if self._x_is_long else pair[::-1]
             u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
-            torch.baddbmm(weights, u, w.mT, beta=min(i, 1), out=weights)
+            torch.baddbmm(weights, w, u.mT, beta=min(i, 1), out=weights)
         weights.mul_(tile.kernel)
         long = self.fold("long", self._long[tile.images, :, tile.tokens])
         short = self.fold("short", self._short[tile.images])
         grad_long, grad_short = (grad_x, grad_y) if self._x_is_long else (grad_y, grad_x)
-        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights, long)
-        toward_long.addcmul_(weights.sum(-1, keepdim=True), short, value=-1)
-        toward_short = torch.bmm(weights.mT, short, out=self.scratch("points", long.shape))
-        out = grad_long[tile.images, :, tile.tokens].flatten(0, 1)
-        torch.addcmul(toward_short, weights.sum(-2).unsqueeze(-1), long, value=-1, out=out)
+        toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights.mT, long)
+        toward_long.addcmul_(weights.sum(-2).unsqueeze(-1), short, value=-1)
+        toward_short = torch.bmm(weights, short, out=self.scratch("points", long.shape))
+        out = grad_long[tile.images, :, tile.tokens]
+        terms = (z.unflatten(0, out.shape[:2]) for z in (toward_short, weights.sum(-1, keepdim=True), long))
+        torch.addcmul(*terms, value=-1, out=out)
 
     def result(self, shape: tuple[int, ...], dtype: torch.dtype, onto_x: bool) -> Tensor:
         """Returns memory for a result; sums over tiles start at 0 and are not rounded before the last."""
         if onto_x == self._x_is_long:
-            return self._long.new_empty(shape, dtype=dtype)
+            b, h, n, e = shape
+            return self._long.new_empty(b, n, h, e, dtype=dtype).transpose(1, 2)
         return self._long.new_zeros(shape, dtype=self._dtype)
 
     def fold(self, name: str, z: Tensor) -> Tensor:
         """Returns `(G, H, ...)` as `(G H, ...)` in the dtype of the computation; a copy only where it must be."""
+        return (z if self._folds(z) else self.scratch(name, z.shape).copy_(z)).flatten(0, 1)
+
+    def _folds(self, z: Tensor) -> bool:
         g, h = z.shape[:2]
-        if z.dtype == self._dtype and (g == 1 or h == 1 or z.stride(0) == h * z.stride(1)):
-            return z.flatten(0, 1)
-        return self.scratch(name, z.shape).copy_(z).flatten(0, 1)
+        return z.dtype == self._dtype and (g == 1 or h == 1 or z.stride(0) == h * z.stride(1))
 
     def scratch(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Returns uninitialised memory, the same for the same name where it suffices."""
@@ -184,8 +187,3 @@ class _Tiles:
         if name not in self._memory or self._memory[name].numel() < size:
             self._memory[name] = self._long.new_empty(size, dtype=self._dtype)
         return self._memory[name][:size].view(shape)
-
-    def _exponent_part(self, points: Tensor) -> Tensor:
-        """Returns `-|p|^2 / 2` in base 2, `(G H, ...)`."""
-        squares = torch.mul(points, points, out=self.scratch("points", points.shape))
-        return squares.sum(-1).mul_(-0.5)

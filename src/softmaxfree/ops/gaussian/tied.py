@@ -13,24 +13,35 @@ from softmaxfree.ops.precision import full_precision
 def _forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the result, and `K^T v` for the gradient."""
     with full_precision(x):
-        return dispatch.choose("gaussian", x, y, v).tied_forward(x, y, z, v)
+        out, kv = dispatch.choose("gaussian", x, y, v).tied_forward(x, y, z, v)
+    return _beside_heads(out), kv
 
 
 @_forward.register_fake
 def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), z.new_empty(*y.shape[:-1], v.shape[-1])
+    return _empty_beside_heads(v), z.new_empty(*y.shape[:-1], v.shape[-1])
 
 
 @library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
 def _backward(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
     with full_precision(x):
-        grads = dispatch.choose("gaussian", x, y, v).tied_backward(x, y, z, v, kv, grad)
-    return [grad.contiguous() for grad in grads]
+        grad_x, grad_y, grad_z, grad_v = dispatch.choose("gaussian", x, y, v).tied_backward(x, y, z, v, kv, grad)
+    return [_beside_heads(grad_x), grad_y.contiguous(), grad_z.contiguous(), _beside_heads(grad_v)]
 
 
 @_backward.register_fake
 def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
-    return [tensor.new_empty(tensor.shape) for tensor in (x, y, z, v)]
+    return [_empty_beside_heads(x), y.new_empty(y.shape), z.new_empty(z.shape), _empty_beside_heads(v)]
+
+
+def _beside_heads(tokens: Tensor) -> Tensor:
+    """Returns `(B, H, N, D)` as projections want it: a token's heads side by side in memory."""
+    return tokens.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _empty_beside_heads(tokens: Tensor) -> Tensor:
+    b, h, n, d = tokens.shape
+    return tokens.new_empty(b, n, h, d).transpose(1, 2)
 
 
 def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
