@@ -64,7 +64,8 @@ def run(
     """Yields a row for each pass, shape and contestant.
 
     Contestants take turns, so that a machine that others slow down for a while slows down all of them; a slow one takes
-    fewer. Each has a process of its own. One that cannot run (out of memory, a dtype that a peer does not know) is logged and left out.
+    fewer. Each has a process of its own. One that cannot run (out of memory, a dtype that a peer does not know) is
+    logged and left out.
 
     Args:
         suite_name: one of `registry.SUITES`.
