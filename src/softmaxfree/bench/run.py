@@ -137,8 +137,8 @@ def _take_turns(workers: Mapping[str, Worker]) -> dict[str, list[float]]:
     """Returns the seconds of a call of each worker's pass, one number a turn."""
     first = {name: worker.seconds(1) for name, worker in workers.items()}
     calls = {name: max(1, round(_TURN_SECONDS / seconds)) for name, seconds in first.items()}
-    turns = {name: _ALL_SECONDS / (first[name] * calls[name]) for name in workers}
-    turns = {name: min(max(round(number), _MIN_TURNS), _MAX_TURNS) for name, number in turns.items()}
+    wanted = {name: round(_ALL_SECONDS / (first[name] * calls[name])) for name in workers}
+    turns = {name: min(max(number, _MIN_TURNS), _MAX_TURNS) for name, number in wanted.items()}
     rounds = max(turns.values(), default=0)
     results: dict[str, list[float]] = {name: [] for name in workers}
     for i in range(rounds):
