@@ -95,7 +95,7 @@ def gram(landmarks: Tensor) -> Tensor:
 @library.custom_op("softmaxfree::gaussian_product", mutates_args=())
 def _forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     with full_precision(x):
-        return dispatch.choose("gaussian", x, y, b).forward(x, y, b, out_dtype)
+        return dispatch.choose("gaussian", x, y, b).forward(x, y, b, out_dtype).contiguous()
 
 
 @_forward.register_fake
