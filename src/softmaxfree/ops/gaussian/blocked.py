@@ -16,7 +16,7 @@ from softmaxfree.ops.precision import compute_dtype
 # of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
 _CPU_TILE_BYTES, _MAX_CPU_TILE_BYTES = 3 << 19, 1 << 23
 _GPU_TILE_BYTES = 1 << 26
-# of the kernel matrices that are kept for a second walk: about the last-level cache
+# of the kernel matrices that are kept for a second walk, beside the one in hand: about the last-level cache
 _KEPT_BYTES = 1 << 24
 # points below which a matrix product loses its speed, whatever the cache
 _MIN_POINTS = 64
@@ -105,7 +105,7 @@ class _Tiles:
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
         self._points = math.ceil(points / max(1, math.ceil(points / room)))
         self._group = max(1, room // max(1, points))
-        self._places = max(1, _KEPT_BYTES // tile_bytes)
+        self._places = 1 + _KEPT_BYTES // tile_bytes
 
     def groups(self) -> Iterator[slice]:
         """Yields the images that are taken at once."""
