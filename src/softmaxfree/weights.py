@@ -12,6 +12,8 @@ import timm.models
 import torch
 from torch import Tensor
 
+from softmaxfree.errors import InputError
+
 __all__ = ["read_notes", "read_weights"]
 
 _TASK_PREFIX = "model."  # of `ClassificationTask.model` in a Trainer's checkpoint
@@ -39,11 +41,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
             weights = timm.models.load_state_dict(str(path))
     except Exception as error:  # whatever a decoder makes of foreign bytes
-        raise ValueError(_refusal(path, error)) from error
+        raise InputError(_refusal(path, error)) from error
     if path.suffix == ".ckpt":
         weights = {k.removeprefix(_TASK_PREFIX): v for k, v in weights.items() if k.startswith(_TASK_PREFIX)}
     if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
-        raise ValueError(f"{path} holds no weights of a model")
+        raise InputError(f"{path} holds no weights of a model")
     return weights
 
 

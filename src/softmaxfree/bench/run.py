@@ -14,6 +14,7 @@ from softmaxfree.bench.machine import describe
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.trial import Trial
 from softmaxfree.bench.worker import Worker
+from softmaxfree.errors import InputError
 
 __all__ = ["Row", "run"]
 
@@ -95,7 +96,7 @@ def run(
             with _left_out(name, dtype):
                 errors[name], allowed = Trial(suite, suite.contestants[name], device, dtype, compiled).errors()
                 if not errors[name] <= allowed:
-                    raise ValueError(f"{name} is wrong and not timed: error {errors[name]:.1e}, allowed {allowed:.1e}")
+                    raise InputError(f"{name} is wrong and not timed: error {errors[name]:.1e}, allowed {allowed:.1e}")
                 workers[name] = stack.enter_context(closing(Worker(suite_name, name, device, dtype, compiled)))
         for what in (FORWARD,) if forward_only else (FORWARD, TRAIN):
             # seconds at each size so far
@@ -165,4 +166,4 @@ def _expected_seconds(known: list[tuple[int, float]], size: int) -> float:
 def _require_known(name: str, given: Collection, allowed: Collection) -> None:
     for item in given:
         if item not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {item!r}")
+            raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}; got {item!r}")

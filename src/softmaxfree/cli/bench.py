@@ -11,6 +11,7 @@ from softmaxfree.bench.plot import plot
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.run import run as measure
 from softmaxfree.cli.table import markdown_table, print_table
+from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
 
 __all__ = ["run"]
@@ -58,7 +59,7 @@ def run(
     where = _device(device)
     unknown = [name for name in suites if name not in SUITES]
     if unknown:
-        raise ValueError(f"there is nothing called {unknown[0]!r} to time; choose from {', '.join(SUITES)}")
+        raise InputError(f"there is nothing called {unknown[0]!r} to time; choose from {', '.join(SUITES)}")
     if explain:
         _explain(where, _DTYPES[dtype])
         return
@@ -95,7 +96,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
     return device
 
 

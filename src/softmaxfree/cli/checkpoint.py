@@ -10,6 +10,7 @@ from torch import nn
 
 from softmaxfree.cli.convert import arguments_for
 from softmaxfree.cli.models import find_models
+from softmaxfree.errors import InputError
 from softmaxfree.weights import read_notes, read_weights
 
 __all__ = ["Classifier", "LoadedTask", "load_classifier", "load_task"]
@@ -51,12 +52,12 @@ def load_task(checkpoint: str | None, kind: str) -> LoadedTask:
     from softmaxfree.tasks import DetectionTask, SegmentationTask  # which take seconds to import
 
     if checkpoint is None:
-        raise ValueError(f"--task {kind} needs --checkpoint, a .ckpt of `softmaxfree train`")
+        raise InputError(f"--task {kind} needs --checkpoint, a .ckpt of `softmaxfree train`")
     weights = read_weights(checkpoint)
     notes = read_notes(checkpoint)
     found = {"detection": DetectionTask, "segmentation": SegmentationTask}[kind]
     if notes.get("task") != found.__name__:
-        raise ValueError(f"--task {kind} needs a checkpoint of such a task, but {checkpoint} is of {notes.get('task')}")
+        raise InputError(f"--task {kind} needs a checkpoint of such a task, but {checkpoint} is of {notes.get('task')}")
     arguments = dict(notes["hyper_parameters"])
     model_args = arguments["model_args"] or {}
     arguments["model_args"] = {key: value for key, value in model_args.items() if key not in _STARTED_FROM}
@@ -88,7 +89,7 @@ def load_classifier(checkpoint: str | None, model: str | None) -> Classifier:
 def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     if checkpoint is None:
         if model is None:
-            raise ValueError("give --checkpoint PATH, or --model NAME for a model that timm has weights of")
+            raise InputError("give --checkpoint PATH, or --model NAME for a model that timm has weights of")
         return _create(model, pretrained=True)
     if Path(checkpoint).is_dir():
         if not Path(checkpoint, "config.json").is_file():
@@ -97,10 +98,10 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     weights = read_weights(checkpoint)
     name, arguments = _told(checkpoint)
     if name and model and name != model:
-        raise ValueError(f"--model is {model}, but {checkpoint} is of {name}")
+        raise InputError(f"--model is {model}, but {checkpoint} is of {name}")
     name = name or model
     if name is None:
-        raise ValueError(f"{checkpoint} does not name its model: give --model")
+        raise InputError(f"{checkpoint} does not name its model: give --model")
     arguments = arguments or arguments_for(name, weights)
     if size := arguments.get("img_size"):
         overlay = {"input_size": (arguments.get("in_chans", 3), size, size)}
@@ -109,7 +110,7 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     try:
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{checkpoint} does not fit {name}: {str(error)[:300]}") from error
+        raise InputError(f"{checkpoint} does not fit {name}: {str(error)[:300]}") from error
     return net
 
 
@@ -120,7 +121,7 @@ def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
         return notes["architecture"], json.loads(notes.get("model_args", "{}"))
     if task := notes.get("hyper_parameters"):
         if notes.get("task") != "ClassificationTask":
-            raise ValueError(f"{checkpoint} is of {notes.get('task')}: give --task detection or --task segmentation")
+            raise InputError(f"{checkpoint} is of {notes.get('task')}: give --task detection or --task segmentation")
         overlay = {**notes.get("data_config", {}), "label_names": notes.get("class_names")}
         arguments = {
             "num_classes": task["num_classes"],
@@ -137,4 +138,4 @@ def _create(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
     except RuntimeError as error:  # timm's for: no such architecture, no weights
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.models import find_models
+from softmaxfree.errors import InputError
 from softmaxfree.models.released import from_released, is_released, require_fit
 from softmaxfree.models.soft import checkpoint_filter_fn
 from softmaxfree.weights import read_weights
@@ -39,7 +40,7 @@ def run(source: str, target: str, model: str | None = None) -> None:
         OSError: the target cannot be written.
     """
     if Path(target).suffix != ".safetensors":
-        raise ValueError(f"DST must end in .safetensors, got {target}")
+        raise InputError(f"DST must end in .safetensors, got {target}")
     weights = read_weights(source)
     name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
     arguments = arguments_for(name, weights)
@@ -48,7 +49,7 @@ def run(source: str, target: str, model: str | None = None) -> None:
             net = timm.create_model(name, **arguments)
         net.load_state_dict(weights, assign=True)
     except ValueError as error:
-        raise ValueError(f"{source} as {name}: {error}") from error
+        raise InputError(f"{source} as {name}: {error}") from error
     metadata = {"format": "pt", "architecture": name, "model_args": json.dumps(net._model_args)}
     with atomic_write(target) as part:
         part.write_bytes(safetensors.torch.save(net.state_dict(), metadata))
@@ -88,12 +89,12 @@ def _identify(weights: Mapping[str, Tensor], source: Path) -> tuple[str, str]:
     """The model's name, and how it was found."""
     fitting = [name for name in timm.list_models(module="soft") if _fits(name, weights)]
     if not fitting:
-        raise ValueError(f"{source} fits no SOFT model; --model NAME tells what differs from that one")
+        raise InputError(f"{source} fits no SOFT model; --model NAME tells what differs from that one")
     # Both families have the same shapes: only the name of the file tells them apart.
     words = set(re.findall("[a-z]+", source.stem.lower()))
     told = [name for name in fitting if "soft" in words and ("norm" in words) == ("norm" in name.split("_"))]
     if len(told) != 1:
-        raise ValueError(f"{source} fits {' and '.join(fitting)}, and its name does not tell which: give --model")
+        raise InputError(f"{source} fits {' and '.join(fitting)}, and its name does not tell which: give --model")
     return told[0], f"by its shapes, and among {' and '.join(fitting)} by the file's name"
 
 

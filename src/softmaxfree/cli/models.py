@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from softmaxfree.cli.table import markdown_table, print_table
+from softmaxfree.errors import InputError
 from softmaxfree.layers import Landmarks
 
 __all__ = ["find_models", "macs", "run"]
@@ -56,7 +57,7 @@ def find_models(pattern: str = "*") -> list[str]:
     found = [name for name in timm.list_models(pattern) if name in ours]
     if not found:
         near = difflib.get_close_matches(pattern.strip("*"), ours) or ours
-        raise ValueError(f"no model matches {pattern!r}; there are {', '.join(near)}")
+        raise InputError(f"no model matches {pattern!r}; there are {', '.join(near)}")
     return found
 
 
@@ -93,7 +94,7 @@ def _rows(name: str, img_size: Sequence[int] | None) -> list[tuple[str, ...]]:
     rows = []
     for side in img_size or [model.pretrained_cfg["input_size"][-1]]:
         if side < (smallest := getattr(model, "min_img_size", 1)):
-            raise ValueError(f"--img-size must be {smallest} or more for {name}, got {side}")
+            raise InputError(f"--img-size must be {smallest} or more for {name}, got {side}")
         counts = [_three_digits(count / 1e9) for count in macs(model, (side, side)).values()]
         rows.append((name, f"{side}x{side}", f"{params / 1e6:.2f}", f"{size / 1e6:.1f}", *counts))
     return rows

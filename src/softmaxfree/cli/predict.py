@@ -19,6 +19,7 @@ from tqdm import tqdm
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import load_classifier, load_task
 from softmaxfree.cli.table import plain_table, print_table
+from softmaxfree.errors import InputError
 
 __all__ = ["run"]
 
@@ -60,7 +61,7 @@ def run(
     """
     for name, value in {"--topk": topk, "--batch-size": batch_size}.items():
         if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
+            raise InputError(f"{name} must be 1 or more, got {value}")
     images = _find_images(files)
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
@@ -81,7 +82,7 @@ def run(
             predictions = [{"class": names[i], "index": i, "probability": p} for i, p in likeliest]
             results.append({"file": str(path), "predictions": predictions})
     if not results:
-        raise ValueError(f"none of the {len(images)} images can be read")
+        raise InputError(f"none of the {len(images)} images can be read")
     if skipped := len(images) - len(results):
         print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
     _write(results, format, out)
@@ -93,7 +94,7 @@ def _find_images(files: Sequence[str]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
             if not inside:
-                raise ValueError(f"no images in {path}; looked for {' '.join(IMG_EXTENSIONS)}")
+                raise InputError(f"no images in {path}; looked for {' '.join(IMG_EXTENSIONS)}")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -106,13 +107,13 @@ def _to(net: nn.Module, device: str) -> nn.Module:
     try:
         return net.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _read_names(file: str, num_classes: int) -> list[str]:
     names = Path(file).read_text(encoding="utf-8").splitlines()
     if len(names) != num_classes:
-        raise ValueError(f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes")
+        raise InputError(f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes")
     return names
 
 
@@ -139,7 +140,7 @@ def _batches(
                 yield path, read(path)
             except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
                 if on_error == "fail":
-                    raise ValueError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
+                    raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
                 tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
     items = readable()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
 from softmaxfree.cli.draw import draw
+from softmaxfree.errors import InputError
 
 __all__ = ["predict_dense"]
 
@@ -54,7 +55,7 @@ def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, t
                 )
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
             if on_error == "fail":
-                raise ValueError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
+                raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
             tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
             continue
         with torch.inference_mode():
@@ -66,7 +67,7 @@ def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, t
         height, width = image.shape[1:]
         results.append({"file": str(path), "height": height, "width": width, "predictions": predictions})
     if not results:
-        raise ValueError(f"none of the {len(images)} images can be read")
+        raise InputError(f"none of the {len(images)} images can be read")
     with atomic_write(folder / "predictions.json") as part:
         part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     skipped = len(images) - len(results)
@@ -108,7 +109,7 @@ def _names(images: Sequence[Path]) -> dict[Path, str]:
     names: dict[str, Path] = {}
     for path in images:
         if path.stem in names:
-            raise ValueError(f"{names[path.stem]} and {path} would both be drawn into {path.stem}.png")
+            raise InputError(f"{names[path.stem]} and {path} would both be drawn into {path.stem}.png")
         names[path.stem] = path
     return {path: name for name, path in names.items()}
 

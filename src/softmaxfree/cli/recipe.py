@@ -22,6 +22,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
+from softmaxfree.errors import InputError
 
 __all__ = ["Job", "create_trainer", "load_job"]
 
@@ -57,12 +58,12 @@ def load_job(recipe: str, overrides: Sequence[str]) -> Job:
     try:
         classes = {key: pkgutil.resolve_name(content.pop(key)) for key in ("task", "datamodule")}
     except (KeyError, ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"recipe {recipe}: task and datamodule must each name a class ({error})") from error
+        raise InputError(f"recipe {recipe}: task and datamodule must each name a class ({error})") from error
     parser = _parser(**classes)
     try:
         config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
     except ArgumentError as error:
-        raise ValueError(_explain(str(error), parser)) from error
+        raise InputError(_explain(str(error), parser)) from error
     seed_everything(config.run.seed, workers=True, verbose=False)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -99,7 +100,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        raise InputError(str(error)) from error
 
 
 def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) -> ArgumentParser:
@@ -121,9 +122,9 @@ def _read(recipe: str, folder: Path = Path()) -> dict[str, Any]:
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
+        raise InputError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
     base = content.pop("base", None)
     return _merged(_read(base, path.parent), content) if base else content
 
@@ -135,7 +136,7 @@ def _find(recipe: str, folder: Path) -> Path:
     path = folder / f"{recipe}.yaml"
     if not path.is_file():
         names = [file.stem for file in folder.glob("*.yaml")]
-        raise ValueError(f"there is no recipe {recipe!r}; {_nearest(recipe, names, names)}")
+        raise InputError(f"there is no recipe {recipe!r}; {_nearest(recipe, names, names)}")
     return path
 
 

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from softmaxfree.data.images import AbstractImagesDataModule, AnnotationError, ReadableImages, collate_lists
+from softmaxfree.errors import InputError
 
 __all__ = ["IGNORED", "Ade20kDataModule"]
 
@@ -74,9 +75,9 @@ class Ade20kDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, collate_lists)
         if not 1 <= num_classes <= IGNORED:
-            raise ValueError(f"data.num_classes must be from 1 to {IGNORED}, got {num_classes}")
+            raise InputError(f"data.num_classes must be from 1 to {IGNORED}, got {num_classes}")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"data.class_names has {len(class_names)} names for data.num_classes = {num_classes}")
+            raise InputError(f"data.class_names has {len(class_names)} names for data.num_classes = {num_classes}")
         self.root = Path(root).expanduser()
         self.img_size = img_size
         self.max_size = max_size
@@ -140,7 +141,7 @@ class _SceneParse(Dataset):
         for there, missing, what in ((images, labels, "labels"), (labels, images, "image")):
             lone = sorted(there.keys() - missing.keys())
             if lone:
-                raise ValueError(f"data.root: {there[lone[0]]} has no {what} ({len(lone)} such files)")
+                raise InputError(f"data.root: {there[lone[0]]} has no {what} ({len(lone)} such files)")
         self.images = [images[stem] for stem in sorted(images)]
         self.labels = [labels[stem] for stem in sorted(images)]
         self.num_classes, self.reduce_zero_label = num_classes, reduce_zero_label
@@ -228,7 +229,7 @@ def _find_root(root: Path) -> Path:
     root = inner if inner.is_dir() else root
     first_images = (path.name for path in (root / "images" / "training").glob("*_seg.png"))
     if (root / "index_ade20k.pkl").exists() or (root / "images" / "ADE").exists() or next(first_images, None):
-        raise ValueError(
+        raise InputError(
             f"data.root: {root} is the full ADE20K; what is read is its benchmark SceneParse150, the folder "
             "ADEChallengeData2016 with images/ and annotations/"
         )
@@ -240,7 +241,7 @@ def _files(folder: Path, suffixes: set[str]) -> dict[str, Path]:
         raise FileNotFoundError(f"data.root: there is no folder {folder}")
     files = {path.stem: path for path in folder.iterdir() if path.suffix.lower() in suffixes}
     if not files:
-        raise ValueError(f"data.root: {folder} has no files {', '.join(sorted(suffixes))}")
+        raise InputError(f"data.root: {folder} has no files {', '.join(sorted(suffixes))}")
     return files
 
 
@@ -251,5 +252,5 @@ def _read_names(root: Path, num_classes: int) -> tuple[str, ...]:
     rows = file.read_text(encoding="utf-8").splitlines()[1:]  # after the head: Idx, Ratio, Train, Val, Name
     names = tuple(row.split("\t")[-1].split(",")[0].strip() for row in rows if row.strip())
     if len(names) != num_classes:
-        raise ValueError(f"{file} names {len(names)} classes, data.num_classes is {num_classes}")
+        raise InputError(f"{file} names {len(names)} classes, data.num_classes is {num_classes}")
     return names

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from softmaxfree.data.coco_annotations import CocoAnnotations
 from softmaxfree.data.images import AbstractImagesDataModule, AnnotationError, ReadableImages, collate_lists
+from softmaxfree.errors import InputError
 
 __all__ = ["CocoDataModule"]
 
@@ -57,7 +58,7 @@ class CocoDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, collate_lists)
         if not min_size or min(min_size) < 1 or max(min_size) > max_size:
-            raise ValueError(f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}")
+            raise InputError(f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}")
         self.root = Path(root).expanduser()
         self.with_masks = with_masks
         self.augment = augment
@@ -102,7 +103,7 @@ class CocoDataModule(AbstractImagesDataModule):
             )
             if self.class_names and annotations.class_names != self.class_names:
                 names = sorted(set(annotations.class_names) ^ set(self.class_names))
-                raise ValueError(f"{annotations.file} has other categories than the validation file: {names}")
+                raise InputError(f"{annotations.file} has other categories than the validation file: {names}")
             self.class_names = annotations.class_names
             training = split == "train"
             transform = self._train_transform() if training and self.augment else _plain()

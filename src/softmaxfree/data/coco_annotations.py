@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softmaxfree.errors import InputError
+
 __all__ = ["CocoAnnotations"]
 
 
@@ -59,7 +61,7 @@ class CocoAnnotations:
                 [row["category_id"] for row in instances], self.category_ids, instances, "category"
             )
         except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{file} lacks an entry of the COCO format: {error!r}") from error
+            raise InputError(f"{file} lacks an entry of the COCO format: {error!r}") from error
         self._check_images()
         keep = self._check_boxes(rows, owners, instances, zero_boxes)
         order = keep[np.argsort(owners[keep], kind="stable")]  # an image's instances side by side
@@ -105,10 +107,10 @@ class CocoAnnotations:
     def _positions(self, ids: list, known: Any, instances: list, what: str) -> NDArray[np.int64]:
         position = {key: i for i, key in enumerate(known)}
         if len(position) != len(known):
-            raise ValueError(f"{self.file}: two {what} entries have the same id")
+            raise InputError(f"{self.file}: two {what} entries have the same id")
         for key, row in zip(ids, instances, strict=True):
             if key not in position:
-                raise ValueError(
+                raise InputError(
                     f"{self.file}: annotation {row['id']} is of {what} {key}, which the file does not list"
                 )
         return np.array([position[key] for key in ids], np.int64)
@@ -117,7 +119,7 @@ class CocoAnnotations:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"data.root: there is no folder {self.folder}, whose images {self.file} lists")
         if not self.names:
-            raise ValueError(f"{self.file} lists no images")
+            raise InputError(f"{self.file} lists no images")
         present = set(os.listdir(self.folder))  # one call, where a look at each file takes minutes on network disks
         absent = [name for name in self.names if name not in present and not (self.folder / name).is_file()]
         if absent:
@@ -136,7 +138,7 @@ class CocoAnnotations:
             if bad.any() and not (bad is empty and zero_boxes == "drop"):
                 row = instances[int(bad.argmax())]
                 hint = "; data.zero_boxes = drop leaves such boxes out" if bad is empty else ""
-                raise ValueError(
+                raise InputError(
                     f"{self.file}: the box {row['bbox']} of annotation {row['id']} (image {row['image_id']}) {what} "
                     f"({int(bad.sum())} such boxes){hint}"
                 )
@@ -151,16 +153,16 @@ class CocoAnnotations:
         height, width = size.tolist()
         if isinstance(segmentation, dict):
             if list(segmentation.get("size", ())) != [height, width]:
-                raise ValueError(f"{where} has the size {segmentation.get('size')}, its image {[height, width]}")
+                raise InputError(f"{where} has the size {segmentation.get('size')}, its image {[height, width]}")
             counts = segmentation["counts"]
             return coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
         if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-            raise ValueError(f"{where} is neither a run-length code nor polygons of at least 3 points")
+            raise InputError(f"{where} is neither a run-length code nor polygons of at least 3 points")
         polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
         for polygon in polygons:
             x, y = polygon[0::2].max(), polygon[1::2].max()
             if not (x <= width + 1 and y <= height + 1):  # annotation tools round
-                raise ValueError(f"{where} reaches to ({x:g}, {y:g}), its image is {width} wide and {height} high")
+                raise InputError(f"{where} reaches to ({x:g}, {y:g}), its image is {width} wide and {height} high")
         return polygons
 
 
@@ -170,10 +172,10 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is not a JSON file: {error}") from error
+        raise InputError(f"{file} is not a JSON file: {error}") from error
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
-        raise ValueError(f"{file} is not a COCO instances file: it has no {', '.join(missing)}")
+        raise InputError(f"{file} is not a COCO instances file: it has no {', '.join(missing)}")
     return content
 
 

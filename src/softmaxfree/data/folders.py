@@ -8,6 +8,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_datase
 from torch.utils.data import Dataset, IterableDataset
 
 from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
+from softmaxfree.errors import InputError
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -75,7 +76,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, collate_readable)
         if not len(mean) == len(std) == in_chans:
-            raise ValueError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
+            raise InputError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
         self.root = Path(root).expanduser()
         self.source = source
         self.source_args = source_args or {}
@@ -119,9 +120,9 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         datasets = {split: self._open(split) for split in ("train", "val")}
         names = {split: _class_names(dataset) for split, dataset in datasets.items()}
         if "" in names["train"]:
-            raise ValueError(f"data.root: {self.root} has training images outside any class folder")
+            raise InputError(f"data.root: {self.root} has training images outside any class folder")
         if names["train"] != names["val"]:
-            raise ValueError(f"the classes of the splits differ: {_difference(names)}")
+            raise InputError(f"the classes of the splits differ: {_difference(names)}")
         self.class_names = names["val"]
         self._sets = {split: self._prepare(split, dataset) for split, dataset in datasets.items()}
 
@@ -140,7 +141,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
                 **self.source_args,
             )
         except (RuntimeError, AssertionError) as error:  # timm's for "nothing there"
-            raise ValueError(f"data.root: no images in {root}: {error}") from error
+            raise InputError(f"data.root: no images in {root}: {error}") from error
 
     def _prepare(self, split: str, dataset: Any) -> Dataset:
         augment = {"is_training": True, **self._augment} if split == "train" else {}
@@ -160,7 +161,7 @@ def _split_folder(root: Path, split: str) -> Path:
             if candidate.exists():
                 return candidate
     found = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
-    raise ValueError(f"data.root: {root} needs a folder {' or '.join(_FOLDERS[split][:2])}; it holds {found}")
+    raise InputError(f"data.root: {root} needs a folder {' or '.join(_FOLDERS[split][:2])}; it holds {found}")
 
 
 def _class_names(dataset: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from softmaxfree.data.loaders import eval_loader, train_loader
+from softmaxfree.errors import InputError
 
 __all__ = ["AbstractImagesDataModule", "AnnotationError", "ReadableImages", "collate_lists", "collate_readable"]
 
@@ -151,9 +152,9 @@ class AbstractImagesDataModule(LightningDataModule):
             self._num_unreadable = count
             names = [s.explain(i) for s in sets for i in s.unreadable.nonzero().flatten().tolist()]
             if self.on_error == "fail":
-                raise ValueError(f"unreadable image {names[0]}; with --data.on_error skip such images are left out")
+                raise InputError(f"unreadable image {names[0]}; with --data.on_error skip such images are left out")
             warnings.warn(f"{count} unreadable images left out: {'; '.join(names)}", stacklevel=2)
         training = self.trainer is not None and self.trainer.training
         if batch is None or (training and len(batch[0]) == 0):
-            raise ValueError("a batch has no image that can be read")
+            raise InputError("a batch has no image that can be read")
         return batch

@@ -11,6 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from softmaxfree.errors import InputError
+
 __all__ = ["EpochSampler", "eval_loader", "train_loader"]
 
 
@@ -77,7 +79,7 @@ def train_loader(
     sampler = EpochSampler(dataset, *_processes(trainer), seed)
     sampler.set_epoch(epoch)
     if len(sampler) < batch_size:
-        raise ValueError(
+        raise InputError(
             f"data.batch_size is {batch_size}, but there are only {len(sampler)} training images a process"
         )
     return DataLoader(dataset, sampler=sampler, generator=sampler.generator, **shared)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from softmaxfree.data.scenes_render import DIGITS, Scene, Split, render_scene
+from softmaxfree.errors import InputError
 
 __all__ = ["CLASS_NAMES", "export_scenes"]
 
@@ -52,7 +53,7 @@ def export_scenes(
         ValueError: a count is below 1, or the folder holds something else.
     """
     if min(train, val) < 1:
-        raise ValueError(f"train and val need at least 1 scene each, got {train} and {val}")
+        raise InputError(f"train and val need at least 1 scene each, got {train} and {val}")
     root = Path(root).expanduser()
     manifest = {
         "version": VERSION, "train": train, "val": val, "img_size": img_size, "seed": seed,
@@ -85,7 +86,7 @@ def _is_there(root: Path, manifest: dict[str, Any]) -> bool:
     file = root / _MANIFEST
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else "other files"
     if found != manifest:
-        raise ValueError(f"root: {root} holds {found}, and not the scenes {manifest}; name another folder or remove it")
+        raise InputError(f"root: {root} holds {found}, and not the scenes {manifest}; name another folder or remove it")
     return True
 
 

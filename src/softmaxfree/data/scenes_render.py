@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from softmaxfree.data.digits import read_digits, split_digits
+from softmaxfree.errors import InputError
 
 __all__ = ["Scene", "render_scene"]
 
@@ -111,9 +112,9 @@ def render_scene(
         ValueError: the size is below 64, where the smallest digits would be blots, or `digits` are not in order.
     """
     if not 0 <= digits[0] <= digits[1]:
-        raise ValueError(f"digits must be two numbers, the smaller first, got {tuple(digits)}")
+        raise InputError(f"digits must be two numbers, the smaller first, got {tuple(digits)}")
     if img_size < 64:
-        raise ValueError(f"img_size must be at least 64 pixels, got {img_size}")
+        raise InputError(f"img_size must be at least 64 pixels, got {img_size}")
     rng = np.random.default_rng([seed, split == "val", index])
     photo, box = _background(split, rng)
     plan = _plan(split, photo, box, digits, rng)

@@ -8,6 +8,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.ops import AbstractPinvSolver, Newton
@@ -58,9 +59,9 @@ class SoftmaxFreeAttention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"num_heads must divide the width {dim}, got {num_heads}")
+            raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
         if value_kernel and value_kernel % 2 == 0:
-            raise ValueError(f"value_kernel must be odd, or 0 for none, got {value_kernel}")
+            raise InputError(f"value_kernel must be odd, or 0 for none, got {value_kernel}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.25

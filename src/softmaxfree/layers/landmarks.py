@@ -7,6 +7,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers.padding import extents
 
 Sampling = Literal["conv", "mean", "random", "first"]
@@ -45,9 +46,9 @@ class Landmarks(nn.Module):
     ) -> None:
         super().__init__()
         if sampling not in get_args(Sampling):
-            raise ValueError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
+            raise InputError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
         if max_grid is not None and (len(max_grid) != ndim or min(max_grid) < 1):
-            raise ValueError(f"landmark_grid must be {ndim} numbers of 1 or more, or None, got {max_grid!r}")
+            raise InputError(f"landmark_grid must be {ndim} numbers of 1 or more, or None, got {max_grid!r}")
         self.ratio = ratio
         self.sampling: str = sampling
         self.max_grid = None if max_grid is None else list(max_grid)

@@ -5,6 +5,8 @@ from typing import Any
 
 import timm
 
+from softmaxfree.errors import InputError
+
 __all__ = ["check_name", "create_model"]
 
 
@@ -25,7 +27,7 @@ def create_model(name: str, **arguments: Any) -> Any:
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
-        raise ValueError(f"model_args: {error}") from error
+        raise InputError(f"model_args: {error}") from error
 
 
 def check_name(name: str) -> None:
@@ -33,4 +35,4 @@ def check_name(name: str) -> None:
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"name: timm has no model {name!r}{hint}")
+        raise InputError(f"name: timm has no model {name!r}{hint}")

@@ -23,6 +23,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.poolers import LevelMapper
 
+from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
 
@@ -131,13 +132,13 @@ class Detector(nn.Module):
     def _check_targets(self, images: Sequence[Tensor], targets: Sequence[dict] | None) -> None:
         needed = {"boxes", "labels"} | ({"masks"} if self.head == "mask_rcnn" else set())
         if targets is None or len(targets) != len(images):
-            raise ValueError(f"targets: training needs one for each of the {len(images)} images")
+            raise InputError(f"targets: training needs one for each of the {len(images)} images")
         for i, target in enumerate(targets):
             if missing := sorted(needed - target.keys()):
-                raise ValueError(f"targets[{i}] has no {', '.join(missing)}, which {self.head} needs")
+                raise InputError(f"targets[{i}] has no {', '.join(missing)}, which {self.head} needs")
             labels = target["labels"]
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                raise ValueError(f"targets[{i}]: labels must be in 0..{self.num_classes - 1}, got {labels.tolist()}")
+                raise InputError(f"targets[{i}]: labels must be in 0..{self.num_classes - 1}, got {labels.tolist()}")
 
 
 class _Pyramid(nn.Module):
@@ -150,7 +151,7 @@ class _Pyramid(nn.Module):
         strides = net.feature_info.reduction()
         needed = [stride for stride in _STRIDES[head] if stride <= 32]
         if missing := [stride for stride in needed if stride not in strides]:
-            raise ValueError(f"backbone: {name} has maps of stride {strides}, but {head} needs {missing} too")
+            raise InputError(f"backbone: {name} has maps of stride {strides}, but {head} needs {missing} too")
         self.levels = [strides.index(stride) for stride in needed]
         widths = [net.feature_info.channels()[level] for level in self.levels]
         extra: ExtraFPNBlock = LastLevelMaxPool()
@@ -218,7 +219,7 @@ class _PadAndMask(GeneralizedRCNNTransform):
         sizes = {tuple(image.shape[-2:]) for image in images}
         if min(min(size) for size in sizes) < self.min_img_size:
             small = min(sizes, key=min)
-            raise ValueError(
+            raise InputError(
                 f"images: one is {small[0]}x{small[1]} pixels (for inference after resizing by min_size and max_size), "
                 f"but the backbone needs {self.min_img_size} or more"
             )
@@ -307,20 +308,20 @@ def _in_float32(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 
 def _check(head: str, num_classes: int, anchor_sizes: Sequence[int], kwargs: dict[str, Any]) -> None:
     if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+        raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
     if num_classes < 1:
-        raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+        raise InputError(f"num_classes must be 1 or more, got {num_classes}")
     if len(anchor_sizes) != 5:
-        raise ValueError(f"anchor_sizes must be five, one a level, got {list(anchor_sizes)}")
+        raise InputError(f"anchor_sizes must be five, one a level, got {list(anchor_sizes)}")
     # torchvision passes what it does not know on, to where nobody looks.
     allowed = [n for n, p in inspect.signature(HEADS[head]).parameters.items() if isinstance(p.default, int | float)]
     if unknown := sorted(kwargs.keys() - set(allowed)):
-        raise ValueError(f"{head} has no argument {', '.join(unknown)}; there are {', '.join(allowed)}")
+        raise InputError(f"{head} has no argument {', '.join(unknown)}; there are {', '.join(allowed)}")
 
 
 def _check_images(images: Sequence[Tensor]) -> None:
     if len(images) == 0:
-        raise ValueError("images is empty; give one or more (3, height, width)")
+        raise InputError("images is empty; give one or more (3, height, width)")
     for i, image in enumerate(images):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or image.numel() == 0:
-            raise ValueError(f"images[{i}] must be float (3, height, width), got {image.dtype} {tuple(image.shape)}")
+            raise InputError(f"images[{i}] must be float (3, height, width), got {image.dtype} {tuple(image.shape)}")

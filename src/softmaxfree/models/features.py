@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from timm.models._features import FeatureGetterNet
 from torch import Tensor
 
+from softmaxfree.errors import InputError
+
 if TYPE_CHECKING:
     from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 
@@ -58,7 +60,7 @@ def backbone_groups(backbone: Any, prefix: str, coarse: bool) -> dict:
         ValueError: the backbone has none.
     """
     if not hasattr(backbone, "group_matcher"):
-        raise ValueError(f"layer_decay must be null: {type(backbone).__name__} does not tell its layers")
+        raise InputError(f"layer_decay must be null: {type(backbone).__name__} does not tell its layers")
     return prefixed_groups(backbone.group_matcher(coarse), prefix)
 
 

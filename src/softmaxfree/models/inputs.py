@@ -4,6 +4,7 @@ import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers.padding import extents
 
 
@@ -13,14 +14,14 @@ def check_image(x: Tensor, in_chans: int, min_img_size: int, no_mask: object = N
     if torch.compiler.is_exporting():
         return x
     if no_mask is not None:
-        raise ValueError(
+        raise InputError(
             f"mask must be None or a bool tensor (B, height, width), got {type(no_mask).__name__}; "
             "a network traced by torch.fx takes none"
         )
     if x.ndim != 4 or x.shape[1] != in_chans:
-        raise ValueError(f"x must be (B, {in_chans}, height, width), got {tuple(x.shape)}")
+        raise InputError(f"x must be (B, {in_chans}, height, width), got {tuple(x.shape)}")
     if min(x.shape[-2:]) < min_img_size:
-        raise ValueError(f"x must be at least {min_img_size}x{min_img_size} pixels, got {tuple(x.shape[-2:])}")
+        raise InputError(f"x must be at least {min_img_size}x{min_img_size} pixels, got {tuple(x.shape[-2:])}")
     return x
 
 
@@ -40,9 +41,9 @@ def check_mask(mask: Tensor, x: Tensor, min_img_size: int) -> bool:
     """
     expected = (x.shape[0], *x.shape[-2:])
     if mask.dtype != torch.bool or mask.shape != expected:
-        raise ValueError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
+        raise InputError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
     if mask.device != x.device:
-        raise ValueError(f"mask must be on the device of x, {x.device}, got {mask.device}")
+        raise InputError(f"mask must be on the device of x, {x.device}, got {mask.device}")
     if torch.compiler.is_compiling():
         return True
     heights, widths = (size.unsqueeze(1) for size in extents(mask))
@@ -52,11 +53,11 @@ def check_mask(mask: Tensor, x: Tensor, min_img_size: int) -> bool:
     facts = torch.cat((holes, mask.sum((1, 2)).unsqueeze(1), heights, widths), 1).tolist()
     for i, (wrong, valid, height, width) in enumerate(facts):
         if not valid:
-            raise ValueError(f"mask must be True somewhere in every image, is False all over image {i}")
+            raise InputError(f"mask must be True somewhere in every image, is False all over image {i}")
         if wrong:
-            raise ValueError(f"mask must be True in one rectangle at the top left of every image, is not in image {i}")
+            raise InputError(f"mask must be True in one rectangle at the top left of every image, is not in image {i}")
         if min(height, width) < min_img_size:
-            raise ValueError(
+            raise InputError(
                 f"mask must leave at least {min_img_size}x{min_img_size} pixels of every image, "
                 f"leaves {height}x{width} of image {i}"
             )

@@ -10,6 +10,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
@@ -88,13 +89,13 @@ class SoftmaxFreeTransformer(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels)
         if last_stage not in ("softmax", "softmax_free"):
-            raise ValueError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
+            raise InputError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
         self.solver = as_solver(solver)
         self.normalize = normalize
         self.num_classes, self.in_chans = num_classes, in_chans
         self.last_stage = last_stage
         if output_stride not in (8, 16, 32):
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+            raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
         self.sr_ratios = tuple(sr_ratios)
         self.output_stride: int = output_stride
         self.feature_info = []
@@ -199,7 +200,7 @@ class SoftmaxFreeTransformer(nn.Module):
         last = self.stages[-1]
         allowed = ("token", "avg", "") if isinstance(last, ClassTokenStage) else ("avg", "")
         if global_pool not in allowed:
-            raise ValueError(
+            raise InputError(
                 f"global_pool must be one of {allowed} for last_stage={self.last_stage!r}, got {global_pool!r}"
             )
         self.global_pool = global_pool
@@ -236,7 +237,7 @@ class SoftmaxFreeTransformer(nn.Module):
             ValueError: for another `output_fmt`, and for images and masks that the model cannot take.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
+            raise InputError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         x, mask = self._check(x, mask)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
@@ -320,13 +321,13 @@ def _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels) -> No
     given = dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
     for name, values in (given | {"value_kernels": value_kernels}).items():
         if len(values) != 4:
-            raise ValueError(f"{name} must have one entry for each of the 4 stages, got {values!r}")
+            raise InputError(f"{name} must have one entry for each of the 4 stages, got {values!r}")
     for name, values in given.items():
         if min(values) < 1:
-            raise ValueError(f"{name} must be 1 or more in every stage, got {values!r}")
+            raise InputError(f"{name} must be 1 or more in every stage, got {values!r}")
     for dim, heads in zip(embed_dims, num_heads, strict=True):
         if dim % heads:
-            raise ValueError(f"num_heads must divide embed_dims in every stage, got {num_heads!r} for {embed_dims!r}")
+            raise InputError(f"num_heads must divide embed_dims in every stage, got {num_heads!r} for {embed_dims!r}")
 
 
 def _init_weights(module: nn.Module) -> None:

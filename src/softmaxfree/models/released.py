@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable
 from softmaxfree.ops import Newton
 
@@ -81,7 +82,7 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name.startswith("stages.3.") and ".attn.q." in name:
             kv_name = name.replace("stages.3.blocks.", "block4.").replace(".attn.q.", ".attn.kv.")
             if kv_name not in state_dict:
-                raise ValueError(f"the checkpoint is incomplete: {kv_name!r} is missing")
+                raise InputError(f"the checkpoint is incomplete: {kv_name!r} is missing")
             kv = state_dict[kv_name]
             name, value = name.replace(".attn.q.", ".attn.qkv."), torch.cat((value, kv))
         out[name] = value
@@ -112,19 +113,19 @@ def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer
     if not (wrong or unexpected or missing):
         return
     if not unexpected and not missing and all(n.startswith("head.") for n in wrong):
-        raise ValueError(
+        raise InputError(
             f"num_classes={model.num_classes} does not fit the checkpoint, which has "
             f"{len(state_dict['head.weight'])} classes: create the model with as many, load, then reset_classifier()"
         )
     theirs, ours = _describe(state_dict), _describe(expected)
     if theirs is None:
-        raise ValueError(
+        raise InputError(
             f"the checkpoint is of another model: it holds {next(iter(state_dict), 'no weight')!r}, "
             f"this model has {next(iter(expected))!r}"
         )
     if theirs != ours:
-        raise ValueError(f"the checkpoint is of another model: it has {theirs}; this model has {ours}")
-    raise ValueError(
+        raise InputError(f"the checkpoint is of another model: it has {theirs}; this model has {ours}")
+    raise InputError(
         f"the checkpoint does not fit: {len(missing)} weights missing {missing[:2]}, {len(unexpected)} unexpected "
         f"{unexpected[:2]}, {len(wrong)} of another shape {wrong[:2]}"
     )

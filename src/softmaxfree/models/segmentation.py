@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from softmaxfree.errors import InputError
 from softmaxfree.models.creation import check_name
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
 
@@ -69,13 +70,13 @@ class Segmenter(nn.Module):
         if head not in heads():
             close = difflib.get_close_matches(head, heads())
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(heads())}"
-            raise ValueError(f"head: there is no head {head!r}; {hint}")
+            raise InputError(f"head: there is no head {head!r}; {hint}")
         check_name(backbone)
         build = _upernet if head == "upernet" else _of_smp
         try:
             modules = build(head, backbone, num_classes, dict(model_args or {}), dict(head_args or {}))
         except TypeError as error:  # an argument that neither of the two has
-            raise ValueError(f"model_args or head_args of {backbone} under {head}: {error}") from error
+            raise InputError(f"model_args or head_args of {backbone} under {head}: {error}") from error
         self.encoder, self.head, self.auxiliary_head = modules
         config = resolve_model_data_config(self.backbone)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
@@ -150,16 +151,16 @@ class Segmenter(nn.Module):
 
     def _check(self, images: Sequence[Tensor] | Tensor) -> None:
         if not len(images):
-            raise ValueError("images must hold at least one image")
+            raise InputError("images must hold at least one image")
         minimum = max(_STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
         for i, image in enumerate(images):
             shape = tuple(image.shape)
             if len(shape) != 3 or shape[0] != len(self.mean) or not image.is_floating_point():
-                raise ValueError(
+                raise InputError(
                     f"images[{i}] must be float ({len(self.mean)}, height, width), got {image.dtype} {shape}"
                 )
             if min(shape[1:]) < minimum:
-                raise ValueError(f"images[{i}] must be at least {minimum}x{minimum} pixels, got {shape[1:]}")
+                raise InputError(f"images[{i}] must be at least {minimum}x{minimum} pixels, got {shape[1:]}")
 
 
 def at_scales(
@@ -180,7 +181,7 @@ def at_scales(
         ValueError: there is no scale, or one is not positive.
     """
     if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive ratios, at least one, got {list(scales)}")
+        raise InputError(f"scales must be positive ratios, at least one, got {list(scales)}")
     if list(scales) == [1]:
         return network(list(images))
     seen: list[list[Tensor]] = []
@@ -220,7 +221,7 @@ def slide(
         ValueError: the stride is not from 1 to the window's side, which would leave gaps.
     """
     if not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
-        raise ValueError(f"stride must be from 1 to the window's side, {tuple(window)}, got {tuple(stride)}")
+        raise InputError(f"stride must be from 1 to the window's side, {tuple(window)}, got {tuple(stride)}")
     height, width = image.shape[-2:]
     window = min(window[0], height), min(window[1], width)
     corners = [

@@ -8,6 +8,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from softmaxfree.errors import InputError
 from softmaxfree.ops.gaussian import blocked, fused, naive
 from softmaxfree.ops.pinv.newton import fused as fused_newton
 from softmaxfree.ops.pinv.newton import spectral, steps
@@ -38,11 +39,11 @@ def choose(op: str, *tensors: Tensor) -> ModuleType:
     if forced == "auto":
         return next(module for module in table.values() if not module.not_supported_reasons(*tensors))
     if forced not in table:
-        raise ValueError(f"{variable(op)} must be one of auto, {', '.join(table)}; got {forced!r}")
+        raise InputError(f"{variable(op)} must be one of auto, {', '.join(table)}; got {forced!r}")
     reasons = explain(op, *tensors)
     if reasons[forced]:
         answers = "; ".join(f"{name}: {', '.join(why) or 'can run'}" for name, why in reasons.items())
-        raise ValueError(f"{variable(op)}={forced} cannot run here ({answers})")
+        raise InputError(f"{variable(op)}={forced} cannot run here ({answers})")
     return table[forced]
 
 

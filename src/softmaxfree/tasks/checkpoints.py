@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from softmaxfree.atomic import atomic_write
+from softmaxfree.errors import InputError
 from softmaxfree.weights import read_weights
 
 __all__ = ["AtomicCheckpointIO", "load_state", "load_weights"]
@@ -60,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             return super().load_checkpoint(path, map_location, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise ValueError(f"{path} is no checkpoint that can be read safely: {_short(error)}") from error
+            raise InputError(f"{path} is no checkpoint that can be read safely: {_short(error)}") from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -92,7 +93,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> No
     try:
         model.load_state_dict(weights)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{name} does not fit the model: {_short(error)}") from error
+        raise InputError(f"{name} does not fit the model: {_short(error)}") from error
 
 
 def _short(error: Exception) -> str:

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
 from softmaxfree.tasks.training import AbstractTask
 
@@ -97,7 +98,7 @@ class ClassificationTask(AbstractTask):
         minimum = getattr(self.model, "min_img_size", 1)
         if size and min(size) < minimum:
             name = self.hparams["name"]
-            raise ValueError(f"data.img_size is {min(size)}, but {name} needs images of {minimum} pixels or more")
+            raise InputError(f"data.img_size is {min(size)}, but {name} needs images of {minimum} pixels or more")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch.

@@ -8,6 +8,8 @@ from lightning.pytorch import Trainer
 from timm.scheduler import create_scheduler_v2
 from torch.optim import Optimizer
 
+from softmaxfree.errors import InputError
+
 __all__ = ["LrScaling", "ScheduleName", "create_schedule", "epochs_done", "scaled_lr"]
 
 LrScaling = Literal["none", "linear", "sqrt"]
@@ -33,7 +35,7 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
         return lr
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if batch_size is None:
-        raise ValueError(f"model.lr_scaling = {scaling!r} needs a data module with a batch_size")
+        raise InputError(f"model.lr_scaling = {scaling!r} needs a data module with a batch_size")
     ratio = batch_size * trainer.world_size * trainer.accumulate_grad_batches / base_batch
     return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
 
@@ -71,9 +73,9 @@ def create_schedule(
         ValueError: the trainer has no number of epochs, or "multistep" no milestones.
     """
     if not trainer.max_epochs or trainer.max_epochs < 0:
-        raise ValueError("trainer.max_epochs must be given, since the learning rate follows it")
+        raise InputError("trainer.max_epochs must be given, since the learning rate follows it")
     if name == "multistep" and not decay_milestones:
-        raise ValueError("model.decay_milestones must be given for model.sched 'multistep', such as [8, 11]")
+        raise InputError("model.decay_milestones must be given for model.sched 'multistep', such as [8, 11]")
     in_epochs: Any = {  # whose fractions timm's types do not know
         "warmup_epochs": warmup_epochs,
         "decay_milestones": [epoch + 1 for epoch in decay_milestones or ()],  # timm's are one early

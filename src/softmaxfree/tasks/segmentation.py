@@ -9,6 +9,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.errors import InputError
 from softmaxfree.models.segmentation import Segmenter, at_scales, slide
 from softmaxfree.tasks.training import AbstractTask
 
@@ -71,7 +72,7 @@ class SegmentationTask(AbstractTask):
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         if class_weights is not None and len(class_weights) != num_classes:
-            raise ValueError(f"class_weights must have {num_classes} entries, one for each class, got {class_weights}")
+            raise InputError(f"class_weights must have {num_classes} entries, one for each class, got {class_weights}")
         weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
@@ -154,7 +155,7 @@ class SegmentationTask(AbstractTask):
         for label in labels:
             wrong = (label != self.hparams["ignore_index"]) & ((label < 0) | (label >= self.hparams["num_classes"]))
             if wrong.any():
-                raise ValueError(
+                raise InputError(
                     f"labels must be from 0 to {self.hparams['num_classes'] - 1} or {self.hparams['ignore_index']} "
                     f"(ignored), got {label[wrong][0].item()}"
                 )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
+from softmaxfree.errors import InputError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.tasks.checkpoints import load_state
 from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
@@ -82,7 +83,7 @@ class AbstractTask(LightningModule):
         num_classes = self.hparams["num_classes"]
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes not in (None, num_classes):
-            raise ValueError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
+            raise InputError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
 
     def log_loss(self, loss: Tensor, batch_idx: int, num_images: int) -> None:
         """Log the loss of a training batch, and the rate.
@@ -96,7 +97,7 @@ class AbstractTask(LightningModule):
             ValueError: the loss is not finite.
         """
         if not loss.isfinite():
-            raise ValueError(self._non_finite(loss, batch_idx))
+            raise InputError(self._non_finite(loss, batch_idx))
         self.train_loss.update(loss.detach(), weight=num_images)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
@@ -143,7 +144,7 @@ class AbstractTask(LightningModule):
         if decay is None:
             return []
         if self._sharded():
-            raise ValueError("model.ema_decay must be null with sharded weights (trainer.strategy)")
+            raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
         return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

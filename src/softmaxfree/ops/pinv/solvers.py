@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
 from softmaxfree.ops.pinv.newton import steps
 
@@ -165,10 +166,10 @@ def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractP
     spec = dict(_parse(solver) if isinstance(solver, str) else solver)
     name = spec.pop("name", None)
     if name not in SOLVERS:
-        raise ValueError(f"solver {name!r} is not one of {', '.join(SOLVERS)}")
+        raise InputError(f"solver {name!r} is not one of {', '.join(SOLVERS)}")
     fields = {f.name for f in dataclasses.fields(SOLVERS[name]) if f.init}
     if not spec.keys() <= fields:
-        raise ValueError(f"solver {name!r} takes {sorted(fields)}, got {sorted(spec)}")
+        raise InputError(f"solver {name!r} takes {sorted(fields)}, got {sorted(spec)}")
     return SOLVERS[name](**spec)
 
 
@@ -191,4 +192,4 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 def _require(condition: bool, name: str, given: Any, allowed: str) -> None:
     if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {given!r}")
+        raise InputError(f"{name} must be {allowed}, got {given!r}")
