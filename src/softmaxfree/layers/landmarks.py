@@ -47,11 +47,10 @@ class Landmarks(nn.Module):
         super().__init__()
         if sampling not in get_args(Sampling):
             raise InputError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
-        if max_grid is not None and (len(max_grid) != ndim or min(max_grid) < 1):
-            raise InputError(f"landmark_grid must be {ndim} numbers of 1 or more, or None, got {max_grid!r}")
         self.ratio = ratio
+        self.ndim = ndim
         self.sampling: str = sampling
-        self.max_grid = None if max_grid is None else list(max_grid)
+        self.set_max_grid(max_grid)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv: nn.Conv1d | nn.Conv2d | None = None
         self.norm: nn.Module | None = None
@@ -61,6 +60,13 @@ class Landmarks(nn.Module):
             self.conv = conv(head_dim, head_dim, ratio, stride=ratio, bias=False, **factory)
             self.norm = nn.LayerNorm(head_dim, **factory)
             self.act = nn.GELU()
+
+    @torch.jit.unused
+    def set_max_grid(self, max_grid: tuple[int, ...] | None) -> None:
+        """Changes the landmark budget."""
+        if max_grid is not None and (len(max_grid) != self.ndim or min(max_grid) < 1):
+            raise InputError(f"landmark_grid must be {self.ndim} numbers of 1 or more, or None, got {max_grid!r}")
+        self.max_grid = None if max_grid is None else list(max_grid)
 
     def forward(self, tokens: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Samples the landmarks.

@@ -1,7 +1,6 @@
 """The network of SOFT and SOFT++: a pyramid of softmax-free attention."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,11 +14,12 @@ from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 from softmaxfree.models.inputs import check_image, check_mask
-from softmaxfree.models.released import checkpoint_filter_fn, require_fit
+from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, record_of
+from softmaxfree.models.released import checkpoint_filter_fn, require_fit, same_shapes
 from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
 
-_DEFAULT_SOLVER = Newton()
+_DEFAULT_SOLVER, _DEFAULT_GRID = Newton(), (16, 16)
 
 
 class SoftmaxFreeTransformer(nn.Module):
@@ -31,6 +31,9 @@ class SoftmaxFreeTransformer(nn.Module):
     Images of differing sizes run in one batch, padded at the bottom and right, with a mask that is True on their
     pixels: the logits, the maps (zero in the padding) and all gradients are those of each image alone. What the padding
     holds does not matter. In training, batch norm takes its statistics over the valid cells of the batch.
+
+    The state dict carries, as `record`, what the weights are tied to and their shapes do not tell (`models/record.py`).
+    Loading sets solver and landmark budget to those of the weights, and refuses weights of another function.
 
     Args:
         in_chans: channels of the image.
@@ -62,6 +65,8 @@ class SoftmaxFreeTransformer(nn.Module):
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+    DEFAULTS: ClassVar[dict[str, Any]] = {"solver": _DEFAULT_SOLVER.to_dict(), "landmark_grid": list(_DEFAULT_GRID)}
+    """Of what loading may change."""
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class SoftmaxFreeTransformer(nn.Module):
         value_kernels: tuple[int, ...] = (9, 5, 3, 3),
         last_stage: Literal["softmax", "softmax_free"] = "softmax",
         landmark_sampling: Sampling = "conv",
-        landmark_grid: tuple[int, int] | Literal["unbounded"] | None = (16, 16),
+        landmark_grid: Sequence[int] | Literal["unbounded"] | None = _DEFAULT_GRID,
         solver: AbstractPinvSolver | Mapping[str, Any] | str = _DEFAULT_SOLVER,
         normalize: bool = False,
         drop_rate: float = 0.0,
@@ -96,7 +101,9 @@ class SoftmaxFreeTransformer(nn.Module):
         self.last_stage = last_stage
         if output_stride not in (8, 16, 32):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-        self.sr_ratios = tuple(sr_ratios)
+        self.num_heads, self.sr_ratios = tuple(num_heads), tuple(sr_ratios)
+        self.landmark_sampling = landmark_sampling
+        self.landmark_grid = _as_grid(landmark_grid)
         self.output_stride: int = output_stride
         self.feature_info = []
 
@@ -116,7 +123,7 @@ class SoftmaxFreeTransformer(nn.Module):
                 attention = dict(
                     value_kernel=value_kernels[i],
                     landmark_sampling=landmark_sampling,
-                    landmark_grid=None if landmark_grid == "unbounded" else landmark_grid,
+                    landmark_grid=self.landmark_grid,
                     solver=self.solver,
                     normalize=normalize,
                 )
@@ -134,12 +141,15 @@ class SoftmaxFreeTransformer(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
         self._set_pool(("token" if last_stage == "softmax" else "avg") if global_pool is None else global_pool)
         self.apply(_init_weights)
+        self.register_buffer(NAME, encode(record_of(self)).to(device))
+        self.register_state_dict_post_hook(_write_record)
         self.register_load_state_dict_pre_hook(_read_any_checkpoint)
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """What timm saves with the weights: its own record, and the solver that the weights are tied to."""
-        return {**self.__dict__.get("_recorded_args", {}), "solver": self.solver.to_dict()}
+        """What timm saves beside the weights: its own record, and what loading or a call may have changed since."""
+        changed = {"solver": self.solver.to_dict(), "landmark_grid": self.landmark_grid or "unbounded"}
+        return {**self.__dict__.get("_recorded_args", {}), **changed}
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
@@ -147,10 +157,25 @@ class SoftmaxFreeTransformer(nn.Module):
 
     @torch.jit.ignore
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads our weights or released ones; says in one ValueError why they do not fit if `strict`."""
+        """Loads our weights or released ones.
+
+        Args:
+            state_dict: the weights, of which none is loaded if they are refused.
+            strict: refuse weights that are missing, left over or of another shape.
+            assign: as for torch.
+
+        Returns:
+            The names of weights that are missing and left over.
+
+        Raises:
+            InputError: they do not fit, or were trained for another function.
+        """
+        weights = checkpoint_filter_fn(state_dict, self)
         if strict:
-            require_fit(checkpoint_filter_fn(state_dict, self), self)
-        return super().load_state_dict(state_dict, strict, assign)
+            require_fit(weights, self)
+        if NAME in weights and (why := mismatch(self, decode(weights[NAME]), "head.weight" in weights)):
+            raise InputError(why)
+        return super().load_state_dict(weights, strict, assign)
 
     @torch.jit.ignore
     def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:
@@ -159,6 +184,14 @@ class SoftmaxFreeTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, SoftmaxFreeAttention):
                 module.set_solver(self.solver)
+
+    @torch.jit.ignore
+    def set_landmark_grid(self, landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> None:
+        """Changes the landmark budget of every layer; the saved config follows."""
+        self.landmark_grid = _as_grid(landmark_grid)
+        for module in self.modules():
+            if isinstance(module, SoftmaxFreeAttention):
+                module.landmarks.set_max_grid(self.landmark_grid)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -231,7 +264,8 @@ class SoftmaxFreeTransformer(nn.Module):
 
         Returns:
             The taken maps `(B, C, Y, X)`, and unless `intermediates_only` the final features before them; zero in the
-            padding.
+            padding. Maps are those of `features_only`: the last one is not centred on the class token, which the final
+            features of `forward_features` are for `global_pool="token"`.
 
         Raises:
             ValueError: for another `output_fmt`, and for images and masks that the model cannot take.
@@ -241,9 +275,15 @@ class SoftmaxFreeTransformer(nn.Module):
         x, mask = self._check(x, mask)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
-        for i, x in enumerate(self._maps(x, mask, last + 1 if stop_early else None)):  # noqa: B020
+        for i, stage in enumerate(cast(Any, self.stages)[: last + 1 if stop_early else None]):
+            if isinstance(stage, ClassTokenStage) and stage.center:
+                features, cls = stage.features(x, mask)
+                final = stage.centred(features, cls, at_stride(mask, stage.embed.stride))
+            else:
+                features = final = stage(x, mask)
+            x, mask = final, at_stride(mask, stage.embed.stride)
             if i in take:
-                intermediates.append(x)
+                intermediates.append(features)
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(
@@ -280,8 +320,8 @@ class SoftmaxFreeTransformer(nn.Module):
             x, mask = self._check(x, mask)
             if mask is None:
                 return self.stages(x)
-            for features in self._maps(x, mask):
-                x = features
+            for stage in cast(Iterable[SoftmaxFreeStage], self.stages):
+                x, mask = stage(x, mask), at_stride(mask, stage.embed.stride)
             return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -296,12 +336,6 @@ class SoftmaxFreeTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns logits `(B, num_classes)` of images; arguments as `forward_features` takes them."""
         return self.forward_head(self.forward_features(x, mask), mask=mask)
-
-    def _maps(self, x: Tensor, mask: Tensor | None, num_stages: int | None = None) -> Iterator[Tensor]:
-        """Runs the stages, all for None, and yields the map of each."""
-        for stage in islice(cast(Iterable[SoftmaxFreeStage], self.stages), num_stages):
-            x, mask = stage(x, mask), at_stride(mask, stage.embed.stride)
-            yield x
 
     def _check(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Returns the images with zeros in the padding, and the mask, or None if there is no padding."""
@@ -337,10 +371,27 @@ def _init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None:
+def _as_grid(landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> tuple[int, ...] | None:
+    return None if landmark_grid is None or landmark_grid == "unbounded" else tuple(landmark_grid)  # type: ignore[arg-type]
+
+
+def _write_record(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None:
+    """Writes the record anew: averaging or `to_empty` may have spoilt the buffer, and calls have changed the model."""
+    if (name := prefix + NAME) in state_dict:
+        state_dict[name] = encode(record_of(model)).to(state_dict[name].device)
+
+
+def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, _, strict, missing, unexpected, errors):
     """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
     ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in ours:
         del state_dict[prefix + name]
     ours = checkpoint_filter_fn(ours, model)
+    if NAME in ours:
+        record = decode(ours[NAME])
+        if why := mismatch(model, record, "head.weight" in ours):
+            errors.append(why)
+        elif same_shapes(ours, model, strict):  # else nothing may change
+            adopt(model, record)
+        ours[NAME] = encode(record_of(model))
     state_dict.update({prefix + name: value for name, value in ours.items()})

@@ -1,6 +1,8 @@
 """Reads weights: the authors' released names and shapes, other image sizes, and whether a checkpoint fits at all."""
 
+import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable
+from softmaxfree.models.record import NAME, decode, encode
 from softmaxfree.ops import Newton
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 # what the released normalised models were trained with; an exact inverse would be another function
 RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
+RELEASED_SOLVER = Newton(iters=20, ridge=0.01)
 
 _STEM = {"0": "0.conv", "1": "0.bn", "3": "1.conv", "4": "1.bn", "6": "2.conv", "7": "2.bn"}
 _RENAMED = (
@@ -38,19 +42,26 @@ _RENAMED = (
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
     """Returns weights under our names and at the model's position grids (timm's convention).
 
-    Weights of the released normalised models need the start of Newton they were trained with: finding them selects it.
+    Released weights get a record of the solver that they were trained with. Weights of version 0.1.0 may have none: they
+    get that of the model, and a warning says so.
 
     Args:
         state_dict: our weights or released ones.
-        model: the model that they are for.
+        model: the model that they are for, which stays as it is.
 
     Returns:
         The weights that `model.load_state_dict` takes.
     """
     if is_released(state_dict):
-        state_dict = from_released(state_dict)
-        if model.normalize:
-            model.set_solver(RELEASED_NORMALIZED_SOLVER)
+        solver = RELEASED_NORMALIZED_SOLVER if model.normalize else RELEASED_SOLVER
+        state_dict = {**from_released(state_dict), NAME: encode({"solver": solver.to_dict()})}
+    elif NAME not in state_dict and any(name.endswith(".attn.q.weight") for name in state_dict):
+        warnings.warn(
+            f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
+            f"{model.solver} is used; set_solver() changes it",
+            stacklevel=2,
+        )
+        state_dict = {**state_dict, NAME: encode({})}
     return resize_positions(state_dict, model)
 
 
@@ -90,24 +101,52 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
-    """Returns the weights with square position tables resampled to the model's grids where they differ."""
+    """Returns the weights with position tables resampled to the model's grids where they differ.
+
+    Args:
+        state_dict: our weights.
+        model: the model that they are for.
+
+    Returns:
+        The weights. A table whose grid neither the record tells nor its being square stays as it is.
+    """
     out = dict(state_dict)
     tables = {f"{name}.table": module for name, module in model.named_modules() if isinstance(module, PositionTable)}
-    for name, module in tables.items():
-        if name not in out or out[name].shape == module.table.shape:
+    grids = decode(out[NAME]).get("grids") if NAME in out else None
+    for (name, module), grid in zip(tables.items(), grids or [None] * len(tables), strict=False):
+        if name not in out or out[name].shape[2:] != module.table.shape[2:]:
             continue
-        table, side = out[name], round(out[name].shape[1] ** 0.5)
-        if side * side == table.shape[1] and table.shape[2] == module.table.shape[2]:
-            image = table.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-            image = F.interpolate(image, size=module.grid, mode="bilinear", align_corners=False)
-            out[name] = image.flatten(2).transpose(1, 2).to(table.dtype)
+        grid = tuple(grid) if grid else _grid_of(out[name], module)
+        if grid is None or grid == module.grid or math.prod(grid) != out[name].shape[1]:
+            continue
+        image = out[name].float().view(1, *grid, -1).permute(0, 3, 1, 2)
+        image = F.interpolate(image, size=module.grid, mode="bilinear", align_corners=False)
+        out[name] = image.flatten(2).transpose(1, 2).to(out[name].dtype)
+    if grids:
+        out[NAME] = encode(decode(out[NAME]) | {"grids": [list(module.grid) for module in tables.values()]})
     return out
+
+
+def same_shapes(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer", strict: bool) -> bool:
+    """Returns whether all weights that the model has are of its shapes, and if `strict` whether they are all."""
+    expected = model.state_dict()
+    if strict and state_dict.keys() != expected.keys():
+        return False
+    return all(v.shape == expected[n].shape for n, v in state_dict.items() if n in expected and n != NAME)
+
+
+def _grid_of(table: Tensor, module: PositionTable) -> tuple[int, int] | None:
+    """Returns the grid of a table that comes without a record: the model's, or a square."""
+    if table.shape == module.table.shape:
+        return module.grid
+    side = math.isqrt(table.shape[1])
+    return (side, side) if side * side == table.shape[1] else None
 
 
 def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> None:
     """Raises one ValueError that says why weights do not fit the model, instead of a list of hundreds of keys."""
     expected = model.state_dict()
-    wrong = [n for n, v in state_dict.items() if n in expected and v.shape != expected[n].shape]
+    wrong = [n for n, v in state_dict.items() if n in expected and n != NAME and v.shape != expected[n].shape]
     unexpected = [n for n in state_dict if n not in expected]
     missing = [n for n in expected if n not in state_dict]
     if not (wrong or unexpected or missing):

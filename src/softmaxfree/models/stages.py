@@ -114,6 +114,11 @@ class ClassTokenStage(nn.Module):
 
         Both are zero in the padding, where `mask (B, h, w)` is False.
         """
+        x, cls = self.features(x, mask)
+        return self.centred(x, cls, at_stride(mask, self.embed.stride)) if self.center else x
+
+    def features(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the map `(B, C, Y, X)`, as it is, and the class token `(B, C)`, for the input of `forward`."""
         x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
@@ -129,11 +134,11 @@ class ClassTokenStage(nn.Module):
             else:
                 tokens = block(tokens, keys)
         tokens = self.norm(tokens)
-        patches = tokens[:, 1:]
-        if mask is not None:
-            x = zero_padding(feature_map(patches, grid), mask)
-            shift = tokens[:, 0] - valid_mean(x, mask)
-            return zero_padding(x + shift[:, :, None, None], mask) if self.center else x
-        if self.center:
-            patches = patches - patches.mean(1, keepdim=True) + tokens[:, :1]
-        return feature_map(patches, grid)
+        x = feature_map(tokens[:, 1:], grid)
+        return x if mask is None else zero_padding(x, mask), tokens[:, 0]
+
+    def centred(self, x: Tensor, cls: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the map `(B, C, Y, X)`, shifted so that the mean of its valid cells is `cls (B, C)`."""
+        mean = x.mean((-2, -1)) if mask is None else valid_mean(x, mask)
+        x = x + (cls - mean)[:, :, None, None]
+        return x if mask is None else zero_padding(x, mask)
