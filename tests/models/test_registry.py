@@ -110,7 +110,10 @@ def test_budget_leaves_512_as_released_and_bounds_beyond():
     capped, free = timm.create_model("soft_nano"), timm.create_model("soft_nano", landmark_grid="unbounded")
     tiny = timm.create_model("soft_tiny", device="meta")
     assert [s.blocks[0].attn.landmarks.max_grid for s in tiny.stages[:3]] == [[16, 16]] * 3  # 512 / 4 / 8
-    free.load_state_dict(capped.state_dict())
+    with pytest.warns(UserWarning, match="set_landmark_grid"):  # the budget of the weights is used, until told otherwise
+        free.load_state_dict(capped.state_dict())
+    assert free.landmark_grid == (16, 16)
+    free.set_landmark_grid("unbounded")
     for size, same in (((256, 192), True), ((288, 192), False)):  # nano samples at half the stride
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
