@@ -1,9 +1,11 @@
 """Weights from files of any kind, read without running code that they may hold."""
 
 import errno
+import json
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch
 from torch import Tensor
 
 from softmaxfree.errors import InputError
+from softmaxfree.models.record import NAME, encode
 
-__all__ = ["read_notes", "read_weights"]
+__all__ = ["complete", "read_notes", "read_weights"]
 
+_FIRST = "stages.0.embed.0.conv.weight"  # every backbone of ours has it
 _TASK_PREFIX = "model."  # of `ClassificationTask.model` in a Trainer's checkpoint
 
 
@@ -46,7 +50,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         weights = {k.removeprefix(_TASK_PREFIX): v for k, v in weights.items() if k.startswith(_TASK_PREFIX)}
     if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise InputError(f"{path} holds no weights of a model")
-    return weights
+    return complete(weights, read_notes(path))
+
+
+def complete(weights: dict[str, Tensor], notes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return weights with a record of their solver, which files of version 0.1.0 have beside the weights.
+
+    Args:
+        weights: a state dict, of ours or of any model.
+        notes: what `read_notes` says of the file.
+
+    Returns:
+        The weights; the same where there is nothing to add.
+    """
+    arguments = notes.get("model_args") or notes.get("hyper_parameters", {}).get("model_args") or {}
+    arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+    if "solver" not in arguments:
+        return weights
+    prefixes = [name.removesuffix(_FIRST) for name in weights if name.endswith(_FIRST)]
+    records = {f"{prefix}{NAME}": encode({"solver": arguments["solver"]}) for prefix in prefixes}
+    return records | weights
 
 
 def read_notes(path: str | Path) -> dict[str, Any]:

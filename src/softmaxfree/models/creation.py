@@ -1,13 +1,20 @@
-"""Models of timm by name, with one clear error where there is none."""
+"""Models of timm by name, with one clear error where there is none; and their arguments without files."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import timm
+from timm.models import parse_model_name, resolve_pretrained_cfg, split_model_name_tag
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
 from softmaxfree.errors import InputError
 
-__all__ = ["check_name", "create_model"]
+__all__ = ["check_name", "create_model", "standalone"]
+
+# arguments that say where weights come from; and the part of `pretrained_cfg_overlay` that says how images are prepared
+_START = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
+_PREPARATION = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
 def create_model(name: str, **arguments: Any) -> Any:
@@ -21,18 +28,55 @@ def create_model(name: str, **arguments: Any) -> Any:
         The model.
 
     Raises:
-        ValueError: timm has no such model, with the nearest names; or the model has no such argument.
+        InputError: timm has no such model, with the nearest names; the model has no such argument; or the weights to
+            start from are not there.
     """
     check_name(name)
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
         raise InputError(f"model_args: {error}") from error
+    except FileNotFoundError as error:
+        raise InputError(f"model {name}: the weights to start from are not there: {error}") from error
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError, with the nearest names, where timm has no such model."""
+    """Raises InputError, with the nearest names, where timm has no such model."""
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"name: timm has no model {name!r}{hint}")
+
+
+def standalone(name: str, arguments: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments that make the same architecture, prepared for the same images, from no file.
+
+    Args:
+        name: of a model, perhaps with a source.
+        arguments: of `timm.create_model`.
+
+    Returns:
+        A name without a source, and the arguments without those that say where weights come from. What a source says
+        of the architecture and of images is among them.
+
+    Raises:
+        InputError: there is no such model or source.
+    """
+    check_name(name)
+    arguments = dict(arguments or {})
+    source, identity = parse_model_name(name)
+    config: Any = arguments.get("pretrained_cfg")
+    if source:
+        try:
+            load = load_model_config_from_path if source == "local-dir" else load_model_config_from_hf
+            config, name, saved = load(identity)
+        except OSError as error:
+            raise InputError(f"name: {name} is not there: {error}") from error
+        arguments = {key: value for key, value in saved.items() if key != "num_classes"} | arguments
+    base, tag = split_model_name_tag(name)
+    overlay = arguments.get("pretrained_cfg_overlay")
+    given = resolve_pretrained_cfg(base, config or tag or None, overlay).to_dict()
+    usual = resolve_pretrained_cfg(base, tag or None).to_dict()
+    prepared = {key: given[key] for key in _PREPARATION if key in given and given[key] != usual.get(key)}
+    arguments = {key: value for key, value in arguments.items() if key not in _START}
+    return name, arguments | ({"pretrained_cfg_overlay": prepared} if prepared else {})

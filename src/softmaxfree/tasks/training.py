@@ -12,8 +12,10 @@ from torchmetrics import MeanMetric
 
 from softmaxfree.errors import InputError
 from softmaxfree.models import SoftmaxFreeTransformer
+from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.checkpoints import load_state
 from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
+from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
 
@@ -64,6 +66,7 @@ class AbstractTask(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # those of the subclass too
+        self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
         self.train_loss = MeanMetric()
 
     @property
@@ -148,11 +151,14 @@ class AbstractTask(LightningModule):
         return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note how images are prepared and what the classes are called, for whoever uses the weights."""
-        ours = [module for module in self.model.modules() if isinstance(module, SoftmaxFreeTransformer)]
-        if ours:  # the weights are tied to the solver, and loading released ones selects theirs
-            arguments = {**(self.hparams["model_args"] or {}), "solver": ours[0].solver.to_dict()}
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "model_args": arguments}
+        """Note all that is needed to use the weights, without the files that the run started from."""
+        name, arguments = self._architecture
+        for module in self.model.modules():
+            if isinstance(module, SoftmaxFreeTransformer):  # loading may have set these two
+                grid = module.landmark_grid or "unbounded"
+                arguments = {**arguments, "solver": module.solver.to_dict(), "landmark_grid": grid}
+        arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
+        checkpoint["hyper_parameters"] = arguments
         checkpoint["task"] = type(self).__name__
         data = getattr(self._trainer, "datamodule", None)
         checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})
@@ -166,6 +172,7 @@ class AbstractTask(LightningModule):
         Raises:
             ValueError: its weights do not fit.
         """
+        checkpoint["state_dict"] = complete(checkpoint["state_dict"], checkpoint)
         if not self._sharded():  # else the strategy has its own way
             self._load_whole(checkpoint)
         # A function of step and arguments. The saved one would ignore a new `trainer.max_epochs`.
