@@ -1,0 +1,305 @@
+"""Images from files: what is one, where they are, how one is read. Training and prediction of every task use this."""
+
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from softmaxfree.errors import InputError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "FoundImages",
+    "convert_image",
+    "find_images",
+    "is_hidden",
+    "natural_key",
+    "open_upright",
+    "read_image",
+    "resized_shape",
+    "tell_left_out",
+]
+
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".avif",
+)  # fmt: skip
+"""Suffixes of image files, in lower case; a file's own may be in upper case."""
+
+MAX_PIXELS = 2 * 89_478_485
+"""The size above which Pillow itself refuses an image, as it may be made to fill the memory."""
+
+_HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}  # beside whatever begins with a dot
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the orientation that EXIF tells
+
+_BITS, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339  # tags of TIFF
+
+_limit = threading.Lock()
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """What `find_images` found.
+
+    Attributes:
+        files: the images, in natural order of their paths below the folder.
+        left_out: how many other files there are, by suffix or reason. Hidden files and folders are not counted.
+    """
+
+    files: list[Path]
+    left_out: Counter[str]
+
+
+def find_images(folder: str | os.PathLike) -> FoundImages:
+    """Find the images below a folder, as deep as they are.
+
+    Left out are hidden files and folders (`.name`, `__MACOSX`, ...), other files, and a folder that a link shows for
+    the second time.
+
+    Args:
+        folder: where to look; it may be hidden itself.
+
+    Returns:
+        The images and what was left out.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    files: list[tuple[list, str]] = []
+    left_out: Counter[str] = Counter()
+    seen: set[str] = set()
+    top = os.fspath(folder)
+    folders = [(top, "")]
+    while folders:
+        path, below = folders.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            left_out["folder linked twice"] += 1
+            continue
+        seen.add(real)
+        inner = []
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if is_hidden(entry.name):
+                    continue
+                name = f"{below}/{entry.name}" if below else entry.name
+                linked = entry.is_symlink()
+                if os.path.isdir(entry.path) if linked else entry.is_dir():
+                    inner.append((linked, entry.path, name))
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in IMAGE_SUFFIXES:
+                    files.append((natural_key(name), name))
+                else:
+                    left_out[suffix or "without suffix"] += 1
+        # links last, so that a folder is found at its own place first
+        links = [(path, name) for linked, path, name in inner if linked]
+        folders[:0] = reversed(links)
+        folders += reversed([(path, name) for linked, path, name in inner if not linked])
+    return FoundImages([Path(top, name) for _, name in sorted(files)], left_out)
+
+
+def tell_left_out(left_out: Counter[str]) -> str:
+    """Return one line such as "3 files left out: 2 .txt, 1 without suffix"; empty if there are none."""
+    if not left_out:
+        return ""
+    count = sum(left_out.values())
+    parts = ", ".join(f"{n} {what}" for what, n in sorted(left_out.items(), key=lambda item: (-item[1], item[0])))
+    return f"{count} file{'s' if count > 1 else ''} left out: {parts}"
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is the system's own, and none of the data."""
+    return name.startswith(".") or name in _HIDDEN
+
+
+def natural_key(name: str) -> list:
+    """Return what sorts names as people do: `a2` before `a10`, whatever the case."""
+    return [[int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", name.lower()))], name]
+
+
+def read_image(
+    file: str | os.PathLike | BinaryIO, mode: Literal["RGB", "L"] = "RGB", max_pixels: int | None = MAX_PIXELS
+) -> Image.Image:
+    """Read an image as it is shown: upright by its EXIF orientation, its first frame if there are several.
+
+    See `convert_image` for how colours and ranges are brought to 8 bits.
+
+    Args:
+        file: path, or binary file that can be searched.
+        mode: colour or grey.
+        max_pixels: height times width from which an image is refused, against files made to fill the memory; None
+            is no limit.
+
+    Returns:
+        The image in memory; the file is closed if it was given by its path.
+
+    Raises:
+        InputError: it is no image, broken, too large, or cannot be shown in 8 bits; the message names the file.
+        OSError: there is no such file, or it may not be read.
+    """
+    return convert_image(open_upright(file, max_pixels), mode, _name(file))
+
+
+def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+    """Read an image upright in the mode of its file: what `read_image` begins with.
+
+    Args:
+        file: path, or binary file that can be searched.
+        max_pixels: see `read_image`.
+
+    Returns:
+        The image in memory.
+
+    Raises:
+        InputError: it is no image, broken or too large; the message names the file.
+        OSError: there is no such file, or it may not be read.
+    """
+    try:
+        with _pillow_limit(max_pixels), Image.open(file) as image:
+            _check_size(image, max_pixels, _name(file))
+            image.load()
+            return _upright(image)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        with _pillow_limit(None), Image.open(file) as image:
+            _check_size(image, max_pixels, _name(file))
+        raise
+    except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = "it is no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise InputError(f"{_name(file)} cannot be read: {why}") from error
+
+
+def convert_image(image: Image.Image, mode: Literal["RGB", "L"], name: str = "the image") -> Image.Image:
+    """Return an image in 8 bits, in colour or grey.
+
+    Integers are scaled by the range of their format, so that the same value is the same grey in every file: 16 bits by
+    1 / 65535, 12 bits by 1 / 4095. Floating point numbers must be in [0, 1]; of others no file tells what is white.
+    Integers of 32 bits are refused for the same reason. Transparency is left out and the colour below it kept, as
+    timm and torchvision do.
+
+    Args:
+        image: in any mode of Pillow.
+        mode: wanted.
+        name: of its file, for the message.
+
+    Returns:
+        The image.
+
+    Raises:
+        InputError: what it holds cannot be shown so; the message says why.
+    """
+    _check_tiff(image, name)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), image, name))
+    if image.mode in ("P", "PA", "La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode not in ("1", "L", "LA", "RGB"):
+        image = image.convert("RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def resized_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape of an image whose shorter side becomes `short`, as far as the longer is at most `long`.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        size: `short` and `long`, pixels.
+
+    Returns:
+        Height and width, each at least 1.
+    """
+    short, long = size
+    ratio = min(short / min(height, width), long / max(height, width))
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def _name(file: str | os.PathLike | BinaryIO) -> str:
+    return os.fspath(file) if isinstance(file, str | os.PathLike) else str(getattr(file, "name", "the image"))
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int | None) -> Iterator[None]:
+    """Pillow's limit is the whole process's: it is lifted while a file is read that may be larger, and only then."""
+    if max_pixels is not None and max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_size(image: Image.Image, max_pixels: int | None, name: str) -> None:
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise InputError(
+            f"{name} is {image.height} high and {image.width} wide, {image.width * image.height} pixels; allowed are "
+            f"max_pixels = {max_pixels}"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as viewers do: broken EXIF tells nothing
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format  # which tells the range of the values
+    return turned
+
+
+def _check_tiff(image: Image.Image, name: str) -> None:
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    formats, extra = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_EXTRA_SAMPLES, ())
+    if 0 in extra:
+        raise InputError(
+            f"{name} has {len(tags.get(_BITS, ()))} bands, of which some are neither colour nor transparency"
+        )
+    if 2 in formats and image.mode == "L":  # which Pillow reads as if it had no sign
+        raise InputError(f"{name} has 8-bit integers with a sign; allowed are those without")
+
+
+def _eight_bits(values: np.ndarray, image: Image.Image, name: str) -> np.ndarray:
+    tags = getattr(image, "tag_v2", {})
+    bits, signed = max(tags.get(_BITS, (16,))), 2 in tags.get(_SAMPLE_FORMAT, (1,))
+    if image.mode == "F":
+        white = 1.0
+        hint = "scale them to 0 (black) to 1 (white)"
+    elif bits > 16 or image.format not in ("PNG", "PPM", "TIFF", "JPEG2000", None):
+        raise InputError(f"{name} has integers of 32 bits, of which none is known to be white; save it with 8 or 16")
+    else:
+        white = float(2 ** (bits - signed) - 1)
+        hint = "shift and scale them"
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white):  # not `<` and `>`: NaN must be caught too
+        raise InputError(f"{name} has values from {low:g} to {high:g}, allowed are 0 to {white:g}; {hint}")
+    scaled = np.rint(values * (255 / white))
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow turns only 8 bits round
+        scaled = 255 - scaled
+    return scaled.astype(np.uint8)
