@@ -158,6 +158,8 @@ def _predict(parser: _Parser) -> None:
     add(
         "--threshold", metavar="S", type=float, default=0.5, help="score of a detection to count (default: %(default)s)"
     )
+    add("--size", metavar="N", type=int, help="shorter side of the images, in pixels (default: as in the training)")
+    add("--max-pixels", metavar="N", type=int, default=178_956_970, help="refuse larger images (default: %(default)s)")
     add("--on-error", choices=("skip", "fail"), default="skip", help="on an unreadable image (default: %(default)s)")
     add("--batch-size", metavar="N", type=int, default=16, help="images at a time (default: %(default)s)")
     add("--device", default="cpu", help="where the model runs, such as cuda (default: %(default)s)")

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import timm.models
@@ -15,12 +15,56 @@ import torch
 from torch import Tensor
 
 from softmaxfree.errors import InputError
+from softmaxfree.models.creation import standalone
 from softmaxfree.models.record import NAME, encode
 
-__all__ = ["complete", "read_notes", "read_weights"]
+__all__ = ["Recorded", "complete", "read_notes", "read_record", "read_weights"]
 
 _FIRST = "stages.0.embed.0.conv.weight"  # every backbone of ours has it
 _TASK_PREFIX = "model."  # of `ClassificationTask.model` in a Trainer's checkpoint
+
+
+class Recorded(NamedTuple):
+    """What a checkpoint of the Trainer says of its task; none of it needs another file.
+
+    Attributes:
+        task: name of the LightningModule.
+        arguments: of that class.
+        data_config: how images are prepared, in timm's words; of a dense task `size`, shorter and longer side, too.
+        data_arguments: of the data module.
+        class_names: in the order of labels; empty if unknown.
+    """
+
+    task: str
+    arguments: dict[str, Any]
+    data_config: dict[str, Any]
+    data_arguments: dict[str, Any]
+    class_names: list[str]
+
+
+def read_record(path: str | Path) -> Recorded:
+    """Read what a checkpoint of the Trainer says of its task.
+
+    Args:
+        path: a `.ckpt`.
+
+    Returns:
+        The record. Of files of version 0.1.0 what they have: where weights came from is left out.
+
+    Raises:
+        InputError: it is of no task.
+    """
+    notes = read_notes(path)
+    if "hyper_parameters" not in notes or "task" not in notes:
+        raise InputError(f"{path} is no checkpoint of `softmaxfree train`")
+    arguments = dict(notes["hyper_parameters"])
+    arguments["name"], arguments["model_args"] = standalone(arguments["name"], arguments.get("model_args"))
+    config = dict(notes.get("data_config") or {})
+    if notes["task"] != "ClassificationTask" and "size" not in config:
+        short = min(config["input_size"][1:])
+        config["size"] = (short, max(4 * short, *config["input_size"][1:]))
+    names = [str(name) for name in notes.get("class_names") or ()]
+    return Recorded(notes["task"], arguments, config, dict(notes.get("datamodule_hyper_parameters") or {}), names)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -79,11 +123,16 @@ def read_notes(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        The metadata of a `.safetensors`, everything in a `.ckpt`, nothing of any other file.
+        The metadata of a `.safetensors`, or the `config.json` beside it; everything in a `.ckpt`; nothing of any other
+        file.
     """
     if Path(path).suffix == ".safetensors":
         with safetensors.safe_open(str(path), framework="pt") as file:
-            return file.metadata() or {}
+            metadata = file.metadata() or {}
+        config = Path(path).with_name("config.json")
+        if "architecture" not in metadata and Path(path).name == "model.safetensors" and config.is_file():
+            return json.loads(config.read_text(encoding="utf-8"))
+        return metadata
     if Path(path).suffix == ".ckpt":
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {}

@@ -145,7 +145,7 @@ def test_a_load_that_fails_changes_nothing(released):
     torch.testing.assert_close(new.state_dict(), before, rtol=0, atol=0)
     assert new.solver == Newton()
     holder = torch.nn.ModuleDict({"net": new})
-    with pytest.raises(RuntimeError, match="head.bias"):
+    with pytest.raises(RuntimeError, match=r"head\.bias"):
         holder.load_state_dict({f"net.{name}": weight for name, weight in weights.items()})
     assert new.solver == Newton()
 

@@ -110,7 +110,7 @@ def test_budget_leaves_512_as_released_and_bounds_beyond():
     capped, free = timm.create_model("soft_nano"), timm.create_model("soft_nano", landmark_grid="unbounded")
     tiny = timm.create_model("soft_tiny", device="meta")
     assert [s.blocks[0].attn.landmarks.max_grid for s in tiny.stages[:3]] == [[16, 16]] * 3  # 512 / 4 / 8
-    with pytest.warns(UserWarning, match="set_landmark_grid"):  # the budget of the weights is used, until told otherwise
+    with pytest.warns(UserWarning, match="set_landmark_grid"):  # that of the weights is used
         free.load_state_dict(capped.state_dict())
     assert free.landmark_grid == (16, 16)
     free.set_landmark_grid("unbounded")

@@ -11,11 +11,9 @@ from torch import nn
 from softmaxfree.cli.convert import arguments_for
 from softmaxfree.cli.models import find_models
 from softmaxfree.errors import InputError
-from softmaxfree.weights import read_notes, read_weights
+from softmaxfree.weights import read_notes, read_record, read_weights
 
 __all__ = ["Classifier", "LoadedTask", "load_classifier", "load_task"]
-
-_STARTED_FROM = ("pretrained", "checkpoint_path")  # weights that those of a file replace
 
 
 class Classifier(NamedTuple):
@@ -27,63 +25,67 @@ class Classifier(NamedTuple):
 
 
 class LoadedTask(NamedTuple):
-    """A LightningModule in eval mode, its kind, how its images are prepared, what its classes are called."""
+    """A LightningModule in eval mode, its kind, shorter and longer side of its images, what its classes are called."""
 
     task: Any
     kind: str
-    data_config: dict[str, Any]
+    size: tuple[int, int]
     class_names: list[str]
 
 
-def load_task(checkpoint: str | None, kind: str) -> LoadedTask:
+def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> LoadedTask:
     """Build a dense task with its weights.
 
     Args:
         checkpoint: a `.ckpt` of the Trainer.
         kind: "detection" or "segmentation".
+        size: shorter side of images, pixels, in place of that of the training; the longer one in proportion.
 
     Returns:
         The task.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is not given, cannot be read safely, or is of another task.
+        InputError: it is not given, cannot be read safely, or is of another task; or the network needs larger images.
     """
-    from softmaxfree.tasks import DetectionTask, SegmentationTask  # which take seconds to import
+    from softmaxfree.tasks import loading  # which takes seconds to import
 
     if checkpoint is None:
         raise InputError(f"--task {kind} needs --checkpoint, a .ckpt of `softmaxfree train`")
-    weights = read_weights(checkpoint)
-    notes = read_notes(checkpoint)
-    found = {"detection": DetectionTask, "segmentation": SegmentationTask}[kind]
-    if notes.get("task") != found.__name__:
-        raise InputError(f"--task {kind} needs a checkpoint of such a task, but {checkpoint} is of {notes.get('task')}")
-    arguments = dict(notes["hyper_parameters"])
-    model_args = arguments["model_args"] or {}
-    arguments["model_args"] = {key: value for key, value in model_args.items() if key not in _STARTED_FROM}
-    task = found(**arguments)
-    task.model.load_state_dict(weights)
-    return LoadedTask(task.eval(), kind, notes["data_config"], [str(name) for name in notes["class_names"]])
+    task, record = loading.load_task(checkpoint, kind)
+    short, long = record.data_config["size"]
+    if size is not None:
+        short, long = size, round(size * long / short)
+    if kind == "detection":
+        task.model.set_size(short, long)
+    names = record.class_names or [str(i) for i in range(record.arguments["num_classes"])]
+    return LoadedTask(task, kind, (short, long), names)
 
 
-def load_classifier(checkpoint: str | None, model: str | None) -> Classifier:
+def load_classifier(checkpoint: str | None, model: str | None, size: int | None = None) -> Classifier:
     """Build a classifier with its weights.
 
     Args:
         checkpoint: a `.ckpt` of the Trainer, a `.safetensors` or `.pth` of weights, or a folder of timm's
             `save_for_hf`; None takes the weights that timm knows for `model`.
         model: name of the model, where the checkpoint does not tell.
+        size: height and width of images, pixels, in place of those of the training.
 
     Returns:
         The classifier. Where the checkpoint names no classes, they are called by their numbers.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it cannot be read safely, names no model, or is of another model.
+        InputError: it cannot be read safely, names no model, or is of another model; or the model needs larger images.
     """
     net: Any = _load(checkpoint, model)
+    config = resolve_input_data_config(net)
+    if size is not None:
+        if size < (smallest := getattr(net, "min_img_size", 1)):
+            raise InputError(f"--size must be {smallest} or more for this model, got {size}")
+        config["input_size"] = (config["input_size"][0], size, size)
     names = net.pretrained_cfg.get("label_names") or range(net.num_classes)
-    return Classifier(net.eval(), resolve_input_data_config(net), [str(name) for name in names])
+    return Classifier(net.eval(), config, [str(name) for name in names])
 
 
 def _load(checkpoint: str | None, model: str | None) -> nn.Module:
@@ -91,21 +93,22 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
         if model is None:
             raise InputError("give --checkpoint PATH, or --model NAME for a model that timm has weights of")
         return _create(model, pretrained=True)
-    if Path(checkpoint).is_dir():
-        if not Path(checkpoint, "config.json").is_file():
+    folder = Path(checkpoint)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf")
+        _agree(model, json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"], checkpoint)
         return _create(f"local-dir:{checkpoint}", pretrained=True)
     weights = read_weights(checkpoint)
     name, arguments = _told(checkpoint)
-    if name and model and name != model:
-        raise InputError(f"--model is {model}, but {checkpoint} is of {name}")
+    _agree(model, name, checkpoint)
     name = name or model
     if name is None:
         raise InputError(f"{checkpoint} does not name its model: give --model")
     arguments = arguments or arguments_for(name, weights)
-    if size := arguments.get("img_size"):
-        overlay = {"input_size": (arguments.get("in_chans", 3), size, size)}
-        arguments = {"pretrained_cfg_overlay": overlay, **arguments}
+    if "pretrained_cfg_overlay" not in arguments and (size := arguments.get("img_size")):
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        arguments = {**arguments, "pretrained_cfg_overlay": {"input_size": (arguments.get("in_chans", 3), *size)}}
     net = _create(name, **arguments)
     try:
         net.load_state_dict(weights)
@@ -114,22 +117,27 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     return net
 
 
+def _agree(given: str | None, told: str | None, checkpoint: str) -> None:
+    if given and told and given.split(".")[0] != told.split(".")[0]:
+        raise InputError(f"--model is {given}, but {checkpoint} is of {told}")
+
+
 def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
     """Name and arguments of the model, where the file tells them."""
     notes = read_notes(checkpoint)
     if "architecture" in notes:
-        return notes["architecture"], json.loads(notes.get("model_args", "{}"))
-    if task := notes.get("hyper_parameters"):
-        if notes.get("task") != "ClassificationTask":
-            raise InputError(f"{checkpoint} is of {notes.get('task')}: give --task detection or --task segmentation")
-        overlay = {**notes.get("data_config", {}), "label_names": notes.get("class_names")}
-        arguments = {
-            "num_classes": task["num_classes"],
-            "pretrained_cfg_overlay": overlay,
-            **(task["model_args"] or {}),
-        }
-        return task["name"], {key: value for key, value in arguments.items() if key not in _STARTED_FROM}
-    return None, {}
+        arguments = notes.get("model_args") or {}
+        return notes["architecture"], json.loads(arguments) if isinstance(arguments, str) else arguments
+    if "hyper_parameters" not in notes:
+        return None, {}
+    record = read_record(checkpoint)
+    if record.task != "ClassificationTask":
+        raise InputError(f"{checkpoint} is of {record.task}: give --task detection or --task segmentation")
+    arguments = dict(record.arguments["model_args"])
+    # how the training prepared its images, whatever the weights that it started from say
+    overlay = {**arguments.get("pretrained_cfg_overlay", {}), **record.data_config, "label_names": record.class_names}
+    arguments.update(num_classes=record.arguments["num_classes"], pretrained_cfg_overlay=overlay)
+    return record.arguments["name"], arguments
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import load_classifier, load_task
 from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
+from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, find_images, read_image, tell_left_out
 
 __all__ = ["run"]
 
@@ -37,6 +36,8 @@ def run(
     device: str = "cpu",
     task: Literal["classification", "detection", "segmentation"] = "classification",
     threshold: float = 0.5,
+    size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Classify images and print or write the likeliest classes of each; or draw what a dense task finds.
 
@@ -53,28 +54,31 @@ def run(
         device: where the model runs.
         task: what the checkpoint was trained for.
         threshold: score from which a detection counts.
+        size: shorter side of the images for the network, pixels; None is that of the training.
+        max_pixels: height times width from which an image is refused.
 
     Raises:
         FileNotFoundError: a file or the checkpoint is missing.
         ValueError: an argument or the checkpoint is wrong, or no image can be read.
         OSError: the result cannot be written.
     """
-    for name, value in {"--topk": topk, "--batch-size": batch_size}.items():
-        if value < 1:
+    counts = {"--topk": topk, "--batch-size": batch_size, "--size": size, "--max-pixels": max_pixels}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
     images = _find_images(files)
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
 
-        loaded = load_task(checkpoint, task)
+        loaded = load_task(checkpoint, task, size)
         _to(loaded.task, device)
-        predict_dense(images, loaded, out or "predictions", threshold, on_error)
+        predict_dense(images, loaded, out or "predictions", threshold, on_error, max_pixels)
         return
-    classifier = load_classifier(checkpoint, model)
+    classifier = load_classifier(checkpoint, model, size)
     names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
     net = _to(classifier.model, device)
     results = []
-    for paths, batch in _batches(images, _reader(classifier.data_config), batch_size, on_error):
+    for paths, batch in _batches(images, _reader(classifier.data_config, max_pixels), batch_size, on_error):
         with torch.inference_mode():
             best = net(batch.to(device)).float().softmax(-1).topk(min(topk, len(names)))
         for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
@@ -92,10 +96,12 @@ def _find_images(files: Sequence[str]) -> list[Path]:
     found = []
     for path in map(Path, files):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-            if not inside:
-                raise InputError(f"no images in {path}; looked for {' '.join(IMG_EXTENSIONS)}")
-            found += inside
+            inside = find_images(path)
+            if not inside.files:
+                raise InputError(f"no images in {path}; looked for {' '.join(IMAGE_SUFFIXES)}")
+            if inside.left_out:
+                print(f"{path}: {tell_left_out(inside.left_out)}", file=sys.stderr)
+            found += inside.files
         elif path.is_file():
             found.append(path)
         else:
@@ -117,16 +123,11 @@ def _read_names(file: str, num_classes: int) -> list[str]:
     return names
 
 
-def _reader(data_config: dict[str, Any]) -> Callable[[Path], Tensor]:
+def _reader(data_config: dict[str, Any], max_pixels: int) -> Callable[[Path], Tensor]:
     """What makes the model's input of an image file."""
-    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
+    mode: Any = "L" if data_config["input_size"][0] == 1 else "RGB"
     transform: Any = create_transform(**data_config)
-
-    def read(path: Path) -> Tensor:
-        with Image.open(path) as image:
-            return transform(image.convert(mode))
-
-    return read
+    return lambda path: transform(read_image(path, mode, max_pixels))
 
 
 def _batches(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,11 +17,19 @@ from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
 from softmaxfree.cli.draw import draw
 from softmaxfree.errors import InputError
+from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
 
 __all__ = ["predict_dense"]
 
 
-def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, threshold: float, on_error: str) -> None:
+def predict_dense(
+    images: Sequence[Path],
+    loaded: LoadedTask,
+    out: str | Path,
+    threshold: float,
+    on_error: str,
+    max_pixels: int = MAX_PIXELS,
+) -> None:
     """Write each image with what is found in it drawn, and `predictions.json`.
 
     Of a detector the JSON holds class, score, box (left, top, right, bottom, in pixels) and, if there is one, the mask
@@ -35,6 +42,7 @@ def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, t
         out: folder to write to.
         threshold: score from which a detection counts.
         on_error: "skip" names and leaves out an unreadable image, "fail" stops.
+        max_pixels: height times width from which an image is refused.
 
     Raises:
         ValueError: no image can be read, two have one name, or one is unreadable and `on_error` is "fail".
@@ -47,19 +55,15 @@ def predict_dense(images: Sequence[Path], loaded: LoadedTask, out: str | Path, t
     results = []
     for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
         try:
-            with Image.open(path) as file:
-                image = tv.to_dtype(
-                    tv.to_image(ImageOps.exif_transpose(file).convert("RGB")).as_subclass(Tensor),
-                    torch.float32,
-                    scale=True,
-                )
+            pixels = tv.to_image(read_image(path, "RGB", max_pixels)).as_subclass(Tensor)
+            image = tv.to_dtype(pixels, torch.float32, scale=True)
+            with torch.inference_mode():
+                found, predictions = describe(task, image.to(task.device), loaded, threshold)
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
             if on_error == "fail":
                 raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
             tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
             continue
-        with torch.inference_mode():
-            found, predictions = describe(task, image.to(task.device), loaded, threshold)
         _write_png(folder / f"{names[path]}.png", draw(image, found, loaded.class_names))
         if isinstance(found, Tensor):
             dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32
@@ -92,7 +96,8 @@ def _detect(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float)
 
 
 def _segment(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
-    resized = tv.resize(image, [min(loaded.data_config["input_size"][1:])], antialias=True)  # as in validation
+    height, width = resized_shape(image.shape[1], image.shape[2], loaded.size)  # as in validation
+    resized = tv.resize(image, [height, width], antialias=True)
     logits = F.interpolate(task([resized])[0][None], size=image.shape[1:], mode="bilinear")[0]
     classes = logits.argmax(0)
     counts = classes.flatten().bincount(minlength=len(loaded.class_names))

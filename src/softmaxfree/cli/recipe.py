@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.errors import InputError
 
-__all__ = ["Job", "create_trainer", "load_job"]
+__all__ = ["Job", "create_trainer", "load_job", "read_recipe"]
 
 _SECTIONS = ("run", "model", "data", "trainer")
 
@@ -40,25 +40,24 @@ class Job:
     config: str  # the whole recipe with every default, as YAML
 
 
-def load_job(recipe: str, overrides: Sequence[str]) -> Job:
+def load_job(recipe: str, overrides: Sequence[str], content: Mapping[str, Any] | None = None) -> Job:
     """Build what a recipe describes, with its seed set.
 
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
         overrides: `--section.key=value`, for any key of the recipe.
+        content: what `read_recipe` returned, if it is to be another than it says now.
 
     Returns:
         The job.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: there is no such recipe or key, with the nearest names; or a value is not allowed.
+        InputError: there is no such key, with the nearest names; or a value is not allowed.
     """
-    content = _read(recipe)
-    try:
-        classes = {key: pkgutil.resolve_name(content.pop(key)) for key in ("task", "datamodule")}
-    except (KeyError, ValueError, ImportError, AttributeError) as error:
-        raise InputError(f"recipe {recipe}: task and datamodule must each name a class ({error})") from error
+    content = read_recipe(recipe) if content is None else dict(content)
+    classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
+    for key in classes:
+        del content[key]
     parser = _parser(**classes)
     try:
         config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
@@ -76,11 +75,31 @@ def load_job(recipe: str, overrides: Sequence[str]) -> Job:
     return Job(built.model, built.data, built.trainer.as_dict(), config.run.seed, text)
 
 
+def class_of(recipe: str, content: Mapping[str, Any], key: str) -> type:
+    """Return the class that a recipe names.
+
+    Args:
+        recipe: its name, for the message.
+        content: of the recipe.
+        key: "task" or "datamodule".
+
+    Returns:
+        The class.
+
+    Raises:
+        InputError: it names none.
+    """
+    try:
+        return pkgutil.resolve_name(content[key])
+    except (KeyError, ValueError, ImportError, AttributeError) as error:
+        raise InputError(f"recipe {recipe}: task and datamodule must each name a class ({error})") from error
+
+
 def create_trainer(arguments: dict[str, Any]) -> Trainer:
     """Return a Trainer that draws progress bars on a terminal only and does not tell what the machine lacks.
 
     Args:
-        arguments: of the Trainer; None is its own default.
+        arguments: of the Trainer.
 
     Returns:
         The trainer.
@@ -93,10 +112,10 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
-    arguments = {"enable_model_summary": False, **{key: v for key, v in arguments.items() if v is not None}}
-    arguments.setdefault("enable_progress_bar", sys.stdout.isatty())
+    quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
+    arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}
     if arguments["enable_progress_bar"]:
-        arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
+        arguments["callbacks"] = [*(arguments.get("callbacks") or []), RichProgressBar()]
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:
@@ -116,8 +135,20 @@ def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) 
     return parser
 
 
-def _read(recipe: str, folder: Path = Path()) -> dict[str, Any]:
-    """The content of a recipe over that of its `base`, a name or a path from where the recipe is."""
+def read_recipe(recipe: str, folder: Path = Path()) -> dict[str, Any]:
+    """Return the content of a recipe over that of its `base`, a name or a path from where the recipe is.
+
+    Args:
+        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
+        folder: from where the path leads.
+
+    Returns:
+        `task`, `datamodule`, and the sections `run`, `model`, `data` and `trainer`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: there is no such recipe, with the nearest names; or it is no recipe.
+    """
     path = _find(recipe, folder)
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
@@ -126,7 +157,7 @@ def _read(recipe: str, folder: Path = Path()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
     base = content.pop("base", None)
-    return _merged(_read(base, path.parent), content) if base else content
+    return _merged(read_recipe(base, path.parent), content) if base else content
 
 
 def _find(recipe: str, folder: Path) -> Path:

@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.draw import draw_samples
-from softmaxfree.cli.recipe import Job, create_trainer, load_job
+from softmaxfree.cli.recipe import Job, create_trainer, load_job, read_recipe
+from softmaxfree.cli.recorded import resumed_recipe
 from softmaxfree.cli.report import plot_confusion, plot_curve
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks import ClassificationTask
 from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
-from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, load_weights
+from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
+from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 
 __all__ = ["run"]
@@ -31,8 +34,8 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
         overrides: `--section.key=value`, for any key of the recipe.
-        resume: a checkpoint, or "last" for that of the newest run in `out`. The run goes on in its folder,
-            by the `config.yaml` that it finds there.
+        resume: a checkpoint, or "last" for that of the newest run in `out`. The run goes on in its folder, by the
+            `config.yaml` that it finds there and by what was edited in the recipe since it began.
         out: folder of the runs; None is `runs/RECIPE`.
 
     Returns:
@@ -45,15 +48,17 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
     """
     folder = Path(out or f"runs/{Path(recipe).stem}")
     checkpoint = _checkpoint(resume, folder)
+    told: list[str] = []
     if checkpoint is None:
         run_dir = folder / str(max(_numbers(folder), default=-1) + 1)
+        content: Any = read_recipe(recipe)
+        given = content
     else:
         run_dir = checkpoint.parent
-        if (run_dir / "config.yaml").is_file():
-            recipe = str(run_dir / "config.yaml")
-    job = load_job(recipe, overrides)
+        content, given, told = resumed_recipe(recipe, run_dir, checkpoint)
+    job = load_job(recipe, overrides, content)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
-    begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, trainer, run_dir))
+    begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
     run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
@@ -82,17 +87,11 @@ def _checkpoint(resume: str | None, folder: Path) -> Path | None:
 
 def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     arguments = dict(job.trainer)
-    best = ModelCheckpoint(
-        run_dir,
-        "best",
-        monitor=job.task.monitor,
-        mode="max",
-        every_n_epochs=arguments["check_val_every_n_epoch"] or 1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
+    # a score in the middle of an epoch is that of the weights there, not of those at its end
+    by_epoch = arguments["check_val_every_n_epoch"] is not None and arguments["val_check_interval"] in (None, 1.0)
+    best = KeptCheckpoint(run_dir, "best", monitor=job.task.monitor, at_epoch_end=by_epoch)
     # Lightning's own `save_last` skips the epochs that are not the best.
-    last = ModelCheckpoint(run_dir, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    last = KeptCheckpoint(run_dir, "last")
     arguments["callbacks"] = [*_list(arguments["callbacks"]), *callbacks, best, last]
     arguments["plugins"] = [*_list(arguments["plugins"]), AtomicCheckpointIO()]
     if arguments["logger"] is None:
@@ -100,11 +99,16 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     return create_trainer(arguments)
 
 
-def _begin(job: Job, trainer: Trainer, run_dir: Path) -> None:
+def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer: Trainer, run_dir: Path) -> None:
     """Note what is run, once model and data are found to be good."""
     if trainer.is_global_zero:
         with atomic_write(run_dir / "config.yaml") as part:
             part.write_text(job.config, encoding="utf-8")
+        if recipe is not None:  # by which a resumed run tells what was edited
+            with atomic_write(run_dir / "recipe.yaml") as part:
+                part.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        for line in told:
+            print(line, flush=True)
         print(f"{job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}", flush=True)
 
 
@@ -113,29 +117,41 @@ def _list(value: Any) -> list:
 
 
 def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float) -> None:
-    """Measure the best weights and write what is left to write."""
-    best = run_dir / "best.ckpt"
+    """Measure the weights that are kept, and write what is left to write.
+
+    They are the best; of a run without a validation the last.
+    """
+    validates = trainer.limit_val_batches != 0
+    kept = "best" if (run_dir / "best.ckpt").exists() else "last"
     trainer.loggers = []  # which hold the epochs alone
-    metrics = trainer.validate(job.task, datamodule=job.data, ckpt_path=best, verbose=False, weights_only=True)[0]
+    checkpoint = run_dir / f"{kept}.ckpt"
+    metrics: dict[str, Any] = {}
+    if validates:
+        arguments: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True, "verbose": False}
+        measured = trainer.validate(job.task, datamodule=job.data, **arguments)
+        metrics.update(measured[0])
     classifier = isinstance(job.task, ClassificationTask)
-    confusion = job.task.confusion.compute() if classifier else None  # by all processes together
+    confusion = job.task.confusion.compute() if classifier and validates else None  # by all processes together
     if not trainer.is_global_zero:
         return
-    whole = type(job.task)(**job.task.hparams)  # where the task's own model may be sharded
-    load_weights(whole.model, best)
+    whole, _ = load_task(checkpoint)  # the task's own model may be sharded
     plot_curve(epochs, job.task.summary, run_dir / "curve.png")
-    if confusion is not None:
-        save_pretrained(whole.model, run_dir / "best", job.data.data_config, job.data.class_names)
-        plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
-    else:
+    if classifier:
+        save_pretrained(whole.model, run_dir / kept, job.data.data_config, job.data.class_names)
+    elif validates:
         draw_samples(whole, job.data, run_dir / "predictions.png")
+    if confusion is not None:
+        plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
     parameters = sum(p.numel() for p in whole.model.parameters())
-    best_row = max(epochs, key=lambda row: row.get(job.task.monitor, -1))
-    rows = [
-        *summary_rows(job.task, metrics),
-        ("best epoch", f"{best_row['epoch'] + 1} of {len(epochs)}"),
+    rows = [*summary_rows(job.task, metrics)] if metrics else []
+    if scored := [row for row in epochs if job.task.monitor in row]:
+        best = max(scored, key=lambda row: row[job.task.monitor])
+        rows.append(("best epoch", f"{best['epoch'] + 1} of {len(epochs)}"))
+    rows += [
         ("parameters (M)", f"{parameters / 1e6:.2f}"),
         ("training time (s)", f"{seconds:.1f}"),
     ]
-    print_table(("best weights", "value"), rows)
+    if kept == "last":
+        print(f"no validation was run during the training: what is kept are its last weights, {checkpoint}")
+    print_table((f"{kept} weights", "value"), rows)
     print(f"folder: {run_dir}")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from softmaxfree.cli.recipe import create_trainer, load_job
+from softmaxfree.cli.recipe import create_trainer, load_job, read_recipe
+from softmaxfree.cli.recorded import with_record
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks.checkpoints import load_weights
 
@@ -14,8 +15,10 @@ __all__ = ["run"]
 def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Print the metrics of a checkpoint, and of a dense task those of each class.
 
+    Model, image size and preparation are those that the checkpoint records; an option changes them.
+
     Args:
-        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file; tells model and data.
+        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file; tells the data.
         checkpoint: `best.ckpt` or the folder `best` of a run, or any weights that timm loads into the model.
         overrides: `--section.key=value`, for any key of the recipe.
 
@@ -24,11 +27,14 @@ def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: recipe, key or value are not as they must be, or the weights are those of another model.
+        InputError: recipe, key or value are not as they must be, or the weights are those of another model.
     """
-    job = load_job(recipe, overrides)
+    content, changes = with_record(recipe, read_recipe(recipe), checkpoint)
+    job = load_job(recipe, overrides, content)
     load_weights(job.task.model, checkpoint)
     trainer = create_trainer({**job.trainer, "logger": False, "enable_checkpointing": False})
+    if changes and trainer.is_global_zero:
+        print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
     metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))

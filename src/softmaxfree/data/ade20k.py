@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class Ade20kDataModule(AbstractImagesDataModule):
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run.
     """
+
+    preparation: ClassVar[tuple[str, ...]] = ("img_size", "max_size")
 
     def __init__(
         self,

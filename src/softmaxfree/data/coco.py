@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -41,6 +41,8 @@ class CocoDataModule(AbstractImagesDataModule):
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run.
     """
+
+    preparation: ClassVar[tuple[str, ...]] = ("min_size", "max_size")
 
     def __init__(
         self,

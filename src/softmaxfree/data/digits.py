@@ -1,6 +1,7 @@
 """5,000 handwritten digits that come with a Python package: a real data set without a download."""
 
 import functools
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class DigitsDataModule(LightningDataModule):
 
     num_classes = 10
     class_names = tuple("0123456789")
+    preparation: ClassVar[tuple[str, ...]] = ("img_size",)
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class DigitsDataModule(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
         self.batch_size = batch_size
         self.img_size = img_size
         self.augment = augment

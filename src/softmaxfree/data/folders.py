@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
 from torch.utils.data import Dataset, IterableDataset
@@ -47,6 +47,8 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             source has its own way.
         seed: seed of the run.
     """
+
+    preparation: ClassVar[tuple[str, ...]] = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -104,6 +104,8 @@ class AbstractImagesDataModule(LightningDataModule):
         collate_fn: Callable[[list], Any],
     ) -> None:
         super().__init__()
+        # those of the subclass too: they travel with the weights, which hold plain values only
+        self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.on_error = on_error
@@ -111,6 +113,9 @@ class AbstractImagesDataModule(LightningDataModule):
         self.collate_fn = collate_fn
         self._sets: dict[str, Dataset] = {}
         self._num_unreadable = 0
+
+    preparation: ClassVar[tuple[str, ...]] = ()
+    """Arguments that say how an evaluated image is prepared, which validation and prediction take from a checkpoint."""
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of the training split."""

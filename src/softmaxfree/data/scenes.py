@@ -33,6 +33,8 @@ class ScenesDetectionDataModule(CocoDataModule):
         seed: seed of the run, which does not change the scenes.
     """
 
+    preparation = ("img_size",)
+
     def __init__(
         self,
         root: str | None = None,
@@ -89,6 +91,8 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run, which does not change the scenes.
     """
+
+    preparation = ("img_size",)
 
     def __init__(
         self,

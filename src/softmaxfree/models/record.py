@@ -1,9 +1,9 @@
 """What weights are tied to, carried by the weights themselves.
 
 Weights of equal shapes can compute different functions: 20 Newton steps are not an inverse, and heads, sampling strides
-or the shape of a position table leave no trace in a size. So each state dict holds, beside the weights, `record`: a JSON
-text as bits. Bits survive what weights go through: averaging (which rounds integers), `.half()` (which rounds floats),
-safetensors (which holds nothing but tensors).
+or the shape of a position table leave no trace in a size. So each state dict holds, beside the weights, `record`: a
+JSON text as bits. Bits survive what weights go through: averaging (which rounds integers), `.half()` (which rounds
+floats), safetensors (which holds nothing but tensors).
 """
 
 import json

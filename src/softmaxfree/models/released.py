@@ -42,8 +42,8 @@ _RENAMED = (
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
     """Returns weights under our names and at the model's position grids (timm's convention).
 
-    Released weights get a record of the solver that they were trained with. Weights of version 0.1.0 may have none: they
-    get that of the model, and a warning says so.
+    Released weights get a record of the solver that they were trained with. Weights of version 0.1.0 may have none:
+    they get that of the model, and a warning says so.
 
     Args:
         state_dict: our weights or released ones.

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.errors import InputError
 from softmaxfree.weights import read_weights
 
-__all__ = ["AtomicCheckpointIO", "load_state", "load_weights"]
+__all__ = ["AtomicCheckpointIO", "KeptCheckpoint", "load_state", "load_weights"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,6 +63,44 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise InputError(f"{path} is no checkpoint that can be read safely: {_short(error)}") from error
+
+
+class KeptCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint under one name: the best one, or the last.
+
+    Lightning's own forgets its score when the folder was moved or copied, and when an argument of a resumed run is
+    another; then it replaces the best checkpoint by a worse one.
+
+    Args:
+        folder: where it lies.
+        name: of the file, without its suffix.
+        monitor: the metric to have most of; None keeps the last one.
+        at_epoch_end: whether it is saved at the end of an epoch, rather than after each validation.
+    """
+
+    def __init__(self, folder: Path, name: str, monitor: str | None = None, at_epoch_end: bool = True) -> None:
+        super().__init__(
+            folder,
+            name,
+            monitor=monitor,
+            mode="max",
+            save_on_train_epoch_end=at_epoch_end,
+            enable_version_counter=False,
+        )
+        self.file = Path(folder) / f"{name}{self.FILE_EXTENSION}"
+
+    @property
+    def state_key(self) -> str:
+        """Its name in a checkpoint."""
+        return f"{self.file.stem} checkpoint"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the score of a run that goes on, wherever that run lay before."""
+        if not self.file.exists():  # the run was copied without it: any score is the best
+            return
+        path, score = str(Path(self.dirpath or "") / self.file.name), state_dict["best_model_score"]
+        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path, "last_model_path": ""}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": {} if score is None else {path: score}})
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -175,6 +175,7 @@ class AbstractTask(LightningModule):
         checkpoint["state_dict"] = complete(checkpoint["state_dict"], checkpoint)
         if not self._sharded():  # else the strategy has its own way
             self._load_whole(checkpoint)
+        _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
         # A function of step and arguments. The saved one would ignore a new `trainer.max_epochs`.
         checkpoint["lr_schedulers"] = []
 
@@ -192,3 +193,11 @@ class AbstractTask(LightningModule):
         kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         return f"the loss is {loss.item()} at {where}; {last}; try a lower model.lr or trainer.precision 32-true"
+
+
+def _rename_kept(callbacks: dict[str, Any], monitor: str) -> None:
+    """Gives what version 0.1.0 kept of the best and the last checkpoint their present names."""
+    for key in [key for key in callbacks if key.startswith("ModelCheckpoint{")]:
+        name = {monitor: "best checkpoint", None: "last checkpoint"}.get(callbacks[key]["monitor"])
+        if name is not None:
+            callbacks.setdefault(name, callbacks.pop(key))

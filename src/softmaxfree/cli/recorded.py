@@ -1,0 +1,152 @@
+"""What a run or a checkpoint recorded, laid over a recipe: what was trained is what is used."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softmaxfree.cli.recipe import class_of, read_recipe
+from softmaxfree.errors import InputError
+from softmaxfree.tasks.training import AbstractTask
+from softmaxfree.weights import read_notes, read_record
+
+__all__ = ["resumed_recipe", "with_record"]
+
+_Content = dict[str, Any]
+
+
+def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tuple[_Content, list[str]]:
+    """Return a recipe whose model is that of a checkpoint, and whose images are prepared as the training did.
+
+    Args:
+        recipe: its name, for messages.
+        content: of the recipe.
+        checkpoint: a `.ckpt` of the Trainer, a folder of timm's `save_for_hf`, or other weights.
+
+    Returns:
+        The content, and what it says now where the recipe said otherwise: `section.key old -> new`.
+
+    Raises:
+        InputError: the checkpoint is of another task.
+    """
+    path = Path(checkpoint)
+    notes = read_notes(path / "model.safetensors" if path.is_dir() else path)
+    if "hyper_parameters" in notes:
+        record = read_record(path)
+        if record.task != str(content.get("task", "")).rpartition(".")[2]:
+            raise InputError(f"{checkpoint} is of {record.task}, the recipe {recipe} of {content.get('task')}")
+        training = inspect.signature(AbstractTask).parameters  # which does not change what is measured
+        model = {key: value for key, value in record.arguments.items() if key not in training}
+        config, arguments = record.data_config, record.data_arguments
+    elif "architecture" in notes:
+        model_args = notes.get("model_args") or {}
+        model = {
+            "name": notes["architecture"],
+            "model_args": json.loads(model_args) if isinstance(model_args, str) else model_args,
+        }
+        config, arguments = notes.get("pretrained_cfg", {}), {}
+    else:
+        return dict(content), []
+    prepared = getattr(class_of(recipe, content, "datamodule"), "preparation", ())
+    if "input_size" in config:  # of files that do not tell the data module's own arguments
+        arguments = {**config, "img_size": config["input_size"][-1], **arguments}
+    data = {key: _plain(arguments[key]) for key in prepared if key in arguments}
+    sections = {"model": _plain(model), "data": data}
+    changes = [
+        f"{section}.{key} {content[section][key]} -> {value}"
+        for section, new in sections.items()
+        for key, value in new.items()
+        if key in (content.get(section) or {}) and _plain(content[section][key]) != value and key != "model_args"
+    ]
+    return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
+
+
+def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Content, _Content | None, list[str]]:
+    """Return by what a run goes on: its own configuration, with what was edited in its recipe since it began.
+
+    The model is built as the checkpoint says, without the files that the run started from.
+
+    Args:
+        recipe: a name, or a path to a YAML file, which may be gone.
+        run_dir: folder of the run.
+        checkpoint: from which it goes on.
+
+    Returns:
+        The content, that of the recipe as it is now (None if it is gone), and what there is to tell.
+
+    Raises:
+        FileNotFoundError: there is neither a configuration in the folder nor the recipe.
+        InputError: recipe and run are of different tasks.
+    """
+    own, kept = run_dir / "config.yaml", run_dir / "recipe.yaml"
+    if not own.is_file():
+        content = read_recipe(recipe)
+        return content, content, []
+    content, now, tell = read_recipe(str(own)), None, []
+    try:
+        now = read_recipe(recipe)
+    except FileNotFoundError:
+        tell.append(f"{recipe} is gone; the run goes on by {own}")
+    if now and class_of(recipe, now, "task") is not class_of(str(own), content, "task"):
+        raise InputError(f"{recipe} is a recipe of {now.get('task')}, the run in {run_dir} is of {content['task']}")
+    notes = read_notes(checkpoint)
+    if "hyper_parameters" in notes:
+        arguments = read_record(checkpoint).arguments
+        content["model"].update(name=arguments["name"], model_args=_plain(arguments["model_args"]))
+    if now and kept.is_file():
+        edits = _edits(read_recipe(str(kept)), now)
+        for keys, value in edits.items():
+            _set(content, keys, value)
+        if edits:
+            tell.append(f"edited since the run began, and used: {_told(edits)}")
+    elif now:
+        others = {k: v for k, v in _leaves(now).items() if _get(content, k) not in (v, _plain(v))}
+        others = {k: v for k, v in others.items() if k[:2] not in (("model", "name"), ("model", "model_args"))}
+        if others:
+            tell.append(f"the run goes on by {own}; its recipe says otherwise, which is not used: {_told(others)}")
+    return content, now, tell
+
+
+_Leaves = dict[tuple[str, ...], Any]
+
+
+def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Leaves:
+    out: _Leaves = {}
+    for key, value in content.items():
+        out |= _leaves(value, (*above, key)) if isinstance(value, Mapping) and value else {(*above, key): value}
+    return out
+
+
+def _edits(before: _Content, now: _Content) -> _Leaves:
+    """What was changed, added, or (as None) taken out."""
+    old, new = _leaves(before), _leaves(now)
+    return {k: v for k, v in new.items() if k not in old or old[k] != v} | {k: None for k in old if k not in new}
+
+
+def _set(content: _Content, keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        if not isinstance(content.get(key), dict):
+            content[key] = {}
+        content = content[key]
+    if value is None:
+        content.pop(keys[-1], None)  # the default is what the recipe says now
+    else:
+        content[keys[-1]] = value
+
+
+def _get(content: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def _told(leaves: _Leaves) -> str:
+    return ", ".join(f"{'.'.join(keys)} = {value}" for keys, value in leaves.items())
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

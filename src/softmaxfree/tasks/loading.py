@@ -1,0 +1,39 @@
+"""A task with its weights from a checkpoint alone."""
+
+from pathlib import Path
+from typing import Any
+
+from softmaxfree.errors import InputError
+from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.classification import ClassificationTask
+from softmaxfree.tasks.detection import DetectionTask
+from softmaxfree.tasks.segmentation import SegmentationTask
+from softmaxfree.weights import Recorded, read_record, read_weights
+
+__all__ = ["load_task"]
+
+_TASKS: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, DetectionTask, SegmentationTask)}
+
+
+def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]:
+    """Build the task of a Trainer's checkpoint, with its weights and without any other file.
+
+    Args:
+        path: the `.ckpt`.
+        kind: "classification", "detection" or "segmentation"; None takes any.
+
+    Returns:
+        The LightningModule, in evaluation mode, and what the checkpoint says of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read safely, or is of another task.
+    """
+    weights = read_weights(path)  # first, as its errors tell more of a file that is none
+    record = read_record(path)
+    if record.task not in _TASKS or (kind and record.task.lower() != f"{kind}task"):
+        wanted = f"--task {kind} needs a checkpoint of such a task, but " if kind else ""
+        raise InputError(f"{wanted}{path} is of {record.task}")
+    task = _TASKS[record.task](**record.arguments)
+    load_state(task.model, weights, str(path))
+    return task.eval(), record
