@@ -26,6 +26,7 @@ __all__ = [
     "open_upright",
     "read_image",
     "resized_shape",
+    "stored_shape",
     "tell_left_out",
     "upright",
 ]
@@ -232,6 +233,12 @@ def convert_image(image: Image.Image, mode: Literal["RGB", "L"], name: str = "th
     if image.mode not in ("1", "L", "LA", "RGB"):
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
+
+
+def stored_shape(file: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width of an image as it is stored, before its EXIF orientation turns it."""
+    with _pillow_limit(None), Image.open(file) as image:
+        return image.height, image.width
 
 
 def resized_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
