@@ -26,7 +26,9 @@ __all__ = [
     "open_upright",
     "read_image",
     "resized_shape",
+    "stored_shape",
     "tell_left_out",
+    "upright",
 ]
 
 IMAGE_SUFFIXES = (
@@ -38,6 +40,7 @@ IMAGE_SUFFIXES = (
 MAX_PIXELS = 2 * 89_478_485
 """The size above which Pillow itself refuses an image, as it may be made to fill the memory."""
 
+_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 _HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}  # beside whatever begins with a dot
 
 _TURNS = {
@@ -52,6 +55,7 @@ _TURNS = {
 
 _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339  # tags of TIFF
 
+_NUMBER = re.compile(r"(\d+)")
 _limit = threading.Lock()
 
 
@@ -83,36 +87,33 @@ def find_images(folder: str | os.PathLike) -> FoundImages:
     Raises:
         OSError: a folder cannot be listed.
     """
-    files: list[tuple[list, str]] = []
+    files: list[str] = []
     left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    top = os.fspath(folder)
-    folders = [(top, "")]
+    folders = [os.fspath(folder)]
     while folders:
-        path, below = folders.pop()
+        path = folders.pop()
         real = os.path.realpath(path)
         if real in seen:
             left_out["folder linked twice"] += 1
             continue
         seen.add(real)
-        inner = []
+        inner, links = [], []
         with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+            for entry in entries:
                 if is_hidden(entry.name):
                     continue
-                name = f"{below}/{entry.name}" if below else entry.name
-                linked = entry.is_symlink()
-                if os.path.isdir(entry.path) if linked else entry.is_dir():
-                    inner.append((linked, entry.path, name))
-                elif (suffix := os.path.splitext(entry.name)[1].lower()) in IMAGE_SUFFIXES:
-                    files.append((natural_key(name), name))
+                if entry.is_symlink() and os.path.isdir(entry.path):  # which a link to itself does not hinder
+                    links.append(entry.path)
+                elif not entry.is_symlink() and entry.is_dir():
+                    inner.append(entry.path)
+                elif (suffix := os.path.splitext(entry.name)[1].lower()) in _SUFFIXES:
+                    files.append(entry.path)
                 else:
                     left_out[suffix or "without suffix"] += 1
-        # links last, so that a folder is found at its own place first
-        links = [(path, name) for linked, path, name in inner if linked]
-        folders[:0] = reversed(links)
-        folders += reversed([(path, name) for linked, path, name in inner if not linked])
-    return FoundImages([Path(top, name) for _, name in sorted(files)], left_out)
+        folders[:0] = sorted(links, key=natural_key, reverse=True)  # last, so that a folder is found at its own place
+        folders += inner
+    return FoundImages([Path(file) for file in sorted(files, key=natural_key)], left_out)
 
 
 def tell_left_out(left_out: Counter[str]) -> str:
@@ -129,9 +130,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN
 
 
-def natural_key(name: str) -> list:
+def natural_key(name: str) -> tuple[list, str]:
     """Return what sorts names as people do: `a2` before `a10`, whatever the case."""
-    return [[int(s) if i % 2 else s for i, s in enumerate(re.split(r"(\d+)", name.lower()))], name]
+    parts: list = _NUMBER.split(name.lower())
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 def read_image(
@@ -175,7 +178,7 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
         with _pillow_limit(max_pixels), Image.open(file) as image:
             _check_size(image, max_pixels, _name(file))
             image.load()
-            return _upright(image)
+            return upright(image)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -187,6 +190,20 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
             raise
         why = "it is no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise InputError(f"{_name(file)} cannot be read: {why}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF tells, and without what told so; broken EXIF tells nothing, as in viewers."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # struct.error, SyntaxError, ...
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format  # which tells the range of the values
+    turned.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    return turned
 
 
 def convert_image(image: Image.Image, mode: Literal["RGB", "L"], name: str = "the image") -> Image.Image:
@@ -216,6 +233,12 @@ def convert_image(image: Image.Image, mode: Literal["RGB", "L"], name: str = "th
     if image.mode not in ("1", "L", "LA", "RGB"):
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
+
+
+def stored_shape(file: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width of an image as it is stored, before its EXIF orientation turns it."""
+    with _pillow_limit(None), Image.open(file) as image:
+        return image.height, image.width
 
 
 def resized_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -258,18 +281,6 @@ def _check_size(image: Image.Image, max_pixels: int | None, name: str) -> None:
             f"{name} is {image.height} high and {image.width} wide, {image.width * image.height} pixels; allowed are "
             f"max_pixels = {max_pixels}"
         )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as viewers do: broken EXIF tells nothing
-        turn = None
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    turned.format = image.format  # which tells the range of the values
-    return turned
 
 
 def _check_tiff(image: Image.Image, name: str) -> None:

@@ -4,12 +4,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as coco_mask
 
 from softmaxfree.data import CocoDataModule
+from softmaxfree.data.coco_checks import _run_lengths
+from softmaxfree.errors import InputError
 
-SIZES = {11: (40, 60), 7: (50, 30), 5: (41, 37)}  # (height, width) by image id; in this order in the file
+SIZES = {11: (40, 60), 7: (50, 34), 5: (41, 37)}  # (height, width) by image id; in this order in the file
 SQUARE = [[10, 8, 30, 8, 30, 28, 10, 28]]
 
 
@@ -91,7 +93,7 @@ def test_validation_targets(root):
     assert first["masks"].sum((1, 2)).tolist() == [400, 400]
     assert first["masks"][1, :, :10].all()
     assert empty["boxes"].shape == (0, 4)
-    assert empty["masks"].shape == (0, 50, 30)
+    assert empty["masks"].shape == (0, 50, 34)
     assert last["masks"][0, 3:9, 5:20].all()
     assert last["masks"].sum() == 90
     assert type(last["boxes"]) is type(last["masks"]) is type(images[0]) is torch.Tensor
@@ -142,16 +144,16 @@ def test_validation_needs_no_training_files(root):
         module(root).setup("fit")
 
 
-def test_only_crowds_and_no_annotations(root):
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("kept", "message"), [(slice(2, 3), "no annotations but 1 crowds"), (slice(0), "no annotations:")]
+)
+def test_nothing_to_train_on(root, split, kept, message):
     data = content()
-    data["annotations"] = data["annotations"][2:]
-    write(root, "train", data)
-    images_only = module(root)
-    images_only.setup("fit")
-    _, targets = next(iter(images_only.train_dataloader()))
-    assert all(target["boxes"].shape == (0, 4) and len(target["masks"]) == 0 for target in targets)
-    write(root, "val", {**data, "annotations": []})
-    assert sum(len(target["boxes"]) for target in validate(root)[0][1]) == 0
+    data["annotations"] = data["annotations"][kept]
+    write(root, split, data)
+    with pytest.raises(InputError, match=rf"instances_{split}2017.json has {message}"):
+        module(root).setup("fit")
 
 
 def bad(change):
@@ -161,37 +163,220 @@ def bad(change):
     return data
 
 
-BAD = {
-    r"the box \[5, 3, 0, 6\] of annotation 1 \(image 5\) has no width": lambda d, a: a.update(bbox=[5, 3, 0, 6]),
-    r"annotation 1 \(image 5\) has no width or no height": lambda d, a: a.update(bbox=[5, 3, float("nan"), 6]),
-    r"annotation 1 \(image 5\) lies outside its image": lambda d, a: a.update(bbox=[37, 3, 4, 6]),
-    r"annotation 1 is of image 99, which": lambda d, a: a.update(image_id=99),
-    r"annotation 1 is of category 4, which": lambda d, a: a.update(category_id=4),
-    r"mask of annotation 1 .* has the size \[37, 41\], its image \[41, 37\]": (
-        lambda d, a: a["segmentation"].update(size=[37, 41])
+NAN, INF = float("nan"), float("inf")
+RLE = {"size": [41, 37], "counts": [0, 41 * 37]}
+BAD = [  # changes to the first annotation, and what is said of it
+    ({"bbox": [5, 3, 0, 6]}, r"has the box \[5, 3, 0, 6\], which has no width or no height; data.zero_boxes = drop"),
+    ({"bbox": [5, 3, -2, 6]}, r"has the box \[5, 3, -2, 6\], which has no width"),
+    ({"bbox": [5, 3, NAN, 6]}, r"has the bbox \[5, 3, nan, 6\]; write four numbers"),
+    ({"bbox": [5, 3, INF, 6]}, r"has the bbox .*; write four numbers"),
+    ({"bbox": [5, 3, 10**400, 6]}, r"has the bbox .*; write four numbers"),
+    ({"bbox": [5, 3, None, 6]}, r"has the bbox \[5, 3, None, 6\]; write four numbers"),
+    ({"bbox": [5, 3, "2", 6]}, r"has the bbox .*; write four numbers"),
+    ({"bbox": [5, 3, 2]}, r"has the bbox .*; write four numbers"),
+    ({"bbox": [5, 3, 2, 2, 2]}, r"has the bbox .*; write four numbers"),
+    ({"bbox": "5 3 2 2"}, r"has the bbox '5 3 2 2'; write four numbers"),
+    ({"bbox": None}, r"has the bbox None; write four numbers"),
+    ({"bbox": ...}, r"has no bbox; write four numbers"),
+    ({"bbox": [37, 3, 4, 6]}, r"has the box .*, which lies outside its image, 37 wide and 41 high"),
+    ({"bbox": [-9, 3, 4, 6]}, r"has the box .*, which lies outside its image"),
+    ({"id": ...}, r"annotations\[0\] has no id; write a whole number"),
+    ({"id": "one"}, r"annotation one .* has the id 'one'; write a whole number"),
+    ({"id": None}, r"has the id None"),
+    ({"image_id": "5"}, r"has the image_id '5'; write a whole number"),
+    ({"image_id": None}, r"has the image_id None"),
+    ({"image_id": 99}, r"annotation 1 \(image 99\) is of image 99, which the file does not list"),
+    ({"category_id": 4}, r"is of category 4, which the file does not list"),
+    ({"category_id": [3]}, r"has the category_id \[3\]"),
+    ({"iscrowd": None}, r"has the iscrowd None; write 0 or 1"),
+    ({"iscrowd": "0"}, r"has the iscrowd '0'; write 0 or 1"),
+    ({"iscrowd": 2}, r"has the iscrowd 2; write 0 or 1"),
+    ({"area": None}, r"has the area None; write a number of pixels, or leave it out"),
+    ({"area": NAN}, r"has the area nan"),
+    ({"area": -3}, r"has the area -3"),
+    ({"segmentation": {**RLE, "size": [37, 41]}}, r"has a mask of the size \[37, 41\], its image has \[41, 37\]"),
+    ({"segmentation": {"counts": [1517]}}, r"has a mask of the size None"),
+    ({"segmentation": {"size": [41, 37]}}, r"has a mask whose counts are no run lengths"),
+    ({"segmentation": {**RLE, "counts": [0, 100]}}, r"run lengths sum up to 100, not to 41 x 37 = 1517"),
+    ({"segmentation": {**RLE, "counts": [0, 1518]}}, r"run lengths sum up to 1518"),
+    ({"segmentation": {**RLE, "counts": [-1, 1518]}}, r"has a mask whose counts are no run lengths"),
+    ({"segmentation": {**RLE, "counts": [0, "1517"]}}, r"has a mask whose counts are no run lengths"),
+    ({"segmentation": {**RLE, "counts": [1517]}}, r"has a mask that covers no pixel"),
+    ({"segmentation": {**RLE, "counts": "no run lengths"}}, r"has a mask whose counts are no run lengths"),
+    ({"segmentation": {**RLE, "counts": "0PPP"}}, r"has a mask whose counts are no run lengths"),
+    ({"segmentation": {**RLE, "counts": "05"}}, r"has a mask whose run lengths sum up to 5"),
+    (
+        {"segmentation": [10, 8, 30, 8, 30, 28]},
+        r"has a mask that is one flat list of numbers; write a list of polygons",
     ),
-    r"mask of annotation 1 .* reaches to \(30, 28\), its image is 20 wide": (
-        lambda d, a: (a.update(segmentation=SQUARE), d["images"][2].update(width=20))
+    (
+        {"segmentation": [[1, 2, 3, 4]]},
+        r"has a mask that is neither a run-length code nor polygons of at least 3 points",
     ),
-    r"mask of annotation 1 .* is neither": lambda d, a: a.update(segmentation=[[1, 2, 3, 4]]),
-    r"mask of annotation 1 \(image 5\) is neither": lambda d, a: a.pop("segmentation"),
-    r"lacks an entry of the COCO format: KeyError\('bbox'\)": lambda d, a: a.pop("bbox"),
-    r"has no categories": lambda d, a: d.pop("categories"),
-    r"two image entries have the same id": lambda d, a: d["images"].append(d["images"][0]),
-    r"lists no images": lambda d, a: d.update(images=[], annotations=[]),
-}
+    ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, r"polygons of at least 3 points"),
+    ({"segmentation": [[1, 2, 3, 4, 5, NAN]]}, r"polygons of at least 3 points"),
+    ({"segmentation": [[1, 2, 3, 4, 5, None]]}, r"polygons of at least 3 points"),
+    ({"segmentation": [[[1, 2], [3, 4], [5, 6]]]}, r"polygons of at least 3 points"),
+    ({"segmentation": []}, r"polygons of at least 3 points"),
+    ({"segmentation": None}, r"polygons of at least 3 points"),
+    ({"segmentation": ...}, r"polygons of at least 3 points"),
+    ({"segmentation": [[50, 8, 60, 8, 60, 28]]}, r"has a polygon outside its image, 37 wide and 41 high"),
+    ({"segmentation": [[5, -8, 9, -8, 9, -2]]}, r"has a polygon outside its image"),
+    ({"segmentation": [[5, 8, 60, 8, 60, 28]]}, r"reaches from \(5, 8\) to \(60, 28\), its image is 37 wide"),
+    ({"segmentation": [[-5, 8, 20, 8, 20, 28]]}, r"reaches from \(-5, 8\) to"),
+]
 
 
-@pytest.mark.parametrize("message", BAD)
-def test_contradictory_annotations(root, message):
-    write(root, "val", bad(BAD[message]))
-    with pytest.raises(ValueError, match=message):
+def changed(entry, changes):
+    entry.update(changes)
+    for key in [key for key, value in changes.items() if value is ...]:
+        del entry[key]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_bad_annotations(root, changes, message):
+    """Each is told in one line, or left out and counted; its image stays."""
+    write(root, "val", bad(lambda d, a: changed(a, changes)))
+    with pytest.raises(InputError, match=message) as caught:
         module(root).setup("validate")
+    text = str(caught.value)
+    assert "instances_val2017.json: annotation" in text
+    assert text.endswith("= drop leaves such out")
+    assert "\n" not in text
+    with pytest.warns(UserWarning, match=r"instances_val2017.json: 1 of 3 annotations left out; the first: annotation"):
+        images, targets = validate(root, bad_annotations="drop")[0]
+    assert len(images) == 3
+    assert [len(target["boxes"]) for target in targets] == [2, 0, 0]
+    if "segmentation" in changes:  # which nobody needs without masks
+        _, targets = validate(root, with_masks=False)[0]
+        assert [len(target["boxes"]) for target in targets] == [2, 0, 1]
+
+
+def test_nothing_is_left(root):
+    data = content()
+    for entry in data["annotations"]:
+        entry["iscrowd"] = None
+    write(root, "val", data)
+    with (
+        pytest.warns(UserWarning, match=r"3 of 3 annotations left out"),
+        pytest.raises(InputError, match=r"has no annotations: there is nothing to train on"),
+    ):
+        module(root, bad_annotations="drop").setup("validate")
+
+
+def test_what_is_unusual_and_right(root):
+    """No area and no iscrowd, ids as 5.0, true as iscrowd, a box that reaches over the edge."""
+    data = content()
+    changed(data["annotations"][0], {"area": ..., "iscrowd": ..., "image_id": 5.0, "bbox": [-2, 3, 15.5, 6]})
+    changed(data["annotations"][2], {"iscrowd": True})
+    write(root, "val", data)
+    _, targets = validate(root)[0]
+    assert targets[2]["area"].tolist() == [93]
+    assert targets[2]["boxes"].tolist() == [[-2, 3, 13.5, 9]]
+    assert targets[0]["iscrowd"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_run_lengths_as_pycocotools_writes_them(seed):
+    rng = np.random.default_rng(seed)
+    mask = np.asfortranarray(rng.random((57, 43)) < rng.random() ** 4, np.uint8)
+    changes = np.flatnonzero(np.diff(mask.ravel("F"), prepend=0, append=2))
+    wanted = np.diff(np.concatenate([[0], changes])).tolist()
+    assert _run_lengths(coco_mask.encode(mask)["counts"].decode()) == wanted
+
+
+OTHERS = [
+    (lambda d: d.pop("categories"), r"is not a COCO instances file: it has no list of categories"),
+    (lambda d: d.update(annotations=None), r"it has no list of annotations"),
+    (lambda d: d.update(images=[]), r"lists no images"),
+    (lambda d: d.update(categories=[]), r"lists no categories"),
+    (lambda d: d["images"].append(d["images"][0]), r"images\[0\] and \[3\] have the same id, 11"),
+    (
+        lambda d: d["images"].append({**d["images"][0], "id": 1}),
+        r"images\[0\] and \[3\] have the same file_name, '11.jpg'",
+    ),
+    (lambda d: d["images"][1].update(height=None), r"images\[1\] has the height None; write a whole number of pixels"),
+    (lambda d: d["images"][1].update(width=0), r"images\[1\] has the width 0"),
+    (lambda d: d["images"][1].update(width="34"), r"images\[1\] has the width '34'"),
+    (lambda d: d["images"][1].pop("file_name"), r"images\[1\] has no file_name"),
+    (lambda d: d["images"][1].update(file_name=None), r"images\[1\] has the file_name None"),
+    (lambda d: d["images"][1].update(id="7"), r"images\[1\] has the id '7'; write a whole number"),
+    (lambda d: d["images"][1].update(file_name="../val2017/7.jpg"), r"'../val2017/7.jpg', which is outside the folder"),
+    (lambda d: d["images"][1].update(file_name="/etc/7.jpg"), r"'/etc/7.jpg', which is outside the folder"),
+    (lambda d: d["images"].append("8.jpg"), r"images\[3\] is no object"),
+    (lambda d: d["categories"][0].pop("name"), r"categories\[0\] has no name"),
+    (lambda d: d["categories"][0].update(id=None), r"categories\[0\] has the id None"),
+    (lambda d: d["categories"][0].update(id=3), r"categories\[0\] and \[1\] have the same id, 3"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), OTHERS)
+def test_bad_images_and_categories(root, change, message):
+    write(root, "val", bad(lambda d, a: change(d)))
+    with pytest.raises(InputError, match=message) as caught:
+        module(root, bad_annotations="drop").setup("validate")
+    assert "instances_val2017.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_kind(root):
+    for text in ("[]", "3", '{"images": {}}'):
+        (root / "annotations" / "instances_val2017.json").write_text(text)
+        with pytest.raises(InputError, match=r"is not a COCO instances file: it has no list of images"):
+            module(root).setup("validate")
+
+
+def turn(root, orientation):
+    """Image 11, stored 40 high and 60 wide."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    with Image.open(root / "val2017" / "11.jpg") as image:
+        image.load()
+    image.save(root / "val2017" / "11.jpg", exif=exif)
+
+
+def test_boxes_of_the_image_as_it_is_shown(root):
+    turn(root, 6)
+    data = content()
+    data["images"][0].update(height=60, width=40)
+    data["annotations"][1]["segmentation"] = SQUARE
+    data["annotations"].pop()
+    write(root, "val", data)
+    images, targets = validate(root)[0]
+    assert tuple(images[0].shape) == (3, 60, 40)
+    assert targets[0]["masks"].shape == (1, 60, 40)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_boxes_of_the_image_as_it_is_stored(root, workers):
+    turn(root, 6)
+    message = r"^\S*11.jpg is 60 high and 40 wide, \S*json says \(40, 60\); that is the image as stored, which .*EXIF"
+    with pytest.raises(InputError, match=message) as caught:
+        validate(root, num_workers=workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_are_too_small(root):
+    Image.new("RGB", (3000, 12)).save(root / "val2017" / "7.jpg")
+    data = content()
+    data["images"][1].update(height=12, width=3000)
+    write(root, "val", data)
+    with pytest.warns(
+        UserWarning, match=r"7.jpg is 12 high and 3000 wide, and 1 and 96 when resized; the networks need"
+    ):
+        images, _ = validate(root)[0]
+    assert len(images) == 2
+
+
+def test_the_size_of_inference(root):
+    data = module(root)
+    assert data.data_config["size"] == (80, 96)
 
 
 def test_boxes_of_zero_size_can_be_dropped(root):
     write(root, "val", bad(lambda d, a: a.update(bbox=[5, 3, 15, 0])))
-    _, targets = validate(root, zero_boxes="drop")[0]
+    with pytest.warns(UserWarning, match=r"1 of 3 annotations left out"):
+        _, targets = validate(root, zero_boxes="drop")[0]
     assert [len(target["boxes"]) for target in targets] == [2, 0, 0]
 
 
@@ -229,10 +414,10 @@ def test_sizes_must_be_possible(root):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_images_are_named_and_counted(root, workers):
     (root / "val2017" / "7.jpg").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*7.jpg \(cannot identify image file"):
+    with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*7.jpg cannot be read: it is no image"):
         batches = validate(root, batch_size=1, num_workers=workers)
     assert [len(images) for images, _ in batches] == [1, 0, 1]  # a batch of nothing but the broken image is empty
-    with pytest.raises(ValueError, match=r"unreadable image .*7.jpg .*--data.on_error skip"):
+    with pytest.raises(ValueError, match=r"unreadable image: .*7.jpg .*--data.on_error skip"):
         validate(root, on_error="fail")
 
 

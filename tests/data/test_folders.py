@@ -1,12 +1,14 @@
+import gzip
 import tarfile
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from softmaxfree.data import ImageFolderDataModule
+from softmaxfree.errors import InputError
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -70,17 +72,170 @@ def test_means_must_fit_the_channels(root):
         module(root, in_chans=1)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm's reader never closes its tar files
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_tar_files(root):
+def into_tars(root, folder="."):
     for split in ("train", "val"):
         with tarfile.open(root / f"{split}.tar", "w") as tar:
-            tar.add(root / split, arcname=".")
+            tar.add(root / split, arcname=folder.format(split))
+        (root / split).rename(root / f"away_{split}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("folder", [".", "{}"])
+def test_tar_files(root, folder, workers):
+    plain = module(root)
+    plain.setup("fit")
+    wanted = torch.cat([images for images, _ in plain.val_dataloader()])
+    into_tars(root, folder)
+    data = module(root, num_workers=workers)
+    data.setup("fit")
+    assert data.class_names == CLASSES
+    assert data._sets["val"][0] is not None  # an open file would be shared with the workers
+    for _ in range(2):
+        assert torch.equal(torch.cat([images for images, _ in data.val_dataloader()]), wanted)
+    assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_tars_in_a_tar(root):
+    for split in ("train", "val"):
+        with tarfile.open(root / f"{split}.tar", "w") as tar:
+            for name in CLASSES:
+                with tarfile.open(root / f"{name}.tar", "w") as inner:
+                    inner.add(root / split / name, arcname=".")
+                tar.add(root / f"{name}.tar", arcname=f"{name}.tar")
         (root / split).rename(root / f"away_{split}")
     data = module(root)
     data.setup("fit")
     assert data.class_names == CLASSES
     assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_broken_tar(root):
+    into_tars(root)
+    whole = (root / "val.tar").read_bytes()
+    for content in (whole[: whole.index(b"1.jpg") + 700], gzip.compress(whole), b"text"):
+        (root / "val.tar").write_bytes(content)
+        with pytest.raises(InputError, match=r"val.tar is no whole, uncompressed tar file"):
+            module(root).setup("fit")
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_class_is_the_first_folder(root, tar):
+    """`dog/day` and `cat/day` are no class `day`."""
+    for split in ("train", "val"):
+        for name in CLASSES:
+            for time in ("day", "night/late"):
+                write_images(root / split / name / time, 1)
+    if tar:
+        into_tars(root)
+    data = module(root)
+    data.setup("fit")
+    assert data.class_names == CLASSES
+    assert labels(data, data.val_dataloader()) == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("tar", [False, True])
+def test_what_is_left_out_is_told_once(root, tar):
+    for split in ("train", "val"):
+        (root / split / "owl" / "0.jpg").rename(root / split / "owl" / "0 größer 5².JFIF")
+        for name in ("notes.txt", "cat/labels.xml", "cat/more.xml", "dog/._0.jpg", ".ipynb_checkpoints/0.jpg"):
+            (root / split / name).parent.mkdir(exist_ok=True)
+            (root / split / name).touch()
+    if tar:
+        into_tars(root)
+    data = module(root)
+    with pytest.warns(UserWarning, match=r"left out") as caught:
+        data.setup("fit")
+    suffix = ".tar" if tar else ""
+    told = [f"{root / split}{suffix}: 3 files left out: 2 .xml, 1 .txt" for split in ("train", "val")]
+    assert [str(warning.message) for warning in caught] == told
+    assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_an_empty_class_is_told(root):
+    for split in ("train", "val"):
+        (root / split / "emu").mkdir()
+    with pytest.warns(UserWarning, match=r"1 class folder without images \(emu\)"):
+        module(root).setup("fit")
+
+
+def test_a_class_map(root):
+    data = module(root, source_args={"class_map": {"owl": 0, "cat": 1}})
+    with pytest.warns(UserWarning, match=r"left out") as caught:
+        data.setup("fit")
+    told = [str(warning.message).split(": ", 1)[1] for warning in caught]
+    assert told == [f"{n} files left out: {n} of no class in class_map" for n in (4, 2)]
+    assert data.class_names == ("owl", "cat")
+    assert labels(data, data.val_dataloader()) == [1, 1, 0, 0]
+    for wrong in ({"owl": 0, "cat": 5}, "nowhere.txt"):
+        with pytest.raises(InputError, match=r"data.source_args.class_map"):
+            module(root, source_args={"class_map": wrong}).setup("fit")
+    with pytest.raises(InputError, match=r"may be class_map, got input_key"):
+        module(root, source_args={"input_key": "png"}).setup("fit")
+
+
+@pytest.mark.parametrize("source", ["", "torch/image_folder"])
+def test_images_are_read_as_they_are_shown(root, source):
+    """Half grey in 16 bits, and turned by EXIF: white on the left in the file, on the top when shown."""
+    (root / "val" / "cat" / "0.jpg").unlink()
+    (root / "val" / "cat" / "1.jpg").unlink()
+    Image.fromarray(np.full((24, 24), 32768, np.uint16)).save(root / "val" / "cat" / "0.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    pixels = np.zeros((24, 24, 3), np.uint8)
+    pixels[:, :12] = 255
+    Image.fromarray(pixels).save(root / "val" / "cat" / "1.png", exif=exif)
+    data = module(root, source=source, crop_pct=1.0, mean=[0, 0, 0], std=[1, 1, 1])
+    data.setup("fit")
+    images, _ = next(iter(data.val_dataloader()))
+    assert images[0].mean().item() == pytest.approx(0.5, abs=0.003)
+    assert images[1][:, :10].min() > 0.9
+    assert images[1][:, -10:].max() < 0.1
+
+
+def test_a_limit_of_pixels(root):
+    write_images(root / "val" / "owl", 1, size=(60, 50))
+    data = module(root, max_pixels=2999, batch_size=1)
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"owl/0.jpg is 60 high and 50 wide, .* max_pixels = 2999; with --data.on_"):
+        labels(data, data.val_dataloader())
+    with pytest.raises(InputError, match=r"data.max_pixels must be 1 or more, or null"):
+        module(root, max_pixels=0)
+
+
+class Failing:
+    """A transform that fails on some images."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __call__(self, image):
+        if image.size == (50, 60):
+            raise ZeroDivisionError("a strip")
+        return self.transform(image)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_transform_counts_as_unreadable(root, workers):
+    write_images(root / "val" / "dog", 1, size=(60, 50))
+    for on_error in ("skip", "fail"):
+        data = module(root, on_error=on_error, num_workers=workers)
+        data.setup("fit")
+        data._sets["val"].transform = Failing(data._sets["val"].transform)
+        if on_error == "skip":
+            with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*dog/0.jpg: ZeroDivisionError: a"):
+                assert labels(data, data.val_dataloader()) == [0, 0, 1, 2, 2]
+        else:
+            with pytest.raises(InputError, match=r"^unreadable image: .*dog/0.jpg: ZeroDivisionError: a strip; with"):
+                labels(data, data.val_dataloader())
+
+
+def test_a_split_without_readable_images(root):
+    for path in (root / "val").rglob("*.jpg"):
+        path.write_text("text")
+    data = module(root, on_error="skip", batch_size=6)
+    data.setup("fit")
+    with pytest.raises(InputError, match=r"none of the 6 images can be read; the first: .*cat/0.jpg"):
+        labels(data, data.val_dataloader())
 
 
 def test_a_source_of_timm(root):
@@ -143,10 +298,10 @@ def test_unreadable_images_are_left_out_and_named(root, workers):
         warnings.simplefilter("always")
         seen = labels(data, data.val_dataloader())
     assert seen == [0, 1, 2, 2]
-    message = str(caught[-1].message)
-    assert message.startswith("2 unreadable images left out")
-    assert "cat/0.jpg (cannot identify image file" in message
-    assert "dog/1.jpg (image file is truncated" in message
+    message = " ".join(str(warning.message) for warning in caught)
+    assert "2 unreadable images left out" in message
+    assert "cat/0.jpg cannot be read: it is no image of a known format" in message
+    assert "dog/1.jpg cannot be read: image file is truncated" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -154,7 +309,7 @@ def test_an_unreadable_image_stops_the_run(root, workers):
     break_images(root)
     data = module(root, num_workers=workers, batch_size=1)
     data.setup("fit")
-    with pytest.raises(ValueError, match=r"unreadable image .*cat/0.jpg .*--data.on_error skip"):
+    with pytest.raises(ValueError, match=r"unreadable image: .*cat/0.jpg .*--data.on_error skip"):
         labels(data, data.val_dataloader())
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -13,8 +12,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from softmaxfree.data.coco_annotations import CocoAnnotations
-from softmaxfree.data.images import AbstractImagesDataModule, AnnotationError, ReadableImages, collate_lists
+from softmaxfree.data.images import (
+    AbstractImagesDataModule,
+    AnnotationError,
+    ReadableImages,
+    check_side,
+    collate_lists,
+    frame_hint,
+)
 from softmaxfree.errors import InputError
+from softmaxfree.images import MAX_PIXELS, read_image
 
 __all__ = ["CocoDataModule"]
 
@@ -26,7 +33,9 @@ class CocoDataModule(AbstractImagesDataModule):
     `boxes (n, 4)` float32 x1 y1 x2 y2 in pixels, `labels (n,)` int64 from 0, in the order of category ids,
     `iscrowd (n,)` bool, `area (n,)` float32 in pixels of the file, `image_id`, and if asked for
     `masks (n, height, width)` uint8. Images without boxes are kept. Validation images have the size of their
-    files; regions marked as crowds are among their targets, and not among those of training images.
+    files; regions marked as crowds are among their targets, and not among those of training images. Boxes and masks
+    are those of the image as it is shown, turned by its EXIF orientation; where the size that the file lists is that
+    of the image before it is turned, this is an error.
 
     Args:
         root: folder of the data.
@@ -37,9 +46,11 @@ class CocoDataModule(AbstractImagesDataModule):
         hflip: probability of a mirrored training image.
         min_size: shorter sides in pixels, of which a training image gets one by chance.
         max_size: a training image's longer side is at most this.
-        zero_boxes: what a box without width or height does: it is left out, or an error. COCO has two such.
+        zero_boxes: what a box without width or height does: it is left out and counted, or an error. COCO has two.
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
         seed: seed of the run.
+        bad_annotations: what any annotation that is not as COCO's are does: it is left out and counted, or an error.
+        max_pixels: height times width from which an image counts as unreadable; null is no limit.
     """
 
     preparation: ClassVar[tuple[str, ...]] = ("min_size", "max_size")
@@ -57,8 +68,10 @@ class CocoDataModule(AbstractImagesDataModule):
         zero_boxes: Literal["drop", "fail"] = "fail",
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
+        bad_annotations: Literal["drop", "fail"] = "fail",
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_error, seed, collate_lists)
+        super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
         if not min_size or min(min_size) < 1 or max(min_size) > max_size:
             raise InputError(f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}")
         self.root = Path(root).expanduser()
@@ -68,9 +81,11 @@ class CocoDataModule(AbstractImagesDataModule):
         self.min_size = tuple(min_size)
         self.max_size = max_size
         self.zero_boxes: Literal["drop", "fail"] = zero_boxes
+        self.bad_annotations: Literal["drop", "fail"] = bad_annotations
         self.class_names: tuple[str, ...] = ()
         self.data_config: dict[str, Any] = {
             "input_size": (3, max(min_size), max_size),
+            "size": (max(min_size), max_size),
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "interpolation": "bilinear",
@@ -101,15 +116,19 @@ class CocoDataModule(AbstractImagesDataModule):
                 self.root / "annotations" / f"instances_{split}2017.json",
                 self.root / f"{split}2017",
                 self.with_masks,
+                self.bad_annotations,
                 self.zero_boxes,
             )
             if self.class_names and annotations.class_names != self.class_names:
                 names = sorted(set(annotations.class_names) ^ set(self.class_names))
                 raise InputError(f"{annotations.file} has other categories than the validation file: {names}")
             self.class_names = annotations.class_names
-            training = split == "train"
-            transform = self._train_transform() if training and self.augment else _plain()
-            self._sets[split] = ReadableImages(_CocoImages(annotations, not training), transform, dense=True)
+            augment = split == "train" and self.augment
+            size = self.data_config["size"] if split == "val" else None  # of the image that the network gets
+            if augment:
+                size = min(self.min_size), self.max_size
+            images = _CocoImages(annotations, split == "val", size, self.max_pixels)
+            self._sets[split] = ReadableImages(images, self._train_transform() if augment else _plain(), dense=True)
 
     def _train_transform(self) -> v2.Transform:
         return v2.Compose(
@@ -124,8 +143,10 @@ class CocoDataModule(AbstractImagesDataModule):
 
 
 class _CocoImages(Dataset):
-    def __init__(self, annotations: CocoAnnotations, with_crowds: bool) -> None:
-        self.annotations, self.with_crowds = annotations, with_crowds
+    def __init__(
+        self, annotations: CocoAnnotations, with_crowds: bool, size: tuple[int, int] | None, max_pixels: int | None
+    ) -> None:
+        self.annotations, self.with_crowds, self.size, self.max_pixels = annotations, with_crowds, size, max_pixels
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -135,14 +156,16 @@ class _CocoImages(Dataset):
         return str(self.annotations.folder / name) if absolute else name
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        with Image.open(self.filename(index)) as file:
-            image = tv_tensors.Image(v2.functional.pil_to_tensor(file.convert("RGB")))
+        name = self.filename(index)
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(read_image(name, "RGB", self.max_pixels)))
         height, width = size = tuple(image.shape[-2:])
         listed = tuple(self.annotations.sizes[index].tolist())
         if size != listed:
             raise AnnotationError(
-                f"{self.filename(index)} is {height} high and {width} wide, {self.annotations.file} says {listed}"
+                f"{name} is {height} high and {width} wide, {self.annotations.file} says {listed}"
+                + frame_hint(name, listed)
             )
+        check_side(name, height, width, self.size)
         target = self.annotations.target(index, self.with_crowds)
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
         if "masks" in target:

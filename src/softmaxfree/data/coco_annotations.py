@@ -2,14 +2,16 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from softmaxfree.data.coco_checks import KnownIds, annotation_problem, category_problem, image_problem, is_zero_box
 from softmaxfree.errors import InputError
 
 __all__ = ["CocoAnnotations"]
@@ -22,7 +24,8 @@ class CocoAnnotations:
         file: the JSON file.
         folder: folder of its images.
         with_masks: whether each instance needs a mask (polygons, or a run-length code).
-        zero_boxes: what a box without width or height does: it is left out, or an error.
+        bad: what a bad annotation does: it is left out, named and counted, or an error.
+        zero_boxes: the same of a box without width or height.
 
     Attributes:
         category_ids: of the file, sorted; label i stands for the i-th.
@@ -33,45 +36,46 @@ class CocoAnnotations:
 
     Raises:
         FileNotFoundError: the file, the folder or an image is not there.
-        ValueError: the file contradicts itself; the message names the entry.
+        InputError: the file contradicts itself, or nothing is left; the message names the entry.
     """
 
-    def __init__(self, file: Path, folder: Path, with_masks: bool, zero_boxes: Literal["drop", "fail"]) -> None:
+    def __init__(
+        self,
+        file: Path,
+        folder: Path,
+        with_masks: bool,
+        bad: Literal["drop", "fail"] = "fail",
+        zero_boxes: Literal["drop", "fail"] = "fail",
+    ) -> None:
         self.file = file
         self.folder = folder
         content = _load(file)
-        try:
-            categories = sorted(content["categories"], key=lambda category: category["id"])
-            self.category_ids = tuple(int(category["id"]) for category in categories)
-            self.class_names = tuple(str(category["name"]) for category in categories)
-            images = content["images"]
-            self.image_ids = [int(image["id"]) for image in images]
-            self.names = [str(image["file_name"]) for image in images]
-            self.sizes = np.array([(image["height"], image["width"]) for image in images], np.int64).reshape(-1, 2)
-            instances = content["annotations"]
-            rows = np.array(
-                [
-                    (*row["bbox"], row.get("area", row["bbox"][2] * row["bbox"][3]), row.get("iscrowd", 0))
-                    for row in instances
-                ],
-                np.float64,
-            ).reshape(-1, 6)
-            owners = self._positions([row["image_id"] for row in instances], self.image_ids, instances, "image")
-            labels = self._positions(
-                [row["category_id"] for row in instances], self.category_ids, instances, "category"
-            )
-        except (KeyError, IndexError, TypeError) as error:
-            raise InputError(f"{file} lacks an entry of the COCO format: {error!r}") from error
-        self._check_images()
-        keep = self._check_boxes(rows, owners, instances, zero_boxes)
-        order = keep[np.argsort(owners[keep], kind="stable")]  # an image's instances side by side
+        categories, images = content["categories"], content["images"]
+        self._check("categories", categories, category_problem)
+        self._check("images", images, image_problem)
+        categories = sorted(categories, key=lambda category: category["id"])
+        self.category_ids = tuple(int(category["id"]) for category in categories)
+        self.class_names = tuple(category["name"] for category in categories)
+        self.image_ids = [int(image["id"]) for image in images]
+        self.names = [image["file_name"] for image in images]
+        sizes = [(int(image["height"]), int(image["width"])) for image in images]
+        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
+        self._check_files()
+        known = KnownIds(_positions(self.image_ids), _positions(self.category_ids), sizes)
+        instances = self._good(content["annotations"], known, with_masks, {"bad": bad, "zero": zero_boxes})
+        owners = np.array([known.images[row["image_id"]] for row in instances], np.int64)
+        order = np.argsort(owners, kind="stable").tolist()  # an image's instances side by side
         self._ends = np.searchsorted(owners[order], np.arange(len(images)), side="right")
-        rows = rows[order]
-        self._boxes = torch.from_numpy(np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)).float()
-        self._areas = torch.from_numpy(rows[:, 4]).float()
-        self._crowds = torch.from_numpy(rows[:, 5] != 0)
-        self._labels = torch.from_numpy(labels[order])
-        self._masks = [self._compact(instances[i], self.sizes[owners[i]]) for i in order] if with_masks else None
+        instances = [instances[i] for i in order]
+        boxes = np.array([row["bbox"] for row in instances], np.float64)
+        areas = [row.get("area", row["bbox"][2] * row["bbox"][3]) for row in instances]
+        self._boxes = torch.from_numpy(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)).float()
+        self._areas = torch.tensor(areas, dtype=torch.float64).float()
+        self._crowds = torch.tensor([bool(row.get("iscrowd", 0)) for row in instances])
+        self._labels = torch.tensor([known.categories[row["category_id"]] for row in instances])
+        self._masks = (
+            [_compact(row, sizes[owners[i]]) for i, row in zip(order, instances, strict=True)] if with_masks else None
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,22 +108,21 @@ class CocoAnnotations:
             target["masks"] = torch.stack(masks) if masks else torch.zeros(0, height, width, dtype=torch.uint8)
         return target
 
-    def _positions(self, ids: list, known: Any, instances: list, what: str) -> NDArray[np.int64]:
-        position = {key: i for i, key in enumerate(known)}
-        if len(position) != len(known):
-            raise InputError(f"{self.file}: two {what} entries have the same id")
-        for key, row in zip(ids, instances, strict=True):
-            if key not in position:
-                raise InputError(
-                    f"{self.file}: annotation {row['id']} is of {what} {key}, which the file does not list"
-                )
-        return np.array([position[key] for key in ids], np.int64)
+    def _check(self, section: str, entries: list, problem_of: Callable[[Any], str | None]) -> None:
+        if not entries:
+            raise InputError(f"{self.file} lists no {section}")
+        seen: dict[tuple, int] = {}
+        for i, entry in enumerate(entries):
+            if problem := problem_of(entry):
+                raise InputError(f"{self.file}: {section}[{i}] {problem}")
+            for key in ("id", "file_name"):
+                if key in entry and seen.setdefault((key, entry[key]), i) != i:
+                    first = seen[key, entry[key]]
+                    raise InputError(f"{self.file}: {section}[{first}] and [{i}] have the same {key}, {entry[key]!r}")
 
-    def _check_images(self) -> None:
+    def _check_files(self) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"data.root: there is no folder {self.folder}, whose images {self.file} lists")
-        if not self.names:
-            raise InputError(f"{self.file} lists no images")
         present = set(os.listdir(self.folder))  # one call, where a look at each file takes minutes on network disks
         absent = [name for name in self.names if name not in present and not (self.folder / name).is_file()]
         if absent:
@@ -127,43 +130,51 @@ class CocoAnnotations:
                 f"{self.file} lists {absent[0]}, which is not in {self.folder} ({len(absent)} of {len(self)} absent)"
             )
 
-    def _check_boxes(self, rows: NDArray, owners: NDArray, instances: list, zero_boxes: str) -> NDArray[np.int64]:
-        """Returns the indices of the boxes to keep."""
-        x, y, width, height = rows[:, :4].T
-        image_height, image_width = self.sizes[owners].T
-        # not `<=`: NaN must be caught too
-        empty = ~((width > 0) & (height > 0))
-        outside = ~((x < image_width) & (y < image_height) & (x + width > 0) & (y + height > 0))
-        for bad, what in ((empty, "has no width or no height"), (outside & ~empty, "lies outside its image")):
-            if bad.any() and not (bad is empty and zero_boxes == "drop"):
-                row = instances[int(bad.argmax())]
-                hint = "; data.zero_boxes = drop leaves such boxes out" if bad is empty else ""
-                raise InputError(
-                    f"{self.file}: the box {row['bbox']} of annotation {row['id']} (image {row['image_id']}) {what} "
-                    f"({int(bad.sum())} such boxes){hint}"
-                )
-        return np.flatnonzero(~empty)
+    def _good(self, entries: list, known: KnownIds, with_masks: bool, what_to_do: dict[str, str]) -> list[dict]:
+        """The annotations that can be used."""
+        good, left_out = [], []
+        for i, entry in enumerate(entries):
+            problem = annotation_problem(entry, known, with_masks)
+            if problem is None:
+                good.append(entry)
+                continue
+            message = f"{_named(entry, i)} {problem}"
+            zero = is_zero_box(entry)
+            if "drop" not in (what_to_do["bad"], what_to_do["zero"] if zero else "fail"):
+                option = "zero_boxes" if zero else "bad_annotations"
+                raise InputError(f"{self.file}: {message}; data.{option} = drop leaves such out")
+            left_out.append(message)
+        if left_out:
+            rank_zero_warn(
+                f"{self.file}: {len(left_out)} of {len(entries)} annotations left out; the first: {left_out[0]}"
+            )
+        if all(entry.get("iscrowd", 0) for entry in good):
+            crowds = f" but {len(good)} crowds" if good else ""
+            raise InputError(f"{self.file} has no annotations{crowds}: there is nothing to train on or to measure")
+        return good
 
-    def _compact(self, row: dict[str, Any], size: NDArray) -> Any:
-        """Returns a mask as an RLE or as arrays of polygons: lists of numbers take five times the memory."""
-        from pycocotools import mask as coco_mask
 
-        where = f"{self.file}: the mask of annotation {row['id']} (image {row['image_id']})"
-        segmentation = row.get("segmentation")
-        height, width = size.tolist()
-        if isinstance(segmentation, dict):
-            if list(segmentation.get("size", ())) != [height, width]:
-                raise InputError(f"{where} has the size {segmentation.get('size')}, its image {[height, width]}")
-            counts = segmentation["counts"]
-            return coco_mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
-        if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-            raise InputError(f"{where} is neither a run-length code nor polygons of at least 3 points")
-        polygons = [np.asarray(polygon, np.float64) for polygon in segmentation]
-        for polygon in polygons:
-            x, y = polygon[0::2].max(), polygon[1::2].max()
-            if not (x <= width + 1 and y <= height + 1):  # annotation tools round
-                raise InputError(f"{where} reaches to ({x:g}, {y:g}), its image is {width} wide and {height} high")
-        return polygons
+def _positions(ids: Sequence[int]) -> dict[int, int]:
+    return {key: i for i, key in enumerate(ids)}
+
+
+def _named(entry: Any, index: int) -> str:
+    if not isinstance(entry, dict) or "id" not in entry:
+        return f"annotations[{index}]"
+    return f"annotation {entry['id']} (image {entry.get('image_id')})"
+
+
+def _compact(row: dict[str, Any], size: tuple[int, int]) -> Any:
+    """A mask as an RLE or as arrays of polygons: lists of numbers take five times the memory."""
+    from pycocotools import mask as coco_mask
+
+    segmentation = row["segmentation"]
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        if isinstance(counts, str):
+            return segmentation
+        return coco_mask.frPyObjects({"size": list(size), "counts": [int(n) for n in counts]}, *size)
+    return [np.asarray(polygon, np.float64) for polygon in segmentation]
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -173,9 +184,10 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except ValueError as error:
         raise InputError(f"{file} is not a JSON file: {error}") from error
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    needed = ("images", "annotations", "categories")
+    missing = [key for key in needed if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:
-        raise InputError(f"{file} is not a COCO instances file: it has no {', '.join(missing)}")
+        raise InputError(f"{file} is not a COCO instances file: it has no list of {', '.join(missing)}")
     return content
 
 

@@ -1,14 +1,19 @@
 """Labelled images in folders (ImageNet's layout), in tar files, or from any source that timm can name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset, create_transform
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
 from torch.utils.data import Dataset, IterableDataset
 
-from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
+from softmaxfree.data.augmentation import create_eval_transform, create_train_transform
+from softmaxfree.data.class_folders import ClassFolders
+from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable, warn_left_out
 from softmaxfree.errors import InputError
+from softmaxfree.images import MAX_PIXELS, convert_image, read_image, upright
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -19,12 +24,14 @@ class ImageFolderDataModule(AbstractImagesDataModule):
     """Images by class, augmented as timm does.
 
     Without a `source`, `root` holds `train` and `val` (or `validation`), each with a folder of images a
-    class, or `train.tar` and `val.tar` with such folders inside.
+    class, or `train.tar` and `val.tar` with such folders inside. A class may have folders inside: its images are
+    those at any depth.
 
     Args:
         root: folder of the data; for a named source what timm makes of it, mostly a cache.
         source: empty, or a name for `timm.data.create_dataset`: `torch/...`, `hfds/...`, `wds/...`.
-        source_args: further arguments of `create_dataset`, such as `input_key` and `target_key`.
+        source_args: further arguments of `create_dataset`, such as `input_key` and `target_key`; without a source
+            only `class_map`.
         train_split: the source's name of the training split.
         val_split: the source's name of the validation split.
         img_size: height and width in pixels.
@@ -46,6 +53,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         on_error: what an unreadable image does: stop the run, or be left out, named and counted. A streamed
             source has its own way.
         seed: seed of the run.
+        max_pixels: height times width from which an image counts as unreadable; null is no limit.
     """
 
     preparation: ClassVar[tuple[str, ...]] = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct")
@@ -75,8 +83,9 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         crop_pct: float = 0.875,
         on_error: Literal["skip", "fail"] = "fail",
         seed: int = 42,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_error, seed, collate_readable)
+        super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_readable)
         if not len(mean) == len(std) == in_chans:
             raise InputError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
         self.root = Path(root).expanduser()
@@ -101,6 +110,8 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             "re_prob": re_prob,
             "re_mode": re_mode,
         }
+        self._mode: Literal["RGB", "L"] = "RGB" if in_chans == 3 else "L"
+        self._transform("train"), self._transform("val")  # which name a wrong argument now
 
     @property
     def num_classes(self) -> int | None:
@@ -121,38 +132,61 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             return
         datasets = {split: self._open(split) for split in ("train", "val")}
         names = {split: _class_names(dataset) for split, dataset in datasets.items()}
-        if "" in names["train"]:
-            raise InputError(f"data.root: {self.root} has training images outside any class folder")
         if names["train"] != names["val"]:
             raise InputError(f"the classes of the splits differ: {_difference(names)}")
         self.class_names = names["val"]
         self._sets = {split: self._prepare(split, dataset) for split, dataset in datasets.items()}
 
     def _open(self, split: str) -> Any:
-        root = self.root if self.source else _split_folder(self.root, split)
+        if not self.source:
+            if unknown := self.source_args.keys() - {"class_map"}:
+                raise InputError(f"data.source_args without a data.source may be class_map, got {', '.join(unknown)}")
+            root = _split_folder(self.root, split)
+            folders = ClassFolders(root, _FOLDERS[split], self._mode, self.max_pixels, **self.source_args)
+            warn_left_out(root, folders.left_out)
+            return folders
         try:
             return create_dataset(
                 self.source,
-                root=str(root),
+                root=str(self.root),
                 split=self._splits[split],
-                search_split=bool(self.source),
+                search_split=True,
                 is_training=split == "train",
                 batch_size=self.batch_size,
                 seed=self.seed,
-                input_img_mode="RGB" if self.data_config["input_size"][0] == 3 else "L",
+                input_img_mode="" if self._streamed() else self._mode,  # streams are converted below
                 **self.source_args,
             )
         except (RuntimeError, AssertionError) as error:  # timm's for "nothing there"
-            raise InputError(f"data.root: no images in {root}: {error}") from error
+            raise InputError(f"data.root: no images in {self.root}: {error}") from error
+
+    def _streamed(self) -> bool:
+        return self.source.lower().startswith(("wds/", "hfids/"))
+
+    def _transform(self, split: str) -> Any:
+        if split == "train":
+            return create_train_transform(self.data_config, self._augment)
+        return create_eval_transform(self.data_config)
 
     def _prepare(self, split: str, dataset: Any) -> Dataset:
-        augment = {"is_training": True, **self._augment} if split == "train" else {}
-        transform: Any = create_transform(**{**self.data_config, **augment})
+        transform = self._transform(split)
         if not isinstance(dataset, IterableDataset):
-            return ReadableImages(dataset, transform)
+            if hasattr(dataset, "loader"):  # torchvision's data sets of files
+                dataset.loader = partial(read_image, mode=self._mode, max_pixels=self.max_pixels)
+            return ReadableImages(dataset, _Converted(self._mode, transform), max_pixels=self.max_pixels)
         stream: Any = dataset
-        stream.transform = transform
+        stream.transform = _Converted(self._mode, transform)
         return stream
+
+
+class _Converted:
+    """A transform of what a source gives, in whatever mode it gives it."""
+
+    def __init__(self, mode: Literal["RGB", "L"], transform: Callable[[Image.Image], Any]) -> None:
+        self.mode, self.transform = mode, transform
+
+    def __call__(self, image: Image.Image) -> Any:
+        return self.transform(convert_image(upright(image), self.mode))
 
 
 def _split_folder(root: Path, split: str) -> Path:

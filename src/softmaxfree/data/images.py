@@ -1,66 +1,106 @@
 """Images from files, of which some may be broken, and the data module around them."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.errors import InputError
+from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
 
-__all__ = ["AbstractImagesDataModule", "AnnotationError", "ReadableImages", "collate_lists", "collate_readable"]
+__all__ = [
+    "MIN_SIDE",
+    "AbstractImagesDataModule",
+    "AnnotationError",
+    "ReadableImages",
+    "check_side",
+    "collate_lists",
+    "collate_readable",
+    "frame_hint",
+    "warn_left_out",
+]
+
+MIN_SIDE = 32
+"""Least height and width, in pixels, of an image that a detector or a segmenter is given."""
+
+_UNREADABLE, _CONTRADICTED = 1, 2
+_NAMED = 10  # images in one warning
 
 
-class AnnotationError(ValueError):
+class AnnotationError(InputError):
     """An annotation that contradicts its image or its data set. It stops the run; it is never left out."""
 
 
 class ReadableImages(Dataset):
-    """An indexed image dataset that marks what it cannot read and gives None for it.
+    """An indexed image dataset that marks what it cannot make a sample of and gives None for it.
 
-    The marks are shared with the loader's workers, so that the training process can name and count the
-    broken images.
+    The marks are shared with the loader's workers, so that the training process can name and count the images.
 
     Args:
         dataset: gives an image and a label at each index, as timm's `ImageDataset` and torchvision's do. Its
             method `filename(index, absolute=True)`, if any, tells the image's name.
         transform: from an image to a tensor; of a dense task from an image and its label to the sample.
         dense: whether the transform is given the label too.
+        max_pixels: height times width from which an image of timm's `ImageDataset` is refused.
+
+    Attributes:
+        marks: (images,) uint8: 0, or what was wrong with the image.
     """
 
-    def __init__(self, dataset: Any, transform: Callable[..., Any], dense: bool = False) -> None:
+    def __init__(
+        self, dataset: Any, transform: Callable[..., Any], dense: bool = False, max_pixels: int | None = None
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
         self.dense = dense
-        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+        self.max_pixels = max_pixels
+        self.marks = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, Any] | None:
         try:
-            image, label = self._read(index)
-        except AnnotationError:
-            raise
+            return self._prepare(index)
+        except AnnotationError:  # a worker could not hand it on in one line
+            self.marks[index] = _CONTRADICTED
         except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
-            self.unreadable[index] = True
-            return None
-        return self.transform(image, label) if self.dense else (self.transform(image), label)
+            self.marks[index] = _UNREADABLE
+        return None
+
+    def unreadable(self) -> list[int]:
+        """Return the indices of the images that were left out.
+
+        Returns:
+            The indices.
+
+        Raises:
+            AnnotationError: an annotation contradicts its image.
+        """
+        for index in (self.marks == _CONTRADICTED).nonzero().flatten().tolist():
+            raise AnnotationError(self.explain(index))
+        return self.marks.nonzero().flatten().tolist()
 
     def explain(self, index: int) -> str:
-        """Return the name of an unreadable image and what is wrong with it."""
+        """Return the name of an image that was left out and what is wrong with it."""
         filename = getattr(self.dataset, "filename", None)
         name = str(filename(index, absolute=True)) if filename else f"image {index}"
         try:
-            self._read(index)
+            self._prepare(index)
         except Exception as error:
-            return f"{name} ({error})"
-        return name
+            return str(error) if name in str(error) else f"{name}: {type(error).__name__}: {error}"
+        return f"{name}: its augmentation failed by chance"
+
+    def _prepare(self, index: int) -> tuple[Any, Any]:
+        image, label = self._read(index)
+        return self.transform(image, label) if self.dense else (self.transform(image), label)
 
     def _read(self, index: int) -> Any:
         if not isinstance(self.dataset, ImageDataset):
@@ -68,8 +108,45 @@ class ReadableImages(Dataset):
         # Not `dataset[index]`, which shows the next image in the place of a broken one, and so twice.
         reader: Any = self.dataset.reader
         file, label = reader[index]
+        mode: Any = self.dataset.input_img_mode
         with file:
-            return Image.open(file).convert(self.dataset.input_img_mode), label
+            return read_image(file, mode, self.max_pixels), label
+
+
+def check_side(name: str, height: int, width: int, size: tuple[int, int] | None) -> None:
+    """Refuse an image that is too small for the networks of dense tasks.
+
+    Args:
+        name: of its file.
+        height: of the image.
+        width: of the image.
+        size: least shorter side and most of the longer to which it is resized; None leaves it as it is.
+
+    Raises:
+        InputError: a side is below `MIN_SIDE`.
+    """
+    resized = resized_shape(height, width, size) if size else (height, width)
+    if min(resized) < MIN_SIDE:
+        after = f", and {resized[0]} and {resized[1]} when resized" if size else ""
+        raise InputError(
+            f"{name} is {height} high and {width} wide{after}; the networks need {MIN_SIDE} pixels or more each way"
+        )
+
+
+def frame_hint(name: str, shape: tuple[int, ...]) -> str:
+    """Return what to add where annotations of this height and width fit the stored image, which EXIF turns."""
+    if stored_shape(name) != shape:
+        return ""
+    return (
+        "; that is the image as stored, which its EXIF orientation turns: annotate it as it is shown, or remove the "
+        "orientation from the file"
+    )
+
+
+def warn_left_out(where: Any, left_out: Counter[str]) -> None:
+    """Say once, in one line, which files of a folder or tar file are no images of the data."""
+    if left_out:
+        rank_zero_warn(f"{where}: {tell_left_out(left_out)}")
 
 
 def collate_readable(samples: list) -> Any:
@@ -92,6 +169,7 @@ class AbstractImagesDataModule(LightningDataModule):
         num_workers: worker processes.
         on_error: what an unreadable image does: stop the run, or be left out, named and counted.
         seed: seed of the run.
+        max_pixels: height times width from which an image counts as unreadable; None is no limit.
         collate_fn: makes a batch of samples, of which those that could not be read are None.
     """
 
@@ -101,18 +179,22 @@ class AbstractImagesDataModule(LightningDataModule):
         num_workers: int,
         on_error: Literal["skip", "fail"],
         seed: int,
+        max_pixels: int | None,
         collate_fn: Callable[[list], Any],
     ) -> None:
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
         self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
+        if max_pixels is not None and max_pixels < 1:
+            raise InputError(f"data.max_pixels must be 1 or more, or null for no limit, got {max_pixels}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.on_error = on_error
         self.seed = seed
+        self.max_pixels = max_pixels
         self.collate_fn = collate_fn
         self._sets: dict[str, Dataset] = {}
-        self._num_unreadable = 0
+        self._told: dict[str, set[int]] = {}  # unreadable images, by split
 
     preparation: ClassVar[tuple[str, ...]] = ()
     """Arguments that say how an evaluated image is prepared, which validation and prediction take from a checkpoint."""
@@ -149,17 +231,29 @@ class AbstractImagesDataModule(LightningDataModule):
             The batch. Of a dense task it may be empty in an evaluation.
 
         Raises:
-            ValueError: there is an unreadable image and `on_error` is "fail", or a whole batch is unreadable.
+            InputError: an annotation contradicts its image, there is an unreadable image and `on_error` is "fail", or
+                a whole batch is unreadable.
         """
-        sets = [s for s in self._sets.values() if isinstance(s, ReadableImages)]
-        count = sum(int(s.unreadable.sum()) for s in sets)
-        if count > self._num_unreadable:
-            self._num_unreadable = count
-            names = [s.explain(i) for s in sets for i in s.unreadable.nonzero().flatten().tolist()]
-            if self.on_error == "fail":
-                raise InputError(f"unreadable image {names[0]}; with --data.on_error skip such images are left out")
-            warnings.warn(f"{count} unreadable images left out: {'; '.join(names)}", stacklevel=2)
+        for split, images in self._sets.items():
+            if isinstance(images, ReadableImages):
+                self._tell(split, images)
         training = self.trainer is not None and self.trainer.training
         if batch is None or (training and len(batch[0]) == 0):
             raise InputError("a batch has no image that can be read")
         return batch
+
+    def _tell(self, split: str, images: ReadableImages) -> None:
+        unreadable, told = images.unreadable(), self._told.setdefault(split, set())
+        new = [index for index in unreadable if index not in told]
+        if not new:
+            return
+        if self.on_error == "fail":
+            raise InputError(
+                f"unreadable image: {images.explain(new[0])}; with --data.on_error skip such images are left out"
+            )
+        if len(unreadable) == len(images):
+            raise InputError(f"none of the {len(images)} images can be read; the first: {images.explain(new[0])}")
+        names = "; ".join(images.explain(index) for index in new[:_NAMED])
+        more = f"; and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+        warnings.warn(f"{len(unreadable)} unreadable images left out: {names}{more}", stacklevel=3)
+        told.update(new)

@@ -65,7 +65,7 @@ class ScenesDetectionDataModule(CocoDataModule):
             on_error=on_error,
             seed=seed,
         )
-        self.data_config["input_size"] = (3, img_size, img_size)
+        self.data_config |= {"input_size": (3, img_size, img_size), "size": (img_size, img_size)}
 
     def prepare_data(self) -> None:
         """Write the scenes, if they are not there."""
@@ -124,6 +124,7 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
             hflip=0,
             cat_max_ratio=1,  # most of a scene is background
             photometric=photometric,
+            missing_classes="allow",  # a few scenes need not have every digit
             on_error=on_error,
             seed=seed,
         )
