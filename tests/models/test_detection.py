@@ -1,11 +1,14 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 
+from softmaxfree.errors import InputError
 from softmaxfree.models.detection import Detector
 from softmaxfree.tasks.pretrained import save_pretrained
 
@@ -65,16 +68,38 @@ def test_an_image_has_the_same_detections_in_any_batch(head, normalize):
             assert (found["masks"] != alone["masks"]).float().mean() < 1e-4
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_images():
-    model, batch = detector(model_args={**NANO, "normalize": True}), images()
-    boxes = targets(batch)
+# so many that every anchor and every proposal is taken
+ALL = {"rpn_batch_size_per_image": 10**6, "box_batch_size_per_image": 10**6}
+
+
+@pytest.mark.parametrize("sizes", [SIZES, [(64, 64), (256, 256)], [(64, 64)] * 2])
+@pytest.mark.parametrize("head", HEADS)
+def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_images(head, sizes):
+    arguments = ALL if head == "mask_rcnn" else {}
+    model, batch = detector(head, model_args={**NANO, "normalize": True}, **arguments), images(sizes)
+    wanted = targets(batch, empty=[1])
     model.network.backbone.eval()  # no statistics of the batch
-    together = sum(model(batch, boxes).values())
-    alone = [sum(model([image], [target]).values()) for image, target in zip(batch, boxes, strict=True)]
-    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-5, atol=0)
-    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (together, sum(alone) / len(alone))]
+    together = model(batch, wanted)
+    alone = [model([image], [target]) for image, target in zip(batch, wanted, strict=True)]
+    for name, loss in together.items():
+        torch.testing.assert_close(loss, torch.stack([own[name] for own in alone]).mean(), rtol=1e-5, atol=0)
+    total = sum(sum(own.values()) for own in alone) / len(alone)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (sum(together.values()), total)]
     for one, other in zip(*gradients, strict=True):
         assert (one - other).norm() <= 1e-3 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_image_has_its_own_anchors_and_no_more(head):
+    """Of what is sampled, what is a negative and what is proposed, nothing lies in the padding."""
+    model, seen = detector(head), []
+    generator = model.network.anchor_generator if head == "retinanet" else model.network.rpn.anchor_generator
+    generator.register_forward_hook(lambda module, args, anchors: seen.extend(anchors))
+    batch = images([(64, 64), (256, 256)])
+    model(batch, targets(batch))
+    first, per_cell = (8, 9) if head == "retinanet" else (4, 3)
+    cells = [sum((-(-side // (first * 2**i))) ** 2 for i in range(5)) for side in (64, 256)]
+    assert [len(anchors) for anchors in seen] == [per_cell * own for own in cells]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -108,7 +133,7 @@ def test_it_learns_the_classes_from_zero(head):
     few = {} if head == "retinanet" else {"box_batch_size_per_image": 32, "rpn_post_nms_top_n_train": 32}
     model = detector(head, num_classes=2, **few)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(40):
+    for _ in range(60):
         loss = sum(model(batch, wanted).values())
         optimizer.zero_grad()
         loss.backward()
@@ -144,20 +169,73 @@ def test_half_precision_predicts_boxes_in_float32(head):
     assert loss.isfinite()
 
 
-def test_a_copy_has_its_own_masks():
-    """The average of the weights is kept in a deep copy."""
-    model = confident("retinanet")
-    twin = copy.deepcopy(model)
+@pytest.mark.parametrize("head", HEADS)
+def test_threads_share_a_detector(head):
+    """No call leaves anything on the network that another one reads."""
+    model = confident(head)
+    batches = [images([size]) for size in SIZES] + [images(), images(SIZES[1:])]
     with torch.no_grad():
-        twin(images([(64, 99)]))
-        for found, expected in zip(twin(images()), model(images()), strict=True):
-            torch.testing.assert_close(found, expected)
+        expected = [model(batch) for batch in batches]
+
+    def run(i):
+        with torch.no_grad():
+            return model(batches[i % len(batches)])
+
+    with ThreadPoolExecutor(4) as pool:
+        for i, found in enumerate(pool.map(run, range(60))):
+            for one, alone in zip(found, expected[i % len(batches)], strict=True):
+                assert all(torch.equal(one[key], alone[key]) for key in alone)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_threads_share_a_detector_in_training(head):
+    model = detector(head, **(ALL if head == "mask_rcnn" else {}))
+    model.network.backbone.eval()
+    batches = [images([size]) for size in SIZES] + [images()]
+
+    def run(i):
+        batch = batches[i % len(batches)]
+        return {name: loss.item() for name, loss in model(batch, targets(batch)).items()}
+
+    expected = [run(i) for i in range(len(batches))]
+    with ThreadPoolExecutor(4) as pool:
+        for i, losses in enumerate(pool.map(run, range(30))):
+            assert losses == pytest.approx(expected[i % len(batches)], rel=1e-6)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_copies_and_pickles(head, tmp_path):
+    """The average of the weights is kept in a deep copy."""
+    model = confident(head)
+    torch.save(model, tmp_path / "whole.pth")
+    loaded = torch.load(tmp_path / "whole.pth", weights_only=False)
+    with torch.no_grad():
+        for twin in (copy.deepcopy(model), loaded):
+            for found, expected in zip(twin(images()), model(images()), strict=True):
+                torch.testing.assert_close(found, expected)
 
 
 def test_retinanet_starts_at_stride_8_and_mask_rcnn_at_stride_4():
     for head, first in zip(HEADS, (8, 4), strict=True):
-        maps = detector(head).network.backbone(torch.rand(1, 3, 128, 128))
+        ((numbers, maps),) = detector(head).network.backbone(ImageList(torch.rand(2, 3, 128, 128), [(128, 128)] * 2))
+        assert numbers == [0, 1]
         assert [m.shape[-1] for m in maps.values()] == [128 // (first * 2**i) for i in range(5)]
+
+
+def test_the_size_for_inference():
+    model = detector(min_size=64, max_size=200)
+    assert model.size == (64, 200)
+    model.set_size(96, 96)
+    assert model.size == (96, 96)
+    seen = []
+    model.network.backbone.net.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[-2:])))
+    model.eval()(images([(60, 120)]))
+    assert seen == [(64, 96)]  # 48 x 96, padded to multiples of 32
+    with pytest.raises(InputError, match=r"size must be a shorter side of 13 pixels or more .*, got 8 and 96"):
+        model.set_size(8, 96)
+    with pytest.raises(InputError, match=r"a longer one not below it, got 96 and 64"):
+        detector(min_size=96, max_size=64)
+    assert model.size == (96, 96)
 
 
 def test_p6_comes_from_the_backbone_even_where_widths_agree():
@@ -214,6 +292,12 @@ def test_bad_images(batch, message):
         (lambda t: t.pop(), r"targets: training needs one for each of the 1 images"),
         (lambda t: t[0].pop("masks"), r"targets\[0\] has no masks, which mask_rcnn needs"),
         (lambda t: t[0]["labels"].fill_(3), r"targets\[0\]: labels must be in 0..2, got \[3\]"),
+        (lambda t: t[0]["labels"].fill_(-1), r"targets\[0\]: labels must be in 0..2, got \[-1\]"),
+        (lambda t: t[0].update(labels=torch.ones(1)), r"targets\[0\]: labels must be int64 \(1,\), one a box, got"),
+        (lambda t: t[0].update(boxes=torch.ones(1, 4).long()), r"targets\[0\]: boxes must be float \(n, 4\), got"),
+        (lambda t: t[0]["boxes"].fill_(5), r"targets\[0\]: boxes must be .* of a positive width .* got \[5.0, 5.0"),
+        (lambda t: t[0]["boxes"].fill_(torch.nan), r"targets\[0\]: boxes must be .* got \[nan"),
+        (lambda t: t[0].update(masks=torch.ones(1, 9, 9)), r"targets\[0\]: masks must be \(1, 64, 64\), got"),
     ],
 )
 def test_bad_targets(change, message):

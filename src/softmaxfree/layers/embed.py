@@ -10,12 +10,13 @@ from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.layers.padding import extents, zero_padding
+from softmaxfree.layers.norm import batch_norm
+from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision
 
 
 class ConvEmbedding(nn.Sequential):
-    """Convolutions with norm and activation, each of which sees zeros in the padding, as at an image's border.
+    """Convolutions with norm, each followed by a ReLU; each sees zeros in the padding, as at an image's border.
 
     In training the norm takes its statistics over the valid cells.
 
@@ -37,43 +38,38 @@ class ConvEmbedding(nn.Sequential):
         Returns:
             `(B, C, ~h/stride, ~w/stride)`, zero in the padding.
         """
-        if mask is not None:
-            return self._embed_valid(x, mask)
-        for layer in self:
-            x = layer(x)
-        return x
+        if torch.jit.is_scripting():
+            for layer in self:
+                x = F.relu(layer(x), inplace=True)
+            return x
+        else:
+            return self._embed(x, mask)
 
     @torch.jit.unused
-    def _embed_valid(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for layer in cast(Iterable[ConvNormAct], self):
-            x = layer.conv(x)
-            mask = mask[:, :: layer.conv.stride[0], :: layer.conv.stride[0]]
-            x = _norm_of_valid(layer.bn, x, mask) if layer.bn.training else zero_padding(layer.bn(x), mask)
+            x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
+            x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
         return x
 
 
-def _norm_of_valid(norm: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-    """Returns a map `(B, C, Y, X)`, normalised by the statistics of its valid cells, zero elsewhere."""
-    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
-    valid = mask.flatten().nonzero().squeeze(1)
-    packed = rows.index_select(0, valid)[None, :, None].permute(0, 3, 1, 2)  # an image of one column, channels last
-    packed = norm(packed).permute(0, 2, 3, 1).flatten(0, 2)
-    out = packed.new_zeros(rows.shape).index_copy(0, valid, packed)
-    return out.unflatten(0, mask.shape).permute(0, 3, 1, 2)
+def _layer(in_dim: int, dim: int, stride: int, **factory: Any) -> ConvNormAct:
+    # without timm's activation, which torch's SyncBatchNorm.convert_sync_batchnorm would drop with the norm
+    return ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, apply_act=False, **factory)
 
 
 def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> ConvEmbedding:
     """Returns three 3x3 conv-BN-ReLU of strides 2, 1, 2: `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`."""
     return ConvEmbedding(
-        ConvNormAct(in_chans, width, 3, stride=2, bias=True, **factory),
-        ConvNormAct(width, width, 3, bias=True, **factory),
-        ConvNormAct(width, dim, 3, stride=2, bias=True, **factory),
+        _layer(in_chans, width, 2, **factory),
+        _layer(width, width, 1, **factory),
+        _layer(width, dim, 2, **factory),
     )
 
 
 def downsample(in_dim: int, dim: int, *, stride: int = 2, **factory: Any) -> ConvEmbedding:
     """Returns one 3x3 conv-BN-ReLU: `(B, in_dim, Y, X)` to `(B, dim, ~Y/stride, ~X/stride)`."""
-    return ConvEmbedding(ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, **factory))
+    return ConvEmbedding(_layer(in_dim, dim, stride, **factory))
 
 
 def feature_map(tokens: Tensor, grid: list[int]) -> Tensor:
@@ -134,9 +130,10 @@ class PositionTable(nn.Module):
             return self.resample(height, width)
         # the version counts in-place updates (optimizer steps, load_state_dict)
         key = (height, width, self.table.data_ptr(), self.table.dtype, self.table.device, self.table._version)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = key, self.resample(height, width)
-        return self._cached[1]
+        cached = self._cached  # one look: another thread may replace it
+        if cached is None or cached[0] != key:
+            cached = self._cached = key, self.resample(height, width)
+        return cached[1]
 
     def resample(self, height: int, width: int) -> Tensor:
         """Returns the table, interpolated to `height x width` in float32."""

@@ -12,7 +12,7 @@ from torch.types import Device
 from softmaxfree.errors import InputError
 from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
-from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
+from softmaxfree.layers.padding import at_stride, valid_mean
 from softmaxfree.models.inputs import check_image, check_mask
 from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, record_of
 from softmaxfree.models.released import checkpoint_filter_fn, require_fit, same_shapes
@@ -305,7 +305,8 @@ class SoftmaxFreeTransformer(nn.Module):
 
         Args:
             x: images `(B, in_chans, height, width)`.
-            mask: `(B, height, width)` bool, True where a pixel is valid: a rectangle at the top left of each image.
+            mask: `(B, height, width)` bool, True where a pixel is valid: a rectangle at the top left of each image. On
+                the CPU, whose check waits for no other device, or on that of `x`.
 
         Returns:
             `(B, C, Y, X)`, zero in the padding.
@@ -327,6 +328,7 @@ class SoftmaxFreeTransformer(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
         """Pools, over the pixels for which `mask` is True, and classifies the map that `forward_features` returns."""
         if self.global_pool != "" and isinstance(mask, Tensor):
+            mask = mask.to(x.device, non_blocking=True)
             x = valid_mean(x, mask[:, :: self.output_stride, :: self.output_stride])
         elif self.global_pool != "":
             x = x.mean((-2, -1))
@@ -342,7 +344,7 @@ class SoftmaxFreeTransformer(nn.Module):
         if not isinstance(mask, Tensor):  # None, or a proxy: torch.fx traces the network without a mask
             return check_image(x, self.in_chans, self.min_img_size, mask), None
         check_image(x, self.in_chans, self.min_img_size)
-        return (zero_padding(x, mask), mask) if check_mask(mask, x, self.min_img_size) else (x, None)
+        return check_mask(mask, x, self.min_img_size, self.training)
 
 
 def _min_img_size(sr_ratios: tuple[int, ...], reductions: list[int]) -> int:

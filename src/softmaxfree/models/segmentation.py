@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import check_name
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
+from softmaxfree.models.inputs import mask_of_sizes
 
 __all__ = ["Segmenter", "at_scales", "heads", "slide"]
 
@@ -140,14 +141,12 @@ class Segmenter(nn.Module):
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = (_multiple(max(side)) for side in zip(*sizes, strict=True))
         x = self.mean.new_zeros(len(sizes), len(self.mean), height, width)
-        mask = torch.zeros(len(sizes), height, width, dtype=torch.bool, device=x.device)
         for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
             x[i, :, :h, :w] = (image - self.mean) / self.std
-            mask[i, :h, :w] = True
         if set(sizes) == {(height, width)} or not isinstance(self.backbone, SoftmaxFreeFeatures):
             return self.encoder(x)
         stub = x.new_empty(len(x), 0, height // 2, width // 2)  # as the encoder, which takes no mask
-        return [x, stub, *self.backbone(x, mask=mask)]
+        return [x, stub, *self.backbone(x, mask=mask_of_sizes(sizes, height, width))]
 
     def _check(self, images: Sequence[Tensor] | Tensor) -> None:
         if not len(images):
