@@ -8,11 +8,13 @@ from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.types import Device
 
 from softmaxfree.layers import ConvEmbedding, PositionTable, SoftmaxFreeBlock
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
+from softmaxfree.ops import transforms
 
 
 class SoftmaxFreeStage(nn.Module):
@@ -54,7 +56,7 @@ class SoftmaxFreeStage(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`; both are zero in the padding, where `mask (B, h, w)` is False."""
-        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x = _channels_last(x)
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
@@ -114,7 +116,7 @@ class ClassTokenStage(nn.Module):
 
         Both are zero in the padding, where `mask (B, h, w)` is False.
         """
-        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x = _channels_last(x)
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
@@ -126,6 +128,9 @@ class ClassTokenStage(nn.Module):
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpoint(block, tokens, keys)
+            elif not torch.jit.is_scripting() and transforms.at_work():
+                with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
+                    tokens = block(tokens, keys)
             else:
                 tokens = block(tokens, keys)
         tokens = self.norm(tokens)
@@ -137,3 +142,10 @@ class ClassTokenStage(nn.Module):
         if self.center:
             patches = patches - patches.mean(1, keepdim=True) + tokens[:, :1]
         return feature_map(patches, grid)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Returns `x` with a token as a row of memory."""
+    if not torch.jit.is_scripting() and transforms.at_work():
+        return x  # vmap knows no memory formats
+    return x.contiguous(memory_format=torch.channels_last)
