@@ -213,15 +213,22 @@ def test_no_readable_image_at_all_is_an_error(broken, saved, capsys):
         (["{images}", "--checkpoint", "{saved}", "--class-names", "no.txt"], "no.txt: No such file"),
         (["{images}", "--model", "soft_nan"], "no model matches 'soft_nan'; there are soft_nano"),
         (["{images}", "--model", "soft_tiny"], "no weights of soft_tiny can be downloaded"),
-        (["{images}", "--checkpoint", "{saved}/model.safetensors"], "does not name its model: give --model"),
+        (["{images}", "--checkpoint", "{plain}"], "does not name its model: give --model"),
         (
-            ["{images}", "--checkpoint", "{saved}/model.safetensors", "--model", "soft_tiny"],
-            "does not fit soft_tiny: the checkpoint is of another model",
+            ["{images}", "--checkpoint", "{plain}", "--model", "soft_tiny"],
+            "does not fit soft_tiny: the checkpoint is of",
         ),
+        (
+            ["{images}", "--checkpoint", "{saved}", "--model", "soft_tiny"],
+            "--model is soft_tiny, but {saved} is of soft_nano",
+        ),
+        (["{images}", "--checkpoint", "{saved}", "--size", "12"], "--size must be 13 or more for this model, got 12"),
     ],
 )
 def test_bad_input_is_one_line(argv, message, saved, images, tmp_path, capsys):
-    places = {"saved": saved, "images": images, "empty": tmp_path}
+    places = {"saved": saved, "images": images, "empty": tmp_path, "plain": tmp_path / "plain.safetensors"}
+    if "{plain}" in argv:
+        places["plain"].write_bytes((saved / "model.safetensors").read_bytes())
     error = refused(capsys, *(arg.format(**places) for arg in argv))
     assert message.format(**places) in error
     assert error.count("\n") == 1

@@ -31,13 +31,13 @@ def build(kernel, types, constants, **options):
     source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()})
     return triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).metadata.shared
 
-arrays = ("points", "values", "other_points", "other_values", "product", "gradient")
+arrays = ("points", "values", "other_points", "other_values", "centre", "product", "gradient")
 strides = ("point_strides", "value_strides", "other_point_strides", "other_value_strides")
 types = {n: ("i64",) * 4 for n in strides}
 for dtype, width, product, gradient in (("fp32", 128, 1, 1), ("fp32", 32, 0, 1), ("bf16", 32, 1, 0)):
-    types |= {n: "*" + dtype for n in arrays}
+    types |= {n: "*" + dtype for n in arrays} | {"centre": "*fp32"}
     blocks = dict(BLOCK_R=32, BLOCK_C=32, BLOCK_D=width, BLOCK_E=width)
-    constants = dict(PRODUCT=bool(product), GRADIENT=bool(gradient)) | blocks
+    constants = dict(PRODUCT=bool(product), GRADIENT=bool(gradient), NARROW=dtype != "fp32") | blocks
     print(build(gaussian._gaussian_rows_kernel, types, constants, num_warps=4 if width <= 64 else 8, num_stages=2))
 types = {"matrices": "*fp32", "alphas": "*fp32", "inverses": "*fp32"}
 print(build(newton._newton_kernel, types, {"BLOCK": 64}, num_warps=8))

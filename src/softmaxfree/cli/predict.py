@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -66,13 +67,14 @@ def run(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
-    images = _find_images(files)
+    images, left_out = _find_images(files)
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
 
         loaded = load_task(checkpoint, task, size)
         _to(loaded.task, device)
         predict_dense(images, loaded, out or "predictions", threshold, on_error, max_pixels)
+        _tell(left_out)
         return
     classifier = load_classifier(checkpoint, model, size)
     names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
@@ -90,23 +92,29 @@ def run(
     if skipped := len(images) - len(results):
         print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
     _write(results, format, out)
+    _tell(left_out)
 
 
-def _find_images(files: Sequence[str]) -> list[Path]:
-    found = []
+def _find_images(files: Sequence[str]) -> tuple[list[Path], Counter[str]]:
+    """The images, and what else the folders hold."""
+    found, left_out = [], Counter[str]()
     for path in map(Path, files):
         if path.is_dir():
             inside = find_images(path)
             if not inside.files:
                 raise InputError(f"no images in {path}; looked for {' '.join(IMAGE_SUFFIXES)}")
-            if inside.left_out:
-                print(f"{path}: {tell_left_out(inside.left_out)}", file=sys.stderr)
+            left_out += inside.left_out
             found += inside.files
         elif path.is_file():
             found.append(path)
         else:
             raise FileNotFoundError(f"there is no file or folder {path}")
-    return found
+    return found, left_out
+
+
+def _tell(left_out: Counter[str]) -> None:
+    if left_out:
+        print(tell_left_out(left_out), file=sys.stderr)
 
 
 def _to(net: nn.Module, device: str) -> nn.Module:

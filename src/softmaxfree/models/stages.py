@@ -8,11 +8,13 @@ from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.types import Device
 
 from softmaxfree.layers import ConvEmbedding, PositionTable, SoftmaxFreeBlock
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
+from softmaxfree.ops import transforms
 
 
 class SoftmaxFreeStage(nn.Module):
@@ -54,7 +56,7 @@ class SoftmaxFreeStage(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`; both are zero in the padding, where `mask (B, h, w)` is False."""
-        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x = _channels_last(x)
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
@@ -119,7 +121,7 @@ class ClassTokenStage(nn.Module):
 
     def features(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the map `(B, C, Y, X)`, as it is, and the class token `(B, C)`, for the input of `forward`."""
-        x = x.contiguous(memory_format=torch.channels_last)  # so that a token is a row of memory
+        x = _channels_last(x)
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
@@ -131,6 +133,9 @@ class ClassTokenStage(nn.Module):
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 tokens = checkpoint(block, tokens, keys)
+            elif not torch.jit.is_scripting() and transforms.at_work():
+                with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
+                    tokens = block(tokens, keys)
             else:
                 tokens = block(tokens, keys)
         tokens = self.norm(tokens)
@@ -142,3 +147,10 @@ class ClassTokenStage(nn.Module):
         mean = x.mean((-2, -1)) if mask is None else valid_mean(x, mask)
         x = x + (cls - mean)[:, :, None, None]
         return x if mask is None else zero_padding(x, mask)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Returns `x` with a token as a row of memory."""
+    if not torch.jit.is_scripting() and transforms.at_work():
+        return x  # vmap knows no memory formats
+    return x.contiguous(memory_format=torch.channels_last)

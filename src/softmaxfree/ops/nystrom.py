@@ -87,10 +87,21 @@ def _nystrom(
 ) -> Tensor:
     if mask is not None:
         v = v.masked_fill(~mask[:, None, :, None], 0.0)
+        k = None if k is None else _padding_at_mean(k, mask)
+    if landmark_mask is not None:
+        landmarks = _padding_at_mean(landmarks, landmark_mask)
     z = _middle(landmarks, solver, normalize, landmark_mask)
     if k is None:
         return gaussian.tied_product(q, landmarks, z, v)
     return gaussian.product(q, landmarks, z @ gaussian.product(landmarks, k, v, z.dtype), v.dtype)
+
+
+def _padding_at_mean(points: Tensor, mask: Tensor) -> Tensor:
+    """Returns points `(B, H, M, D)` with those outside `mask (B, M)` at the mean of the others, which is the centre."""
+    valid = mask[:, None, :, None]
+    kept = points.detach().masked_fill(~valid, 0.0)
+    mean = kept.sum(-2, keepdim=True, dtype=compute_dtype(points.dtype)) / valid.sum(-2, keepdim=True).clamp(min=1)
+    return torch.where(valid, points, mean.to(points.dtype))
 
 
 def _middle(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
@@ -133,7 +144,7 @@ def gaussian_attention(
     """
     _check_mask("mask", mask, q, k.shape[-2])
     if mask is not None:
-        v = v.masked_fill(~mask[:, None, :, None], 0.0)
+        v, k = v.masked_fill(~mask[:, None, :, None], 0.0), _padding_at_mean(k, mask)
     return gaussian.gaussian_product(q, k, v)
 
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
-from softmaxfree.ops import dispatch
+from softmaxfree.ops import dispatch, transforms
 from softmaxfree.ops.gaussian import (
     naive,
     tied,  # noqa: F401  registers torch.ops.softmaxfree.gaussian_tied_product
@@ -39,14 +39,15 @@ def gaussian_product(
         ValueError: when shapes, dtypes or devices do not fit each other.
     """
     _check(x, y, b)
-    return product(x, y, b, b.dtype if out_dtype is None else out_dtype)
+    with full_precision(x):
+        return product(x, y, b, b.dtype if out_dtype is None else out_dtype)
 
 
 def product(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     """`gaussian_product` without checks; scriptable and exportable."""
     if torch.jit.is_scripting():
         return torch.ops.softmaxfree.gaussian_product(x, y, b, out_dtype)
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or transforms.at_work():
         return naive.forward(x, y, b, out_dtype)
     return torch.ops.softmaxfree.gaussian_product(x, y, b, out_dtype)
 
@@ -65,8 +66,8 @@ def tied_product(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> Tensor:
     """
     if torch.jit.is_scripting():
         return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
-    if torch.compiler.is_exporting():
-        return naive.forward(x, y, z @ naive.forward(y, x, v, z.dtype), v.dtype)
+    if torch.compiler.is_exporting() or transforms.at_work():
+        return naive.tied_forward(x, y, z, v)[0]
     return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
 
 
@@ -79,17 +80,18 @@ def gaussian_gram(landmarks: Float[Tensor, "B H M D"]) -> Float[Tensor, "B H M M
     Returns:
         `(B, H, M, M)` in float32 (float64 for float64).
     """
-    return gram(landmarks)
+    with full_precision(landmarks):
+        return gram(landmarks)
 
 
 def gram(landmarks: Tensor) -> Tensor:
     """`gaussian_gram` without annotations that TorchScript cannot read."""
     x = widen(landmarks)
+    x = x - naive.centre(x)
     inner = x @ x.transpose(-1, -2)
     # |x_i|^2 from the same product as x_i . x_j, so that the distance of a point to itself is exactly 0
     x2 = torch.diagonal(inner, dim1=-2, dim2=-1)
-    distance2 = x2.unsqueeze(-1) + x2.unsqueeze(-2) - 2 * inner
-    return torch.exp(distance2.clamp_min(0) * -0.5)
+    return naive.exponential(x2.unsqueeze(-1) + x2.unsqueeze(-2) - 2 * inner)
 
 
 @library.custom_op("softmaxfree::gaussian_product", mutates_args=())
@@ -122,7 +124,7 @@ def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
 def _gradient(ctx, grad: Tensor):
     x, y, b = ctx.saved_tensors
     # grad mode is on here only when the caller asked for a graph of the gradient (second derivative)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transforms.at_work():
         with full_precision(x):
             return *naive.backward(x, y, b, grad), None
     return *torch.ops.softmaxfree.gaussian_product_backward(x, y, b, grad), None

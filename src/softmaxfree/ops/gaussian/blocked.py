@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softmaxfree.ops.gaussian import naive
 from softmaxfree.ops.precision import compute_dtype
 
 # of a tile's kernel matrix, for each thread and at most: in cache, and still few tiles; or what keeps a GPU busy
@@ -93,8 +94,9 @@ class _Tiles:
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self._x_is_long = x.shape[-2] >= y.shape[-2]
-        self._long, self._short = (x, y) if self._x_is_long else (y, x)
-        self._dtype = compute_dtype(x.dtype)
+        self._dtype, self._centre = compute_dtype(x.dtype), naive.centre(y)
+        self._long, short = (x, y) if self._x_is_long else (y, x)
+        self._short = short - self._centre
         self._memory: dict[str, Tensor] = {}
         self._kept: dict[int, _Tile] = {}
         _, heads, points, _ = self._long.shape
@@ -126,9 +128,9 @@ class _Tiles:
             yield tile
 
     def _compute(self, images: slice, span: slice, memory: str) -> _Tile:
-        short = self.fold("short", self._short[images])
+        short = self._short[images].flatten(0, 1)
         short_part = torch.linalg.vecdot(short, short).mul_(-0.5).unsqueeze(-2)
-        long = self.fold("long", self._long[images, :, span])
+        long = self._centred(images, span)
         long_part = torch.linalg.vecdot(long, long).mul_(-0.5).unsqueeze(-1)
         kernel = self.scratch(memory, (*long.shape[:-1], short.shape[-2]))
         torch.baddbmm(short_part, long, short.mT, beta=_LOG2_E, alpha=_LOG2_E, out=kernel)
@@ -156,8 +158,7 @@ class _Tiles:
             u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
             torch.baddbmm(weights, w, u.mT, beta=min(i, 1), out=weights)
         weights.mul_(tile.kernel)
-        long = self.fold("long", self._long[tile.images, :, tile.tokens])
-        short = self.fold("short", self._short[tile.images])
+        long, short = self._centred(tile.images, tile.tokens), self._short[tile.images].flatten(0, 1)
         grad_long, grad_short = (grad_x, grad_y) if self._x_is_long else (grad_y, grad_x)
         toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights.mT, long)
         toward_long.addcmul_(weights.sum(-2).unsqueeze(-1), short, value=-1)
@@ -172,6 +173,11 @@ class _Tiles:
             b, h, n, e = shape
             return self._long.new_empty(b, n, h, e, dtype=dtype).transpose(1, 2)
         return self._long.new_zeros(shape, dtype=self._dtype)
+
+    def _centred(self, images: slice, span: slice) -> Tensor:
+        """Returns points of the long side `(G H, T, D)`, seen from the centre."""
+        long = self._long[images, :, span]
+        return torch.sub(long, self._centre[images], out=self.scratch("long", long.shape)).flatten(0, 1)
 
     def fold(self, name: str, z: Tensor) -> Tensor:
         """Returns `(G, H, ...)` as `(G H, ...)` in the dtype of the computation; a copy only where it must be."""

@@ -4,12 +4,15 @@ One kernel does it all. Each program holds a block of rows of one side and walks
 
     product_r  = sum_c K_rc w_c
     gradient_r = sum_c S_rc p_c - (sum_c S_rc) p_r,   S_rc = K_rc (u_r . w_c)
+
+with all points seen from one centre.
 """
 
 import torch
 from torch import Tensor
 
 from softmaxfree.ops import gpu
+from softmaxfree.ops.gaussian import naive
 
 _MAX_WIDTH = 128
 # others that one program walks over at least; more where rows are many, to keep partial sums small
@@ -20,40 +23,44 @@ _BLOCK = 32  # rows, and others at a time: the largest that keeps every sum in r
 
 def forward(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Returns `K b`, `(B, H, N, E)`."""
-    return _rows(x, None, y, b, product=out_dtype, gradient=None)[0]
+    return _rows(x, None, y, b, _centre(y), product=out_dtype, gradient=None)[0]
 
 
 def backward(x: Tensor, y: Tensor, b: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients for `x`, `y` and `b`; computes the kernel again, once for each side."""
-    _, grad_x = _rows(x, grad, y, b, product=None, gradient=x.dtype)
-    grad_b, grad_y = _rows(y, b, x, grad, product=b.dtype, gradient=y.dtype)
+    centre = _centre(y)
+    _, grad_x = _rows(x, grad, y, b, centre, product=None, gradient=x.dtype)
+    grad_b, grad_y = _rows(y, b, x, grad, centre, product=b.dtype, gradient=y.dtype)
     return grad_x, grad_y, grad_b
 
 
 def tied_forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Returns `K z K^T v` and, for the gradient, `K^T v` in the dtype of `z`."""
-    kv = forward(y, x, v, z.dtype)
-    return forward(x, y, z @ kv, v.dtype), kv
+    centre = _centre(y)
+    kv, _ = _rows(y, None, x, v, centre, product=z.dtype, gradient=None)
+    out, _ = _rows(x, None, y, z @ kv, centre, product=v.dtype, gradient=None)
+    return out, kv
 
 
 def tied_backward(
     x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns the gradients for `x`, `y`, `z` and `v`; computes the kernel again, three times."""
-    w, grad_w = z @ kv, forward(y, x, grad, z.dtype)
+    centre = _centre(y)
+    w, (grad_w, _) = z @ kv, _rows(y, None, x, grad, centre, product=z.dtype, gradient=None)
     grad_kv, grad_z = z.mT @ grad_w, grad_w @ kv.mT
     width = v.shape[-1]
     if 2 * width > _MAX_WIDTH:
-        grad_v, second_x = _rows(x, v, y, grad_kv, product=v.dtype, gradient=torch.float32)
-        _, first_x = _rows(x, grad, y, w, product=None, gradient=torch.float32)
-        _, second_y = _rows(y, grad_kv, x, v, product=None, gradient=torch.float32)
-        _, first_y = _rows(y, w, x, grad, product=None, gradient=torch.float32)
+        grad_v, second_x = _rows(x, v, y, grad_kv, centre, product=v.dtype, gradient=torch.float32)
+        _, first_x = _rows(x, grad, y, w, centre, product=None, gradient=torch.float32)
+        _, second_y = _rows(y, grad_kv, x, v, centre, product=None, gradient=torch.float32)
+        _, first_y = _rows(y, w, x, grad, centre, product=None, gradient=torch.float32)
         return (first_x + second_x).to(x.dtype), (first_y + second_y).to(y.dtype), grad_z, grad_v
     # side by side, the values of both sums take one pass
     tokens = torch.cat([grad.to(z.dtype), v.to(z.dtype)], -1)
     landmarks = torch.cat([w, grad_kv], -1)
-    product, grad_x = _rows(x, tokens, y, landmarks, product=v.dtype, gradient=x.dtype)
-    _, grad_y = _rows(y, landmarks, x, tokens, product=None, gradient=y.dtype)
+    product, grad_x = _rows(x, tokens, y, landmarks, centre, product=v.dtype, gradient=x.dtype)
+    _, grad_y = _rows(y, landmarks, x, tokens, centre, product=None, gradient=y.dtype)
     return grad_x, grad_y, grad_z, product[..., width:]
 
 
@@ -76,6 +83,7 @@ def _rows(
     values: Tensor | None,
     other_points: Tensor,
     other_values: Tensor,
+    centre: Tensor,
     product: torch.dtype | None,
     gradient: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
@@ -107,6 +115,7 @@ def _rows(
                 other_points.stride(),
                 other_values,
                 other_values.stride(),
+                centre,
                 products,
                 gradients,
                 heads,
@@ -117,6 +126,7 @@ def _rows(
                 chunk,
                 PRODUCT=product is not None,
                 GRADIENT=gradient is not None,
+                NARROW=points.dtype != torch.float32,
                 BLOCK_R=_BLOCK,
                 BLOCK_C=_BLOCK,
                 BLOCK_D=_padded(width),
@@ -125,6 +135,18 @@ def _rows(
                 num_stages=2,  # pyright: ignore[reportCallIssue]
             )
     return _reduced(products, product), _reduced(gradients, gradient)
+
+
+def _centre(y: Tensor) -> Tensor:
+    """Returns the centre `(B, H, 1, D)`, float32; for halves 0 unless it is farther from 0 than points are from it.
+
+    Products of halves are exact and fast as they stand; seen from a centre they are neither.
+    """
+    centre = naive.centre(y)
+    if y.dtype == torch.float32:
+        return centre
+    spread = (y - centre).square().sum(-1, keepdim=True).mean(-2, keepdim=True)
+    return torch.where(centre.square().sum(-1, keepdim=True) > spread, centre, 0)
 
 
 def _reduced(partial: Tensor, dtype: torch.dtype | None) -> Tensor:

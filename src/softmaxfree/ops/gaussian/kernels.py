@@ -34,6 +34,7 @@ def _gaussian_rows_kernel(
     other_point_strides,
     other_values,
     other_value_strides,
+    centre,
     product,
     gradient,
     heads,
@@ -44,6 +45,7 @@ def _gaussian_rows_kernel(
     chunk,
     PRODUCT: tl.constexpr,
     GRADIENT: tl.constexpr,
+    NARROW: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -58,7 +60,9 @@ def _gaussian_rows_kernel(
     d, e = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_E)
 
     p = _load(points, point_strides, batch, head, rows, d, num_rows, point_width)  # [R, D]
-    p_wide = p.to(tl.float32)
+    c = tl.load(centre + image_head * point_width + d, mask=d < point_width, other=0.0)  # [D]
+    centred = tl.max(tl.abs(c), 0) > 0
+    p_wide = p.to(tl.float32) - c[None, :]
     p_square = tl.sum(p_wide * p_wide, 1)  # [R]
     if GRADIENT:
         u = _load(values, value_strides, batch, head, rows, e, num_rows, value_width).to(tl.float32)  # [R, E]
@@ -71,11 +75,17 @@ def _gaussian_rows_kernel(
     for start in range(split * chunk, end, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C)
         o = _load(other_points, other_point_strides, batch, head, columns, d, num_others, point_width)  # [C, D]
-        o_wide = o.to(tl.float32)
+        o_wide = o.to(tl.float32) - c[None, :]
         w = _load(other_values, other_value_strides, batch, head, columns, e, num_others, value_width)
         w = w.to(tl.float32)  # [C, E]
         # products of halves are exact in the float32 accumulator; those of float32 must not be cut to tf32
-        exponent = tl.dot(p, tl.trans(o), input_precision="ieee")  # [R, C]
+        if NARROW:
+            if centred:
+                exponent = tl.dot(p_wide, tl.trans(o_wide), input_precision="ieee")  # [R, C]
+            else:
+                exponent = tl.dot(p, tl.trans(o), input_precision="ieee")
+        else:
+            exponent = tl.dot(p_wide, tl.trans(o_wide), input_precision="ieee")
         exponent -= 0.5 * p_square[:, None] + 0.5 * tl.sum(o_wide * o_wide, 1)[None, :]
         exponent = tl.where(exponent > 0, 0.0, exponent)  # unlike a minimum, keeps NaN
         kernel = tl.where(columns[None, :] < num_others, tl.exp2(exponent * _LOG2_E), 0.0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
-from softmaxfree.ops import dispatch
+from softmaxfree.ops import dispatch, transforms
 from softmaxfree.ops.gaussian import naive
 from softmaxfree.ops.precision import full_precision
 
@@ -23,15 +23,17 @@ def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
-def _backward(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
+def _backward(
+    x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with full_precision(x):
         grad_x, grad_y, grad_z, grad_v = dispatch.choose("gaussian", x, y, v).tied_backward(x, y, z, v, kv, grad)
-    return [_beside_heads(grad_x), grad_y.contiguous(), grad_z.contiguous(), _beside_heads(grad_v)]
+    return _beside_heads(grad_x), grad_y.contiguous(), grad_z.contiguous(), _beside_heads(grad_v)
 
 
 @_backward.register_fake
-def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> list[Tensor]:
-    return [_empty_beside_heads(x), y.new_empty(y.shape), z.new_empty(z.shape), _empty_beside_heads(v)]
+def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty_beside_heads(x), y.new_empty(y.shape), z.new_empty(z.shape), _empty_beside_heads(v)
 
 
 def _beside_heads(tokens: Tensor) -> Tensor:
@@ -51,10 +53,10 @@ def _setup_context(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _gradient(ctx, grad: Tensor, _: Tensor):
     x, y, z, v, kv = ctx.saved_tensors
     # grad mode is on here only when the caller asked for a graph of the gradient (second derivative)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or transforms.at_work():
         with full_precision(x):
             return naive.tied_backward(x, y, z, v, naive.forward(y, x, v, z.dtype), grad)
-    return tuple(torch.ops.softmaxfree.gaussian_tied_product_backward(x, y, z, v, kv, grad))
+    return torch.ops.softmaxfree.gaussian_tied_product_backward(x, y, z, v, kv, grad)
 
 
 _forward.register_autograd(_gradient, setup_context=_setup_context)

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from softmaxfree.ops.pinv import implicit  # noqa: F401  registers torch.ops.softmaxfree.pinv
+from softmaxfree.ops import transforms
+from softmaxfree.ops.pinv.implicit import Pinv
 from softmaxfree.ops.pinv.solvers import (
     AbstractPinvSolver,
     Cholesky,
@@ -47,6 +48,8 @@ def inverse(gram: Tensor, solver: str) -> Tensor:
         return torch.ops.softmaxfree.pinv(gram, solver)
     if torch.compiler.is_exporting():
         return solver_from_json(solver).compute(gram)
+    if transforms.at_work():
+        return Pinv.apply(gram, solver)
     return torch.ops.softmaxfree.pinv(gram, solver)
 
 

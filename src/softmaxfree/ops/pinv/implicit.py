@@ -21,12 +21,34 @@ def _(gram: Tensor, solver: str) -> Tensor:
 
 def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(output)
+    ctx.save_for_forward(output)
 
 
 def _gradient(ctx, grad: Tensor):
     (inverse,) = ctx.saved_tensors
     with full_precision(grad):
         return -(inverse.mT @ grad @ inverse.mT), None
+
+
+class Pinv(torch.autograd.Function):
+    """The same op and gradient for `torch.func` and forward-mode derivatives, which custom ops do not take."""
+
+    forward = staticmethod(lambda gram, solver: torch.ops.softmaxfree.pinv(gram, solver))
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_gradient)
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
+        """Returns `-Y dA Y`."""
+        (inverse,) = ctx.saved_tensors
+        with full_precision(tangent):
+            return -(inverse @ tangent @ inverse)
+
+    @staticmethod
+    def vmap(info, in_dims: tuple, gram: Tensor, solver: str) -> tuple[Tensor, int]:
+        """Takes what is mapped over as further images."""
+        gram = gram.movedim(in_dims[0], 0)
+        return Pinv.apply(gram.flatten(0, 1), solver).unflatten(0, gram.shape[:2]), 0
 
 
 _pinv.register_autograd(_gradient, setup_context=_setup_context)

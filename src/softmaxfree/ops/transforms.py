@@ -1,0 +1,9 @@
+"""Whether derivatives or batches are taken of what runs: those of `torch.func`, and forward-mode derivatives."""
+
+import torch
+from torch.autograd import forward_ad
+
+
+def at_work() -> bool:
+    """Returns whether a transform is at work, which needs plain torch operations: it cannot see into our ops."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
