@@ -3,20 +3,28 @@
 import csv
 import errno
 import os
+import secrets
 import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["atomic_write", "write_csv"]
+
+_LONGEST_SUFFIX = 32  # bytes: the temporary name must be short enough for any file system
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there takes its name when the block ends.
+    """Yield a temporary path; what was written there becomes the content of `path` when the block ends.
 
-    After an error, or when the process is killed, the file that `path` named before is still there.
+    After an error, or when the process is killed, the file that `path` named before is still there. Of several
+    writers of one file the last one wins. A link stays a link, and what it points to is replaced; an existing file
+    keeps its permissions. A device or a pipe, which cannot be replaced, is opened and written.
 
     Args:
         path: the file to write; its folder is made if need be.
@@ -28,20 +36,30 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         OSError: the file cannot be written; if the disk is full, the message says so and what is left.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers apart; the dot hides what a killed one leaves behind.
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    before = _stat(path)
+    if before is not None and stat.S_ISDIR(before.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file to write", str(path))
+    stream = None if before is None else _stream(path, before)
+    if stream is not None:
+        with stream, tempfile.TemporaryDirectory() as folder:
+            yield (part := Path(folder, f"part{_suffix(path)}"))
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+        return
+    target = Path(os.path.realpath(path))
+    if before is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{secrets.token_hex(8)}{_suffix(target)}")  # hidden, should a killed writer leave it
     try:
         yield part
         with part.open("rb") as file:
             os.fsync(file.fileno())  # the name must not reach the disk before the bytes
-        os.replace(part, path)
+        if before is not None:
+            part.chmod(stat.S_IMODE(before.st_mode))
+        os.replace(part, target)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(path.parent).free / 1e6
-        before = "; the file of that name is the last good one" if path.exists() else ""
-        raise OSError(errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){before}", str(path)) from error
+        raise _of_path(error, part, path, existed=before is not None) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -60,3 +78,39 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # of a link too that points to nothing yet
+        return None
+
+
+def _stream(path: Path, about: os.stat_result) -> BinaryIO | None:
+    """What is open already or cannot be replaced, ready to be written; None for an ordinary file."""
+    for standard in (sys.stdout, sys.stderr):
+        try:
+            number = standard.fileno()
+            same = os.path.samestat(about, os.fstat(number))
+        except (OSError, ValueError, AttributeError):  # closed, or no file at all
+            continue
+        if same:  # /dev/stdout: to open it again would start at its beginning
+            standard.flush()
+            return os.fdopen(os.dup(number), "wb")
+    return None if stat.S_ISREG(about.st_mode) else path.open("wb")
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if len(os.fsencode(path.suffix)) <= _LONGEST_SUFFIX else ""
+
+
+def _of_path(error: OSError, part: Path, path: Path, *, existed: bool) -> OSError:
+    """The error with the name that the user knows; of a full disk with what is left."""
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(part.parent).free / 1e6
+        kept = "; the file of that name is the last good one" if existed else ""
+        return OSError(errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){kept}", str(path))
+    if error.errno is not None and error.filename == str(part):
+        return OSError(error.errno, error.strerror, str(path))
+    return error

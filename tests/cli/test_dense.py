@@ -109,9 +109,7 @@ def test_what_does_not_fit_is_refused(runs, photos, tmp_path):
         predict.run(image, checkpoint)
     with pytest.raises(ValueError, match="--task detection needs --checkpoint"):
         predict.run(image, task="detection")
-    twin = tmp_path / "colour.png"
-    Image.new("RGB", (64, 64)).save(twin)
-    with pytest.raises(ValueError, match=r"would both be drawn into colour\.png"):
-        predict.run([*image, str(twin)], checkpoint, task="detection")
+    with pytest.raises(ValueError, match=r"grey\.png would replace .*grey\.png"):
+        predict.run([str(photos)], checkpoint, task="detection", out=str(photos))
     with pytest.raises(ValueError, match=r"unreadable image .*broken\.jpg"):
         predict.run([str(photos / "broken.jpg")], checkpoint, task="detection", on_error="fail")

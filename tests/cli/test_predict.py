@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -165,6 +166,34 @@ def test_class_names_come_from_a_file(saved, images, tmp_path, capsys):
 
     (tmp_path / "names.txt").write_text("ant\nbee\n")
     assert "names.txt has 2 lines, but the model has 4 classes" in refused(capsys, *argv)
+
+
+def test_a_table_replaces_its_like_and_nothing_else(saved, images, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(images, photos)
+    shutil.copytree(saved, tmp_path / "saved")
+    names, foreign = tmp_path / "names.txt", tmp_path / "foreign.txt"
+    names.write_text("\n".join(NAMES))
+    foreign.write_text("mine")
+    argv = [photos, "--checkpoint", tmp_path / "saved", "--class-names", names]
+    for out, message in (
+        (photos / "a.png", "would replace"),
+        (tmp_path / "saved" / "model.safetensors", "would replace"),
+        (names, "would replace"),
+        (foreign, "is no earlier output"),
+        (tmp_path, "is a folder"),
+    ):
+        before = None if out.is_dir() else out.read_bytes()
+        assert message in refused(capsys, *argv, "--out", out)
+        assert before is None or out.read_bytes() == before
+    for format in ("table", "json", "csv", "table"):
+        assert main(["predict", *map(str, argv), "--format", format, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_table_goes_to_a_device(saved, images, capfd):
+    argv = ["predict", str(images / "a.png"), "--checkpoint", str(saved), "--format", "csv", "--out"]
+    assert main([*argv, "/dev/null"]) == 0
+    assert capfd.readouterr().out == ""
 
 
 @pytest.fixture

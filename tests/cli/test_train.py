@@ -1,4 +1,3 @@
-import os
 import re
 
 import pytest
@@ -104,9 +103,10 @@ def test_epochs_without_validation_have_no_numbers_of_it(tmp_path):
     assert [bool(row["val/loss"]) for row in read_csv(run / "metrics.csv")] == [False, True, False]
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     run = train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path))
-    (run / f".last.{os.getpid()}.ckpt").symlink_to("/dev/full")  # where the next one is written
+    monkeypatch.setattr("secrets.token_hex", lambda size: "part")
+    (run / ".part.ckpt").symlink_to("/dev/full")  # where the next one is written
     with pytest.raises(OSError, match=r"no space left on the disk .* the last good one"):
         train.run("digits", overrides(), resume="last", out=str(tmp_path))
     assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 0

@@ -129,7 +129,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint({"epoch": 1}, path)
-    os.symlink("/dev/full", tmp_path / f".last.{os.getpid()}.ckpt")  # what is written there finds no space
+    monkeypatch.setattr("secrets.token_hex", lambda size: "part")
+    os.symlink("/dev/full", tmp_path / ".part.ckpt")  # what is written there finds no space
     with pytest.raises(OSError, match=r"no space left on the disk .* is the last good one"):
         io.save_checkpoint({"epoch": 2, "weights": torch.zeros(100_000)}, path)
     assert io.load_checkpoint(path) == {"epoch": 1}

@@ -11,7 +11,7 @@ import torch
 from softmaxfree.atomic import write_csv
 from softmaxfree.bench.run import Row
 
-__all__ = ["label", "path_of", "pivot", "read", "slope", "write"]
+__all__ = ["is_table", "label", "path_of", "pivot", "read", "slope", "write"]
 
 _KEY = ("suite", "name", "batch", "size", "dtype", "compiled", "what")
 _COLUMNS = {field.name: field.type for field in dataclasses.fields(Row)}
@@ -29,6 +29,12 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [Row(**{k: _READ[_COLUMNS[k]](v) for k, v in line.items()}) for line in csv.DictReader(file)]
+
+
+def is_table(path: Path) -> bool:
+    """Returns whether a file holds measurements: its head has the columns."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        return next(csv.reader(file), []) == list(_COLUMNS)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

@@ -10,6 +10,7 @@ from softmaxfree.bench import results
 from softmaxfree.bench.plot import plot
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.run import run as measure
+from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.table import markdown_table, print_table
 from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
@@ -64,6 +65,7 @@ def run(
         _explain(where, _DTYPES[dtype])
         return
     folder = Path(out)
+    _require_free(folder, [results.path_of(folder, suite, where) for suite in suites or SUITES])
     for suite in suites or SUITES:
         path = results.path_of(folder, suite, where)
         rows = results.read(path)
@@ -89,6 +91,14 @@ def run(
         if rows:
             plot(rows, path.parent.parent / f"{path.stem}.png", SUITES[suite].size)
     _report(folder)
+
+
+def _require_free(folder: Path, tables: Sequence[Path]) -> None:
+    """Refuse to replace what no benchmark has written."""
+    require_free([folder / "README.md"], [], lambda path: path.read_bytes().startswith(_HEADER[:60].encode()))
+    for table in tables:
+        require_free([table], [], results.is_table)
+        require_free([folder / f"{table.stem}.png"], [], lambda path, table=table: table.exists())  # made of it
 
 
 def _device(name: str) -> torch.device:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.models import find_models
+from softmaxfree.cli.outputs import require_free
 from softmaxfree.errors import InputError
 from softmaxfree.models.released import from_released, is_released, require_fit
 from softmaxfree.models.soft import checkpoint_filter_fn
-from softmaxfree.weights import read_weights
+from softmaxfree.weights import read_notes, read_weights
 
 __all__ = ["arguments_for", "run"]
 
@@ -42,6 +43,7 @@ def run(source: str, target: str, model: str | None = None) -> None:
     if Path(target).suffix != ".safetensors":
         raise InputError(f"DST must end in .safetensors, got {target}")
     weights = read_weights(source)
+    require_free([target], [source], lambda path: "architecture" in read_notes(path), "DST")
     name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
     arguments = arguments_for(name, weights)
     try:

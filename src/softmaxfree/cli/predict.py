@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import load_classifier, load_task
+from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
 from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, find_images, read_image, tell_left_out
@@ -68,14 +69,17 @@ def run(
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
     images, left_out = _find_images(files)
+    inputs = [path for path in (checkpoint, class_names) if path is not None]
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
 
         loaded = load_task(checkpoint, task, size)
         _to(loaded.task, device)
-        predict_dense(images, loaded, out or "predictions", threshold, on_error, max_pixels)
+        predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, max_pixels)
         _tell(left_out)
         return
+    if out is not None:
+        require_free([out], [*images, *inputs], _is_table)
     classifier = load_classifier(checkpoint, model, size)
     names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
     net = _to(classifier.model, device)
@@ -166,8 +170,17 @@ def _write(results: list[dict], format: str, out: str | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    with atomic_write(out) as part:
-        part.write_text(text, encoding="utf-8")
+    with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
+        part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file begins as one of the three formats does."""
+    with path.open("rb") as file:
+        start = b" ".join(file.read(4096).split())
+    return start.startswith((b"file,rank,class,index,probability", b'[ { "file": "')) or (
+        start.startswith(b"file ") and b" top-1" in start
+    )
 
 
 def _table(results: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -16,6 +16,15 @@ from tqdm import tqdm
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
 from softmaxfree.cli.draw import draw
+from softmaxfree.cli.outputs import (
+    LIST,
+    common_folder,
+    is_ours,
+    mark,
+    name_outputs,
+    require_free,
+    without_earlier,
+)
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
 
@@ -28,13 +37,15 @@ def predict_dense(
     out: str | Path,
     threshold: float,
     on_error: str,
+    files: Sequence[str | Path] = (),
+    inputs: Sequence[str | Path] = (),
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Write each image with what is found in it drawn, and `predictions.json`.
+    """Write each image with what is found in it drawn, and `predictions.json`, which names these pictures.
 
     Of a detector the JSON holds class, score, box (left, top, right, bottom, in pixels) and, if there is one, the mask
     in COCO's run lengths. Of a segmenter it holds each class and its part of the image; beside the picture a PNG
-    `NAME_classes.png` holds the number of each pixel's class.
+    `NAME_classes.png` holds the number of each pixel's class. Pictures lie in folders as the images do.
 
     Args:
         images: files.
@@ -42,14 +53,22 @@ def predict_dense(
         out: folder to write to.
         threshold: score from which a detection counts.
         on_error: "skip" names and leaves out an unreadable image, "fail" stops.
+        files: what the user named, images and folders of them; none: the images.
+        inputs: further files that are read, such as the checkpoint.
         max_pixels: height times width from which an image is refused.
 
     Raises:
-        ValueError: no image can be read, two have one name, or one is unreadable and `on_error` is "fail".
+        ValueError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable
+            and `on_error` is "fail".
         OSError: a file cannot be written.
     """
-    names = _names(images)
     folder = Path(out)
+    files = files or images
+    images = without_earlier(images, map(str, files), folder)
+    endings = [".png", "_classes.png"] if loaded.kind == "segmentation" else [".png"]
+    names = name_outputs(images, common_folder(files), endings)
+    written = [folder / name for outputs in names.values() for name in outputs]
+    require_free([*written, folder / LIST], [*images, *inputs], is_ours)
     task = loaded.task
     describe = _segment if loaded.kind == "segmentation" else _detect
     results = []
@@ -64,16 +83,20 @@ def predict_dense(
                 raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
             tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
             continue
-        _write_png(folder / f"{names[path]}.png", draw(image, found, loaded.class_names))
+        pictures = {"picture": draw(image, found, loaded.class_names)}
         if isinstance(found, Tensor):
             dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32
-            _write_png(folder / f"{names[path]}_classes.png", found.to(dtype)[None].cpu())
+            pictures["classes"] = found.to(dtype)[None].cpu()
+        for picture, name in zip(pictures.values(), names[path], strict=True):
+            _write_png(folder / name, picture)
+        written_as = {key: str(name) for key, name in zip(pictures, names[path], strict=True)}
         height, width = image.shape[1:]
-        results.append({"file": str(path), "height": height, "width": width, "predictions": predictions})
+        results.append({"file": str(path), "height": height, "width": width, **written_as, "predictions": predictions})
     if not results:
         raise InputError(f"none of the {len(images)} images can be read")
-    with atomic_write(folder / "predictions.json") as part:
-        part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / LIST) as part:
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes, for names of any bytes
     skipped = len(images) - len(results)
     print(f"{len(results)} images drawn into {folder}" + (f", {skipped} skipped" if skipped else ""))
 
@@ -109,16 +132,6 @@ def _segment(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float
     return classes, parts
 
 
-def _names(images: Sequence[Path]) -> dict[Path, str]:
-    """What the picture of each file is called, without suffix."""
-    names: dict[str, Path] = {}
-    for path in images:
-        if path.stem in names:
-            raise InputError(f"{names[path.stem]} and {path} would both be drawn into {path.stem}.png")
-        names[path.stem] = path
-    return {path: name for name, path in names.items()}
-
-
 def _write_png(path: Path, image: Tensor) -> None:
     with atomic_write(path) as part:
-        tv.to_pil_image(image).save(part, "PNG")
+        tv.to_pil_image(image).save(part, "PNG", pnginfo=mark())

@@ -1,0 +1,155 @@
+"""What a command may write: names that never meet, no input, no file that it has not made."""
+
+import itertools
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from softmaxfree.errors import InputError
+
+__all__ = ["LIST", "common_folder", "is_ours", "mark", "name_outputs", "require_free", "without_earlier"]
+
+LIST = "predictions.json"
+"""What lists the pictures of a folder."""
+
+_MARK = "softmaxfree predict"  # in each picture, so that a later run may replace it
+_LONGEST_NAME = 255  # bytes, on all common file systems
+_ROOM_FOR_NUMBER = 8
+
+
+def name_outputs(images: Iterable[Path], root: str | Path, endings: Sequence[str]) -> dict[Path, list[Path]]:
+    """Name what is written of each image, in folders as those of the images.
+
+    `photos/a/1.jpg` becomes `a/1.png`. Where that name is another's already, also on file systems that take `A` for
+    `a`, the suffix stays (`a/1.jpg.png`), and then a number follows.
+
+    Args:
+        images: files, each once.
+        root: the folder that becomes the folder of the outputs; it holds all images.
+        endings: of the outputs of an image, such as ".png".
+
+    Returns:
+        Paths by image, relative, one each ending.
+    """
+    relative = {image: _beside_the_list(Path(os.path.relpath(image, root))) for image in images}
+    taken = {_key(LIST), *(_key(parent) for path in relative.values() for parent in path.parents)}
+    names = {}
+    for image, path in relative.items():
+        for stem in _stems(path, max(map(len, endings))):
+            names[image] = [path.parent / f"{stem}{ending}" for ending in endings]
+            keys = {_key(name) for name in names[image]}
+            if not keys & taken:
+                break
+        taken |= keys
+    return names
+
+
+def common_folder(files: Iterable[str | Path]) -> Path:
+    """Return the deepest folder that holds all of the files and folders; of one folder itself."""
+    return Path(os.path.commonpath([os.path.abspath(f if os.path.isdir(f) else os.path.dirname(f)) for f in files]))
+
+
+def require_free(
+    outputs: Iterable[str | Path],
+    inputs: Iterable[str | Path],
+    is_ours: Callable[[Path], bool],
+    option: str = "--out",
+) -> None:
+    """Refuse to replace what is read, or what the command has not made; links are followed.
+
+    Args:
+        outputs: files that will be written.
+        inputs: files that are read, and folders of such.
+        is_ours: whether the command wrote a file, which it may then replace; an empty one is free.
+        option: what names the outputs, for the message.
+
+    Raises:
+        InputError: an output is taken.
+        OSError: what is there cannot be looked at.
+    """
+    read = {}
+    for path in map(Path, inputs):
+        for file in path.iterdir() if path.is_dir() else [path]:
+            if (about := _stat(file)) is not None:
+                read[about.st_dev, about.st_ino] = file
+    for output in map(Path, outputs):
+        about = _stat(output)
+        if about is None or (not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode)):
+            continue
+        if stat.S_ISDIR(about.st_mode):
+            raise InputError(f"{option}: {output} is a folder, and a file of that name would be written")
+        if (file := read.get((about.st_dev, about.st_ino))) is not None:
+            raise InputError(f"{option}: {output} would replace {file}, which is read; name another place")
+        if about.st_size and not is_ours(output):
+            raise InputError(f"{option}: {output} is there and is no earlier output; name another place or move it")
+
+
+def mark() -> PngInfo:
+    """Return what tells a picture of ours."""
+    info = PngInfo()
+    info.add_text("Software", _MARK)
+    return info
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a file is a picture with our mark, or a list of predictions."""
+    try:
+        if path.name == LIST:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(content, list) and all({"file", "predictions"} <= set(entry) for entry in content)
+        with Image.open(path) as image:
+            return image.info.get("Software") == _MARK
+    except (OSError, ValueError, SyntaxError, TypeError):  # whatever another kind of file is to a decoder
+        return False
+
+
+def without_earlier(images: Iterable[Path], files: Iterable[str], folder: Path) -> list[Path]:
+    """Leave out what an earlier run has drawn into `folder` where that lies among the images.
+
+    Args:
+        images: all that were found.
+        files: what the user named; such an image stays.
+        folder: of the outputs.
+
+    Returns:
+        The images that are left, each once.
+    """
+    named = {os.path.abspath(file) for file in files}
+    inside = os.path.abspath(folder) + os.sep
+    once = {os.path.abspath(image): image for image in images}
+    return [image for path, image in once.items() if path in named or not path.startswith(inside) or not is_ours(image)]
+
+
+def _beside_the_list(path: Path) -> Path:
+    """A folder cannot be called like the list beside it."""
+    first, *rest = path.parts
+    return Path(f"{first}_", *rest) if rest and _key(first) == _key(LIST) else path
+
+
+def _key(path: str | Path) -> str:
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _stems(path: Path, ending: int) -> Iterator[str]:
+    longest = _LONGEST_NAME - ending
+    for name in (path.stem, path.name):
+        yield name if len(os.fsencode(name)) <= longest else _cut(name, longest)
+    for number in itertools.count(2):
+        yield f"{_cut(path.name, longest - _ROOM_FOR_NUMBER)}-{number}"
+
+
+def _cut(name: str, longest: int) -> str:
+    return os.fsencode(name)[:longest].decode(errors="ignore")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
