@@ -41,10 +41,9 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         config, arguments = record.data_config, record.data_arguments
     elif "architecture" in notes:
         model_args = notes.get("model_args") or {}
-        model = {
-            "name": notes["architecture"],
-            "model_args": json.loads(model_args) if isinstance(model_args, str) else model_args,
-        }
+        model_args = dict(json.loads(model_args) if isinstance(model_args, str) else model_args)
+        classes = {"num_classes": model_args.pop("num_classes")} if "num_classes" in model_args else {}
+        model = {"name": notes["architecture"], "model_args": model_args, **classes}
         config, arguments = notes.get("pretrained_cfg", {}), {}
     else:
         return dict(content), []

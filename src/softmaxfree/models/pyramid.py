@@ -383,7 +383,7 @@ def _write_record(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None
         state_dict[name] = encode(record_of(model)).to(state_dict[name].device)
 
 
-def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, _, strict, missing, unexpected, errors):
+def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, _, _strict, _missing, _unexpected, errors):
     """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
     ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in ours:
@@ -393,7 +393,7 @@ def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, _, s
         record = decode(ours[NAME])
         if why := mismatch(model, record, "head.weight" in ours):
             errors.append(why)
-        elif same_shapes(ours, model, strict):  # else nothing may change
+        elif same_shapes(ours, model):  # else these weights are not loaded either
             adopt(model, record)
         ours[NAME] = encode(record_of(model))
     state_dict.update({prefix + name: value for name, value in ours.items()})

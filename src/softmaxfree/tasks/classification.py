@@ -56,6 +56,8 @@ class ClassificationTask(AbstractTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if "num_classes" in (model_args or {}):
+            raise InputError("model.model_args.num_classes: give model.num_classes alone")
         self.model: Any = create_model(name, num_classes=num_classes, **(model_args or {}))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
