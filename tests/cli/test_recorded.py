@@ -138,7 +138,8 @@ def test_validate_of_a_converted_file_of_0_1_0(tmp_path, photos):
     assert old == new
     trained.set_solver("newton")
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "other.safetensors", metadata)
-    assert validate.run(str(recipe), str(tmp_path / "other.safetensors")) != new
+    with pytest.warns(UserWarning, match="which is used"):  # the weights know better than what stands beside them
+        assert validate.run(str(recipe), str(tmp_path / "other.safetensors")) != new
 
 
 # --- runs that go on
