@@ -170,7 +170,10 @@ def bad_mask(change) -> Tensor:
     [
         (torch.ones(2, 64, 32, dtype=torch.bool), r"mask must be bool \(2, 64, 64\), got torch.bool \(2, 64, 32\)"),
         (torch.ones(2, 64, 64), r"mask must be bool \(2, 64, 64\), got torch.float32 \(2, 64, 64\)"),
-        (torch.ones(2, 64, 64, dtype=torch.bool, device="meta"), "mask must be on the device of x, cpu, or on the CPU, got meta"),
+        (
+            torch.ones(2, 64, 64, dtype=torch.bool, device="meta"),
+            "mask must be on the device of x, cpu, or on the CPU, got meta",
+        ),
         ([(64, 64)] * 2, r"mask must be None or a bool tensor \(B, height, width\), got list"),
         (
             bad_mask(lambda m: m[1].fill_(False)),

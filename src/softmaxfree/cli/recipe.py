@@ -96,7 +96,10 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     arguments = {"enable_model_summary": False, **{key: v for key, v in arguments.items() if v is not None}}
     arguments.setdefault("enable_progress_bar", sys.stdout.isatty())
     if arguments["enable_progress_bar"]:
-        arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
+        arguments["callbacks"] = [
+            *arguments.get("callbacks", []),
+            RichProgressBar(refresh_rate=arguments.get("log_every_n_steps", 50)),
+        ]
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:
