@@ -132,8 +132,8 @@ def test_it_learns_the_classes_from_zero(head):
     batch[0][:, 10:40, 20:50] = 1
     few = {} if head == "retinanet" else {"box_batch_size_per_image": 32, "rpn_post_nms_top_n_train": 32}
     model = detector(head, num_classes=2, **few)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(80):
         loss = sum(model(batch, wanted).values())
         optimizer.zero_grad()
         loss.backward()

@@ -115,7 +115,10 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
     arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}
     if arguments["enable_progress_bar"]:
-        arguments["callbacks"] = [*(arguments.get("callbacks") or []), RichProgressBar()]
+        arguments["callbacks"] = [
+            *(arguments.get("callbacks") or []),
+            RichProgressBar(refresh_rate=arguments.get("log_every_n_steps") or 50),
+        ]
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:

@@ -80,7 +80,7 @@ def _checkpoint(resume: str | None, folder: Path) -> Path | None:
         path = folder / str(max(numbers)) / "last.ckpt"
     else:
         raise FileNotFoundError(f"there is no run in {folder} to resume")
-    if not path.is_file():
+    if not path.exists():  # a file, or a folder of shards
         raise FileNotFoundError(f"there is no checkpoint {path} to resume from; the first is written after an epoch")
     return path
 

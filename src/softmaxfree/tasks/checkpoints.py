@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.errors import InputError
+from softmaxfree.tasks.sharding import is_sharded, read_sharded
 from softmaxfree.weights import read_weights
 
 __all__ = ["AtomicCheckpointIO", "KeptCheckpoint", "load_state", "load_weights"]
@@ -114,14 +115,19 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: the model.
-        path: a `.ckpt` of the Trainer, a folder as `save_pretrained` writes it, a `.safetensors` or a `.pth`.
+        path: a `.ckpt` of the Trainer, sharded or not, a folder as `save_pretrained` writes it, a `.safetensors` or a
+            `.pth`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read safely, or its weights are of another model or number of classes.
     """
     path = Path(path)
-    load_state(model, read_weights(path / "model.safetensors" if path.is_dir() else path), str(path))
+    if is_sharded(path):
+        weights = read_sharded(model, path)
+    else:
+        weights = read_weights(path / "model.safetensors" if path.is_dir() else path)
+    load_state(model, weights, str(path))
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.errors import InputError
 from softmaxfree.models.detection import Detector
 from softmaxfree.tasks.training import AbstractTask
 
@@ -36,7 +37,8 @@ class DetectionTask(AbstractTask):
         num_classes: of the data, without the background.
         head: "retinanet" or "mask_rcnn".
         model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
-        detector_args: further arguments of `softmaxfree.models.detection.Detector`, such as `min_size`.
+        detector_args: further arguments of `softmaxfree.models.detection.Detector`, such as `fpn_channels`. The size of
+            images is that of the data, where they tell one.
         grad_checkpointing: recompute the backbone's blocks in the backward pass, to save memory.
         **kwargs: how to optimize, see `AbstractTask`.
     """
@@ -52,7 +54,7 @@ class DetectionTask(AbstractTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = Detector(head, name, num_classes, model_args=model_args, **(detector_args or {}))
+        self.model: Any = Detector(head, name, num_classes, model_args=model_args, **(detector_args or {}))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         kinds: Any = _KINDS[head]
@@ -71,6 +73,30 @@ class DetectionTask(AbstractTask):
     def class_scores(self) -> dict[str, Tensor]:
         """AP of each class after a validation, of boxes and masks; nan for a class without objects."""
         return {("box AP" if kind == "bbox" else "mask AP"): values for kind, values in self.class_precision.items()}
+
+    def setup(self, stage: str) -> None:
+        """Compare the model with the data, and take the size of images from the data.
+
+        Args:
+            stage: what the Trainer is about to do.
+
+        Raises:
+            ValueError: the data has another number of classes, another size than `detector_args`, or a size that is too
+                small.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        size = (getattr(data, "data_config", None) or {}).get("size")
+        if size is None:
+            return
+        given = self.hparams["detector_args"] or {}
+        for key, own in zip(("min_size", "max_size"), size, strict=True):
+            if given.get(key, own) != own:
+                raise InputError(
+                    f"model.detector_args.{key} is {given[key]}, but the size of the data is {tuple(size)}; "
+                    "give the size in data alone"
+                )
+        self.model.set_size(*size)
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Return what is detected in each image (3, h, w), in evaluation mode."""

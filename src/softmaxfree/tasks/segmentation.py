@@ -144,18 +144,22 @@ class SegmentationTask(AbstractTask):
     def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """Weighted mean over all labelled pixels; 0 if there are none."""
         ignored, weights = self.hparams["ignore_index"], self.class_weights
-        total = sum(
-            F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")
-            for own, label in zip(logits, labels, strict=True)
-        )
-        counted = torch.stack([weights[label[label != ignored]].sum() for label in labels]).sum()
+        total, counted = weights.new_zeros(()), weights.new_zeros(())
+        for own, label in zip(logits, labels, strict=True):
+            total = total + F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")
+            own_weights = weights[label.clamp(0, len(weights) - 1)]
+            counted = counted + own_weights.masked_fill(label == ignored, 0).sum()
         return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)
 
     def _check(self, labels: list[Tensor]) -> None:
+        """Check labels on the CPU; on another device, which is not waited for, cross entropy stops at a wrong one."""
         for label in labels:
-            wrong = (label != self.hparams["ignore_index"]) & ((label < 0) | (label >= self.hparams["num_classes"]))
+            if label.device.type != "cpu":
+                continue
+            values = label.numpy()
+            wrong = (values != self.hparams["ignore_index"]) & ((values < 0) | (values >= self.hparams["num_classes"]))
             if wrong.any():
                 raise InputError(
                     f"labels must be from 0 to {self.hparams['num_classes'] - 1} or {self.hparams['ignore_index']} "
-                    f"(ignored), got {label[wrong][0].item()}"
+                    f"(ignored), got {values[wrong][0]}"
                 )

@@ -1,12 +1,15 @@
 """What every task shares: optimizer, schedule, average of the weights, checkpoints."""
 
+import math
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
@@ -15,6 +18,7 @@ from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.checkpoints import load_state
 from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
+from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
@@ -67,7 +71,8 @@ class AbstractTask(LightningModule):
         super().__init__()
         self.save_hyperparameters()  # those of the subclass too
         self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
+        self._unchecked: list[tuple[str, Tensor]] = []
 
     @property
     def class_scores(self) -> dict[str, Tensor]:
@@ -88,8 +93,21 @@ class AbstractTask(LightningModule):
         if classes not in (None, num_classes):
             raise InputError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
 
+    def configure_model(self) -> None:
+        """Shard the model where the strategy is Lightning's `ModelParallelStrategy`."""
+        if self._trainer is not None and isinstance(self._trainer.strategy, ModelParallelStrategy):
+            shard(self.model, self._trainer.strategy)
+
+    def on_after_backward(self) -> None:
+        """Keep the buffers of sharded models alike, which the strategy leaves to each process."""
+        if isinstance(self.model, FSDPModule):
+            broadcast_buffers(self.model)
+
     def log_loss(self, loss: Tensor, batch_idx: int, num_images: int) -> None:
         """Log the loss of a training batch, and the rate.
+
+        Whether losses are finite is looked at every `trainer.log_every_n_steps` steps, at the end of an epoch and
+        before a checkpoint is written: at each step the device would be waited for.
 
         Args:
             loss: a scalar.
@@ -97,15 +115,25 @@ class AbstractTask(LightningModule):
             num_images: of the batch.
 
         Raises:
-            ValueError: the loss is not finite.
+            ValueError: a loss since the last look is not finite.
         """
-        if not loss.isfinite():
-            raise InputError(self._non_finite(loss, batch_idx))
-        self.train_loss.update(loss.detach(), weight=num_images)
+        loss = loss.detach()
+        self._unchecked.append((f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})", loss))
+        if len(self._unchecked) >= max(self.trainer.log_every_n_steps, 1):
+            self._check_losses()
+        self.train_loss.update(loss, weight=loss.new_full((), num_images))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        self.log("train/lr", rate, batch_size=num_images)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=num_images)
+        self.log("train/lr", loss.new_full((), rate, dtype=torch.float32), batch_size=num_images)
+        self.log("loss", loss, prog_bar=True, batch_size=num_images)
+
+    def on_validation_start(self) -> None:
+        """Look at the losses since the last look; raises ValueError if one is not finite."""
+        self._check_losses()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses since the last look; raises ValueError if one is not finite."""
+        self._check_losses()
 
     def configure_optimizers(self) -> Any:
         """Return optimizer and schedule of timm."""
@@ -151,7 +179,16 @@ class AbstractTask(LightningModule):
         return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note all that is needed to use the weights, without the files that the run started from."""
+        """Note all that is needed to use the weights, without the files that the run started from.
+
+        Args:
+            checkpoint: what is to be saved.
+
+        Raises:
+            InputError: a loss or a weight is not finite, so that no good checkpoint is replaced by a broken one.
+        """
+        self._check_losses()
+        self._check_weights()
         name, arguments = self._architecture
         for module in self.model.modules():
             if isinstance(module, SoftmaxFreeTransformer):  # loading may have set these two
@@ -188,11 +225,25 @@ class AbstractTask(LightningModule):
         name = "the checkpoint of {name} with {num_classes} classes".format_map(checkpoint["hyper_parameters"])
         load_state(self.model, {key.removeprefix("model."): weight for key, weight in weights}, name)
 
-    def _non_finite(self, loss: Tensor, batch_idx: int) -> str:
-        where = f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+    def _check_losses(self) -> None:
+        """Look at the losses since the last look."""
+        if not self._unchecked:
+            return
+        places, losses = zip(*self._unchecked, strict=True)
+        self._unchecked = []
+        for place, loss in zip(places, torch.stack(losses).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise InputError(self._non_finite(f"the loss is {loss} at {place}"))
+
+    def _check_weights(self) -> None:
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                raise InputError(self._non_finite(f"{name} is not finite after step {self.global_step}"))
+
+    def _non_finite(self, what: str) -> str:
         kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        return f"the loss is {loss.item()} at {where}; {last}; try a lower model.lr or trainer.precision 32-true"
+        return f"{what}; {last}; try a lower model.lr or trainer.precision 32-true"
 
 
 def _rename_kept(callbacks: dict[str, Any], monitor: str) -> None:
