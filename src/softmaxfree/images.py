@@ -191,7 +191,7 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = "it is no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise InputError(f"{_name(file)} cannot be read: {why}") from error
+        raise InputError(f"{_name(file)} cannot be read: {' '.join(str(why).split())}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:

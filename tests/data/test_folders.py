@@ -266,6 +266,12 @@ def test_a_missing_split(root):
         module(root).setup("fit")
 
 
+def test_two_folders_of_a_split(root):
+    write_images(root / "validation" / "cat", 1)
+    with pytest.raises(InputError, match=r"has both val and validation; one of them must go"):
+        module(root).setup("fit")
+
+
 def test_an_empty_split(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no images in .*train"):

@@ -194,6 +194,8 @@ class _Converted:
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"data.root: there is no folder {root}")
+    if len(folders := [name for name in _FOLDERS[split] if (root / name).is_dir()]) > 1:
+        raise InputError(f"data.root: {root} has both {' and '.join(folders)}; one of them must go")
     for name in _FOLDERS[split]:
         for candidate in (root / name, root / f"{name}.tar"):
             if candidate.exists():

@@ -98,6 +98,7 @@ class ReadableImages(Dataset):
             self._prepare(index)
         except Exception as error:
             text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            text = " ".join(text.split())  # one line
             return text if name in text else f"{name}: {text}"
         return f"{name}: its augmentation failed by chance"
 
