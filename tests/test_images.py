@@ -27,7 +27,11 @@ def grey(path, **arguments):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "a.jp2"])
 def test_16_bits_are_scaled(tmp_path, name):
-    png16(np.rint(RAMP * 65535)).save(tmp_path / name)
+    values = np.rint(RAMP * 65535).astype(np.uint16)
+    if name == "a.pgm":  # which older Pillows do not write
+        (tmp_path / name).write_bytes(b"P5 256 3 65535\n" + values.astype(">u2").tobytes())
+    else:
+        png16(values).save(tmp_path / name)
     if name != "a.jp2":
         assert np.array_equal(grey(tmp_path / name), GREY)
     assert np.abs(grey(tmp_path / name).astype(int) - GREY).max() <= 1

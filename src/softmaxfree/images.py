@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "FoundImages",
+    "check_resized",
     "convert_image",
     "find_images",
     "is_hidden",
@@ -189,7 +191,7 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = "it is no image of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise InputError(f"{_name(file)} cannot be read: {why}") from error
+        raise InputError(f"{_name(file)} cannot be read: {' '.join(str(why).split())}") from error
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -255,6 +257,25 @@ def resized_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
     short, long = size
     ratio = min(short / min(height, width), long / max(height, width))
     return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def check_resized(image: Image.Image, short: int, name: str = "the image") -> None:
+    """Refuse a strip that fills the memory once its shorter side is resized, however few pixels it has.
+
+    Args:
+        image: to be resized.
+        short: its shorter side then, pixels.
+        name: of its file, for the message.
+
+    Raises:
+        InputError: it would have more than `MAX_PIXELS`.
+    """
+    height, width = resized_shape(image.height, image.width, (short, sys.maxsize))
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{name} is {image.height} high and {image.width} wide, and {height} and {width} when its shorter side is "
+            f"resized to {short}; allowed are {MAX_PIXELS} pixels; crop it"
+        )
 
 
 def _name(file: str | os.PathLike | BinaryIO) -> str:

@@ -1,11 +1,13 @@
 import gzip
 import tarfile
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from torch.utils.data import IterableDataset
 
 from softmaxfree.data import ImageFolderDataModule
 from softmaxfree.errors import InputError
@@ -264,6 +266,12 @@ def test_a_missing_split(root):
         module(root).setup("fit")
 
 
+def test_two_folders_of_a_split(root):
+    write_images(root / "validation" / "cat", 1)
+    with pytest.raises(InputError, match=r"has both val and validation; one of them must go"):
+        module(root).setup("fit")
+
+
 def test_an_empty_split(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no images in .*train"):
@@ -322,3 +330,28 @@ def test_a_batch_without_readable_images(root):
         pytest.raises(ValueError, match=r"no image"),
     ):
         labels(data, data.val_dataloader())
+
+
+def test_a_strip_that_would_fill_the_memory(root):
+    """Of 60 kB; 4 GB once its shorter side is 24."""
+    Image.new("L", (8_000_000, 1)).save(root / "val" / "dog" / "0.png")
+    data = module(root, on_error="skip")
+    data.setup("fit")
+    message = r"dog/0.png: the image is 1 high and 8000000 wide, and 27 and 216000000 when its shorter side is resized"
+    with pytest.warns(UserWarning, match=message):
+        assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
+
+
+class Stream(IterableDataset):
+    """As timm's: the transform is set from outside."""
+
+    transform: Any = None
+
+    def __iter__(self):
+        yield self.transform(Image.fromarray(np.full((30, 40), 32768, np.uint16))), 1
+
+
+def test_a_streamed_image_is_converted(root):
+    data = module(root, crop_pct=1.0, mean=[0, 0, 0], std=[1, 1, 1])
+    image, _ = next(iter(data._prepare("val", Stream())))
+    assert image.mean().item() == pytest.approx(0.5, abs=0.003)

@@ -13,7 +13,7 @@ from softmaxfree.data.augmentation import create_eval_transform, create_train_tr
 from softmaxfree.data.class_folders import ClassFolders
 from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable, warn_left_out
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, convert_image, read_image, upright
+from softmaxfree.images import MAX_PIXELS, check_resized, convert_image, read_image, upright
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -169,29 +169,35 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         return create_eval_transform(self.data_config)
 
     def _prepare(self, split: str, dataset: Any) -> Dataset:
-        transform = self._transform(split)
+        short = None if split == "train" else int(self.data_config["input_size"][-1] / self.data_config["crop_pct"])
+        transform = _Converted(self._mode, self._transform(split), short)
         if not isinstance(dataset, IterableDataset):
             if hasattr(dataset, "loader"):  # torchvision's data sets of files
                 dataset.loader = partial(read_image, mode=self._mode, max_pixels=self.max_pixels)
-            return ReadableImages(dataset, _Converted(self._mode, transform), max_pixels=self.max_pixels)
+            return ReadableImages(dataset, transform, max_pixels=self.max_pixels)
         stream: Any = dataset
-        stream.transform = _Converted(self._mode, transform)
+        stream.transform = transform
         return stream
 
 
 class _Converted:
-    """A transform of what a source gives, in whatever mode it gives it."""
+    """A transform of what a source gives, in whatever mode it gives it; `short` is the side to which it resizes all."""
 
-    def __init__(self, mode: Literal["RGB", "L"], transform: Callable[[Image.Image], Any]) -> None:
-        self.mode, self.transform = mode, transform
+    def __init__(self, mode: Literal["RGB", "L"], transform: Callable[[Image.Image], Any], short: int | None) -> None:
+        self.mode, self.transform, self.short = mode, transform, short
 
     def __call__(self, image: Image.Image) -> Any:
-        return self.transform(convert_image(upright(image), self.mode))
+        image = convert_image(upright(image), self.mode)
+        if self.short is not None:
+            check_resized(image, self.short)
+        return self.transform(image)
 
 
 def _split_folder(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"data.root: there is no folder {root}")
+    if len(folders := [name for name in _FOLDERS[split] if (root / name).is_dir()]) > 1:
+        raise InputError(f"data.root: {root} has both {' and '.join(folders)}; one of them must go")
     for name in _FOLDERS[split]:
         for candidate in (root / name, root / f"{name}.tar"):
             if candidate.exists():

@@ -84,6 +84,8 @@ class ReadableImages(Dataset):
         Raises:
             AnnotationError: an annotation contradicts its image.
         """
+        if not self.marks.any():
+            return []
         for index in (self.marks == _CONTRADICTED).nonzero().flatten().tolist():
             raise AnnotationError(self.explain(index))
         return self.marks.nonzero().flatten().tolist()
@@ -91,11 +93,13 @@ class ReadableImages(Dataset):
     def explain(self, index: int) -> str:
         """Return the name of an image that was left out and what is wrong with it."""
         filename = getattr(self.dataset, "filename", None)
-        name = str(filename(index, absolute=True)) if filename else f"image {index}"
+        name = str((filename and filename(index, absolute=True)) or f"image {index}")
         try:
             self._prepare(index)
         except Exception as error:
-            return str(error) if name in str(error) else f"{name}: {type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            text = " ".join(text.split())  # one line
+            return text if name in text else f"{name}: {text}"
         return f"{name}: its augmentation failed by chance"
 
     def _prepare(self, index: int) -> tuple[Any, Any]:
