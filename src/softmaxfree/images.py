@@ -183,10 +183,10 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
             return upright(image)
     except InputError:
         raise
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:
         with _pillow_limit(None), Image.open(file) as image:
             _check_size(image, max_pixels, _name(file))
-        raise
+        raise InputError(f"{_name(file)} cannot be read: {error}") from error  # a frame or tile of it is larger
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise
