@@ -323,7 +323,7 @@ def _eight_bits(values: np.ndarray, image: Image.Image, name: str) -> np.ndarray
     if image.mode == "F":
         white = 1.0
         hint = "scale them to 0 (black) to 1 (white)"
-    elif bits > 16 or image.format not in ("PNG", "PPM", "TIFF", "JPEG2000", None):
+    elif bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM", "TIFF", None)):
         raise InputError(f"{name} has integers of 32 bits, of which none is known to be white; save it with 8 or 16")
     else:
         white = float(2 ** (bits - signed) - 1)
