@@ -183,10 +183,10 @@ def open_upright(file: str | os.PathLike | BinaryIO, max_pixels: int | None = MA
             return upright(image)
     except InputError:
         raise
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:
         with _pillow_limit(None), Image.open(file) as image:
             _check_size(image, max_pixels, _name(file))
-        raise
+        raise InputError(f"{_name(file)} cannot be read: {error}") from error  # a frame or tile of it is larger
     except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -323,7 +323,7 @@ def _eight_bits(values: np.ndarray, image: Image.Image, name: str) -> np.ndarray
     if image.mode == "F":
         white = 1.0
         hint = "scale them to 0 (black) to 1 (white)"
-    elif bits > 16 or image.format not in ("PNG", "PPM", "TIFF", "JPEG2000", None):
+    elif bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM", "TIFF", None)):
         raise InputError(f"{name} has integers of 32 bits, of which none is known to be white; save it with 8 or 16")
     else:
         white = float(2 ** (bits - signed) - 1)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from tqdm import tqdm
 
 from softmaxfree.data.images import AnnotationError
@@ -52,10 +52,11 @@ def scan_labels(read: Callable[[int], np.ndarray], count: int, wanted: Sequence[
     """
     pixels = np.zeros(0, np.int64)
     looked = done = 0
+    silent = count <= _LEAST or getattr(rank_zero_only, "rank", 0) != 0
     order = np.random.default_rng(0).permutation(count)
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc=f"masks of {where}", disable=None if count > _LEAST else True, leave=False) as bar,
+        tqdm(total=count, desc=f"masks of {where}", disable=silent or None, leave=False) as bar,
     ):
         while done < count and not (done >= _LEAST and _all_in(wanted, pixels)):
             chunk = order[done : done + _CHUNK]

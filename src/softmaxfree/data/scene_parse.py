@@ -97,7 +97,7 @@ class SceneParse(Dataset):
                 f"{path} is an array of shape {values.shape} (mode {image.mode}); labels are the numbers of classes, "
                 "in one channel of whole numbers or a palette"
             )
-        values = values.astype(np.int64)
+        values = values.astype(np.uint8) if values.dtype == bool else values
         wrong = np.unique(values[((values < 0) | (values > self.class_values[-1])) & (values != IGNORED)]).tolist()
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
