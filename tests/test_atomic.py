@@ -127,7 +127,7 @@ def test_standard_output_is_written_in_its_place(tmp_path, redirected):
 
 def test_a_process_substitution_is_written(tmp_path):
     code = ATOMIC_WRITE + "with atomic_write(sys.argv[1]) as part: part.write_text('x')"
-    command = f"{sys.executable} -c \"$CODE\" >(cat > {tmp_path / 'out'}) ; wait $!"
+    command = f'{sys.executable} -c "$CODE" >(cat > {tmp_path / "out"}) ; wait $!'
     subprocess.run(["bash", "-c", command], env={**os.environ, "CODE": code}, check=True)
     assert (tmp_path / "out").read_text() == "x"
 

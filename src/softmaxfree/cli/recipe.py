@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.errors import InputError
+from softmaxfree.tasks.stopping import SignalsOfTheCommand
 
 __all__ = ["Job", "create_trainer", "load_job"]
 
@@ -97,6 +98,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     arguments.setdefault("enable_progress_bar", sys.stdout.isatty())
     if arguments["enable_progress_bar"]:
         arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
+    arguments["callbacks"] = [*arguments.get("callbacks", []), SignalsOfTheCommand()]
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:
