@@ -1,4 +1,4 @@
-"""The `softmaxfree` command: what it understands, and the one place where an error becomes one line.
+"""The `softmaxfree` command: what it understands, and the one place where it ends.
 
 It stands outside the package and needs only the standard library: importing `softmaxfree` imports torch and
 timm, which takes seconds, and help should not wait for them. A command is one block below and a module
@@ -12,13 +12,14 @@ import importlib.metadata
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-# What a user can cause and mend. Every other error is a bug and keeps its traceback.
-_EXPECTED_ERRORS = (ValueError, OSError)
+from softmaxfree_cli.failures import mendable, notes
+from softmaxfree_cli.stops import Signals
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,7 +35,6 @@ class _Parser(argparse.ArgumentParser):
 class _Command(NamedTuple):
     summary: str
     epilog: str
-    extra: str | None
     overrides: bool
     add_arguments: Callable[[_Parser], None]
 
@@ -42,15 +42,15 @@ class _Command(NamedTuple):
 _COMMANDS: dict[str, _Command] = {}
 
 
-def _command(name: str, summary: str, epilog: str, *, extra: str | None = None, overrides: bool = False):
+def _command(name: str, summary: str, epilog: str, *, overrides: bool = False):
     """Register a command; the function below it adds the arguments.
 
-    `{recipes}` in the epilog becomes the list of recipes. `extra` names the optional dependencies
-    that it needs. With `overrides`, `--a.b value` reaches `run` as `--a.b=value` in the list `overrides`.
+    `{recipes}` in the epilog becomes the list of recipes. With `overrides`, `--a.b value` reaches `run` as
+    `--a.b=value` in the list `overrides`.
     """
 
     def register(add_arguments: Callable[[_Parser], None]) -> None:
-        _COMMANDS[name] = _Command(summary, epilog, extra, overrides, add_arguments)
+        _COMMANDS[name] = _Command(summary, epilog, overrides, add_arguments)
 
     return register
 
@@ -80,7 +80,6 @@ detection and segmentation, on scenes of digits that need no download:
 several processes:
   torchrun --nproc-per-node 8 -m softmaxfree train imagenet_soft_tiny --data.root /data/imagenet
 """,
-    extra="train",
     overrides=True,
 )
 def _train(parser: _Parser) -> None:
@@ -106,7 +105,6 @@ The recipe tells the data and the metrics; its keys are options as in `softmaxfr
   softmaxfree validate digits --checkpoint runs/digits/0/best.ckpt
   softmaxfree validate imagenet_soft_tiny --checkpoint best.ckpt --data.root /data/imagenet
 """,
-    extra="train",
     overrides=True,
 )
 def _validate(parser: _Parser) -> None:
@@ -224,7 +222,6 @@ examples:
   softmaxfree bench --device cuda --dtype bfloat16
   softmaxfree bench --explain                     which implementation runs, and why not the others
 """,
-    extra="bench",
 )
 def _bench(parser: _Parser) -> None:
     add = parser.add_argument
@@ -272,7 +269,7 @@ examples:
 def recipes() -> dict[str, str]:
     """Names of the recipes that come with the package, each with the first line of its header."""
     found = {}
-    for path in sorted((Path(__file__).parent / "softmaxfree" / "recipes").glob("*.yaml")):
+    for path in sorted((Path(__file__).parents[1] / "softmaxfree" / "recipes").glob("*.yaml")):
         with path.open(encoding="utf-8") as file:
             found[path.stem] = file.readline().strip("# \n")
     return found
@@ -341,34 +338,38 @@ def _parse(name: str, tokens: Sequence[str]) -> dict:
     return {**arguments, **vars(namespace)}
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _run(name: str, arguments: dict, *, traceback: bool) -> int:
-    code, message = 2, ""
-    try:
-        importlib.import_module(f"softmaxfree.cli.{name}").run(**arguments)
-        return 0
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted"
-    except BrokenPipeError:  # the reader left, as `head` does; nothing is left to flush to it
+    code, remarks = 0, ""
+    with Signals(f"softmaxfree {name}") as signals:
+        try:
+            command = importlib.import_module(f"softmaxfree.cli.{name}")
+            signals.raises = True
+            command.run(**arguments)
+        except BaseException as error:
+            signals.raises = False
+            if isinstance(error, KeyboardInterrupt):
+                signals.received = signal.SIGINT
+            if signals.received is None:
+                return _failed(name, error, traceback=traceback)
+            remarks = "".join(f"; {note}" for note in notes(error))
+        if signals.received is not None:  # also where a library kept the exception for itself
+            sys.stderr.write(signals.line(signals.received, remarks))
+            code = 128 + signals.received
+        return code
+
+
+def _failed(name: str, error: BaseException, *, traceback: bool) -> int:
+    """The exit code after an error that the user can mend; any other goes on its way."""
+    if isinstance(error, BrokenPipeError):  # the reader left, as `head` does; nothing is left to flush to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except ModuleNotFoundError as error:
-        if traceback or error.name is None or error.name.startswith("softmaxfree"):
-            raise
-        extra = _COMMANDS[name].extra
-        package = f"softmaxfree[{extra}]" if extra else "softmaxfree"
-        message = f"{error.name} is not installed; run: pip install '{package}'"
-    except _EXPECTED_ERRORS as error:
-        if traceback:
-            raise
-        message = _one_line(error)
+    message = mendable(error, name)
+    if message is None and isinstance(error, Exception):
+        error.add_note(f"softmaxfree {name}: this is a bug in softmaxfree; please report it with these lines")
+    if message is None or traceback:
+        raise error
     print(f"softmaxfree {name}: {message}", file=sys.stderr)
-    return code
+    return 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -378,7 +379,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What stands after `softmaxfree`; None takes the process's own.
 
     Returns:
-        The exit code: 0, 2 after an error that the user can mend, 130 when interrupted.
+        The exit code: 0, 2 after an error that the user can mend, 130 when interrupted, 143 when terminated. Any
+        other error is raised, and Python makes 1 of it.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     end = next((i + 1 for i, token in enumerate(tokens) if not token.startswith("-")), len(tokens))
@@ -394,7 +396,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         return _run(name, _parse(name, tokens[end:]), traceback=options.traceback)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import softmaxfree_cli
+from softmaxfree.errors import InputError
 from softmaxfree_cli import main
+from softmaxfree_cli.failures import mendable
 
 MINIMAL = {
     "bench": [],
@@ -27,9 +29,9 @@ MINIMAL = {
 def command(monkeypatch):
     """Makes a command `fake` that does what it is given."""
 
-    def make(run, extra=None):
+    def make(run):
         monkeypatch.setitem(sys.modules, "softmaxfree.cli.fake", SimpleNamespace(run=run))
-        fake = softmaxfree_cli._Command("fake", "", extra, False, lambda parser: None)
+        fake = softmaxfree_cli._Command("fake", "", False, lambda parser: None)
         monkeypatch.setitem(softmaxfree_cli._COMMANDS, "fake", fake)
 
     return make
@@ -147,10 +149,10 @@ def test_overrides_stand_anywhere_and_keep_their_values():
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("width 65 is not\n  divisible by 2"), "width 65 is not divisible by 2"),
+        (InputError("width 65 is not\n  divisible by 2"), "width 65 is not divisible by 2"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x.pth"), "x.pth: No such file"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (ValueError(), "ValueError"),
+        (InputError(), "InputError"),
     ],
 )
 def test_an_expected_error_is_one_line(error, message, command, capsys):
@@ -160,29 +162,96 @@ def test_an_expected_error_is_one_line(error, message, command, capsys):
 
 
 def test_traceback_shows_where_an_expected_error_came_from(command):
-    command(fail_with(ValueError("no")))
-    with pytest.raises(ValueError, match="no"):
+    command(fail_with(InputError("no")))
+    with pytest.raises(InputError, match="no"):
         main(["--traceback", "fake"])
 
 
-def test_an_unexpected_error_keeps_its_traceback(command):
-    command(fail_with(KeyError("bug")))
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize("error", [KeyError("bug"), ValueError("deep inside"), RuntimeError("bug"), ImportError("bug")])
+def test_an_unexpected_error_keeps_its_traceback_and_asks_to_be_reported(error, command):
+    command(fail_with(error))
+    with pytest.raises(type(error)) as caught:
         main(["fake"])
+    assert "please report it" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize(("extra", "package"), [("train", "softmaxfree[train]"), (None, "softmaxfree")])
-def test_a_missing_package_tells_what_to_install(extra, package, command, capsys):
-    command(fail_with(ModuleNotFoundError("no", name="lightning.pytorch")), extra)
+def test_an_unexpected_error_ends_with_code_1():
+    code = """
+import sys, types, softmaxfree_cli as cli
+sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=lambda: int("x"))
+cli._COMMANDS["fake"] = cli._Command("", "", False, lambda parser: None)
+sys.exit(cli.main(["fake"]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Traceback")
+    assert "please report it" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("lightning.pytorch", "softmaxfree[train]"),
+        ("matplotlib", "softmaxfree[train]"),
+        ("pycocotools", "softmaxfree[train]"),
+        ("skimage", "softmaxfree[train]"),
+        ("sklearn", "softmaxfree[train]"),
+        ("mlxtend", "softmaxfree[train]"),
+        ("segmentation_models_pytorch", "softmaxfree[train]"),
+        ("transformers", "softmaxfree[train]"),
+        ("nystrom_attention", "softmaxfree[bench]"),
+        ("timm", "softmaxfree"),
+    ],
+)
+def test_a_missing_package_tells_what_to_install(module, package, command, capsys):
+    command(fail_with(ModuleNotFoundError("no", name=module)))
     assert main(["fake"]) == 2
-    message = f"lightning.pytorch is not installed; run: pip install '{package}'\n"
+    message = f"{module} is not installed; run: pip install '{package}'\n"
     assert capsys.readouterr().err == f"softmaxfree fake: {message}"
 
 
-def test_a_missing_module_of_our_own_is_a_bug(command):
-    command(fail_with(ModuleNotFoundError("no", name="softmaxfree.cli.fakes")))
+def test_a_command_is_told_its_own_extra(capsys):
+    error = ModuleNotFoundError("no", name="matplotlib")
+    assert "[bench]" in str(mendable(error, "bench"))
+    assert "[train]" in str(mendable(error, "predict"))
+
+
+def test_a_missing_package_that_only_the_message_names(command, capsys):
+    command(fail_with(ModuleNotFoundError("`MAP` requires that `pycocotools` is installed. Please install it")))
+    assert main(["fake"]) == 2
+    assert "pycocotools is not installed; run: pip install 'softmaxfree[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["softmaxfree.cli.fakes", "somebody_else", None])
+def test_a_missing_module_that_no_extra_brings_is_a_bug(name, command):
+    command(fail_with(ModuleNotFoundError("no", name=name)))
     with pytest.raises(ModuleNotFoundError):
         main(["fake"])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "argv"),
+    [
+        ("pycocotools", ["predict", "a.png", "--task", "detection"]),
+        ("matplotlib", ["predict", "a.png", "--task", "detection"]),
+        ("lightning", ["train", "digits"]),
+        ("jsonargparse", ["train", "digits"]),
+        ("segmentation_models_pytorch", ["train", "scenes_detection"]),
+        ("mlxtend", ["train", "digits"]),
+    ],
+)
+def test_a_hidden_package_is_named_with_its_extra(hidden, argv, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    code = f"""
+import sys
+sys.modules[{hidden!r}] = None
+from softmaxfree_cli import main
+sys.exit(main({argv!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    line = rf"softmaxfree {argv[0]}: {hidden}[\w.]* is not installed; run: pip install 'softmaxfree\[train\]'\n"
+    assert re.fullmatch(line, result.stderr), result.stderr
 
 
 def test_an_interrupt_is_one_line(command, capsys):
@@ -196,7 +265,7 @@ def test_a_closed_pipe_is_silent():
 import sys, types, softmaxfree_cli as cli
 run = lambda: [print("x" * 1000) for _ in range(1000)]
 sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=run)
-cli._COMMANDS["fake"] = cli._Command("", "", None, False, lambda parser: None)
+cli._COMMANDS["fake"] = cli._Command("", "", False, lambda parser: None)
 sys.exit(cli.main(["fake"]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -96,9 +96,9 @@ def run(
 def _require_free(folder: Path, tables: Sequence[Path]) -> None:
     """Refuse to replace what no benchmark has written."""
     require_free([folder / "README.md"], [], lambda path: path.read_bytes().startswith(_HEADER[:60].encode()))
-    for table in tables:
-        require_free([table], [], results.is_table)
-        require_free([folder / f"{table.stem}.png"], [], lambda path, table=table: table.exists())  # made of it
+    require_free(tables, [], results.is_table)
+    plots = {folder / f"{table.stem}.png": table for table in tables}
+    require_free(plots, [], lambda plot: plots[plot].exists())  # it was made of the table
 
 
 def _device(name: str) -> torch.device:

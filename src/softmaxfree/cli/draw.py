@@ -69,6 +69,8 @@ def draw_samples(task: Any, data: Any, path: str | Path, count: int = 6, thresho
     task.eval()
     pairs: list[tuple[Tensor, Tensor]] = []
     for images, targets in data.val_dataloader():
+        if not images:  # none of them could be read
+            continue
         with torch.inference_mode():
             found = task([image.to(task.device) for image in images])
         for image, ours, truth in zip(images, found, targets, strict=True):

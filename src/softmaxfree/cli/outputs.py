@@ -76,11 +76,11 @@ def require_free(
     read = {}
     for path in map(Path, inputs):
         for file in path.iterdir() if path.is_dir() else [path]:
-            if (about := _stat(file)) is not None:
-                read[about.st_dev, about.st_ino] = file
+            if (found := _stat(file)) is not None:
+                read[found.st_dev, found.st_ino] = file
     for output in map(Path, outputs):
         about = _stat(output)
-        if about is None or (not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode)):
+        if about is None or not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
             continue
         if stat.S_ISDIR(about.st_mode):
             raise InputError(f"{option}: {output} is a folder, and a file of that name would be written")

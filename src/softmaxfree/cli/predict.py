@@ -20,7 +20,7 @@ from softmaxfree.cli.checkpoint import load_classifier, load_task
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, find_images, read_image, tell_left_out
+from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, check_resized, find_images, read_image, tell_left_out
 
 __all__ = ["run"]
 
@@ -139,7 +139,14 @@ def _reader(data_config: dict[str, Any], max_pixels: int) -> Callable[[Path], Te
     """What makes the model's input of an image file."""
     mode: Any = "L" if data_config["input_size"][0] == 1 else "RGB"
     transform: Any = create_transform(**data_config)
-    return lambda path: transform(read_image(path, mode, max_pixels))
+    shorter = int(min(data_config["input_size"][1:]) / (data_config.get("crop_pct") or 1))
+
+    def read(path: Path) -> Tensor:
+        image = read_image(path, mode, max_pixels)
+        check_resized(image, shorter, str(path))
+        return transform(image)
+
+    return read
 
 
 def _batches(

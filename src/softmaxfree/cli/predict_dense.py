@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,15 @@ def predict_dense(
     results = []
     for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
         try:
-            pixels = tv.to_image(read_image(path, "RGB", max_pixels)).as_subclass(Tensor)
-            image = tv.to_dtype(pixels, torch.float32, scale=True)
-            with torch.inference_mode():
-                found, predictions = describe(task, image.to(task.device), loaded, threshold)
-        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+            image = tv.to_image(read_image(path, "RGB", max_pixels)).as_subclass(Tensor)
+            with torch.inference_mode():  # which refuses images that are too small
+                found, predictions = describe(task, image, loaded, threshold)
+        except (InputError, OSError) as error:
             if on_error == "fail":
-                raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
+                raise InputError(f"image {path}: {error}; --on-error skip leaves it out") from error
             tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
             continue
-        pictures = {"picture": draw(image, found, loaded.class_names)}
+        pictures = {"picture": draw(_in_unit_range(image), found, loaded.class_names)}
         if isinstance(found, Tensor):
             dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32
             pictures["classes"] = found.to(dtype)[None].cpu()
@@ -104,8 +103,12 @@ def predict_dense(
 _Described = tuple[Any, list[dict[str, Any]]]
 
 
-def _detect(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
-    found = task([image])[0]
+def _in_unit_range(image: Tensor) -> Tensor:
+    return tv.to_dtype(image, torch.float32, scale=True)
+
+
+def _detect(task: Any, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
+    found = task([_in_unit_range(image).to(task.device)])[0]
     keep = found["scores"] >= threshold
     found = {key: value[keep].cpu() for key, value in found.items()}
     predictions = []
@@ -118,10 +121,10 @@ def _detect(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float)
     return found, predictions
 
 
-def _segment(task: Callable, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
+def _segment(task: Any, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
     height, width = resized_shape(image.shape[1], image.shape[2], loaded.size)  # as in validation
-    resized = tv.resize(image, [height, width], antialias=True)
-    logits = F.interpolate(task([resized])[0][None], size=image.shape[1:], mode="bilinear")[0]
+    resized = _in_unit_range(tv.resize(image, [height, width], antialias=True))
+    logits = F.interpolate(task([resized.to(task.device)])[0][None], size=image.shape[1:], mode="bilinear")[0]
     classes = logits.argmax(0)
     counts = classes.flatten().bincount(minlength=len(loaded.class_names))
     parts = [

@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.errors import InputError
+from softmaxfree.tasks.stopping import SignalsOfTheCommand
 
 __all__ = ["Job", "create_trainer", "load_job", "read_recipe"]
 
@@ -114,15 +115,18 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
     quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
     arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}
+    callbacks = [*_list(arguments.get("callbacks")), SignalsOfTheCommand()]
     if arguments["enable_progress_bar"]:
-        arguments["callbacks"] = [
-            *(arguments.get("callbacks") or []),
-            RichProgressBar(refresh_rate=arguments.get("log_every_n_steps") or 50),
-        ]
+        callbacks.append(RichProgressBar(refresh_rate=arguments.get("log_every_n_steps") or 50))
+    arguments["callbacks"] = callbacks
     try:
         return Trainer(**arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) -> ArgumentParser:

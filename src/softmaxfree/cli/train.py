@@ -20,6 +20,7 @@ from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
+from softmaxfree.tasks.stopping import resumable
 
 __all__ = ["run"]
 
@@ -60,10 +61,11 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
     begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
-    trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
-    run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
-    if not job.trainer["fast_dev_run"]:  # which keeps nothing
-        _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"))
+    with resumable(run_dir):
+        trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
+        run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
+        if not job.trainer["fast_dev_run"]:  # which keeps nothing
+            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"))
     return run_dir
 
 

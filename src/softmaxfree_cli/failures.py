@@ -1,0 +1,67 @@
+"""Which errors a user can mend, and the one line that each becomes."""
+
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+
+__all__ = ["mendable", "notes"]
+
+# Packages whose import name is not their name; `-` for `_` aside.
+_IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn"}
+
+
+def mendable(error: BaseException, command: str) -> str | None:
+    """Return the one line for an error that the user can mend, or None for a bug, which needs its traceback.
+
+    Args:
+        error: what a command raised.
+        command: its name.
+
+    Returns:
+        The line, or None.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error, command)
+    # Never imported for this: where nobody has imported it, nobody has raised it.
+    ours = getattr(sys.modules.get("softmaxfree.errors"), "InputError", ())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, (OSError, ours)):  # type: ignore[arg-type]
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def notes(error: BaseException | None) -> Iterator[str]:
+    """Yield the notes of an error and of those from which it came."""
+    while error is not None:
+        yield from getattr(error, "__notes__", ())
+        error = error.__cause__ or error.__context__
+
+
+def _missing(error: ModuleNotFoundError, command: str) -> str | None:
+    """What to install, where the missing package is one that this package asks for."""
+    extras = _extras()
+    # torchmetrics tells the name in the text alone
+    names = [error.name.partition(".")[0]] if error.name else re.findall(r"\w+", str(error).replace("-", "_"))
+    found = next((name for name in names if name in extras), None)
+    if found is None:
+        return None
+    extra = next((extra for extra in (command, "train") if extra in extras[found]), extras[found][0])
+    package = f"softmaxfree[{extra}]" if extra else "softmaxfree"
+    return f"{error.name or found} is not installed; run: pip install '{package}'"
+
+
+def _extras() -> dict[str, list[str]]:
+    """Extras that bring a module, by its name; "" is what every installation has."""
+    found: dict[str, list[str]] = {}
+    try:
+        requirements = importlib.metadata.requires("softmaxfree") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return found
+    for requirement in requirements:
+        if name := re.match(r"[\w.-]+", requirement):
+            extra = re.search(r"""extra\s*==\s*["']([\w-]+)""", requirement)
+            module = _IMPORTED_AS.get(name[0], name[0].replace("-", "_"))
+            found.setdefault(module, []).append(extra[1] if extra else "")
+    return found
