@@ -1,5 +1,6 @@
 """Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -84,10 +85,10 @@ class Landmarks(nn.Module):
             return self._subset(tokens, grid, mask)
         windows = self._windows(tokens, grid)  # (B, H, y, x, ratio^2, D)
         if self.conv is None or self.norm is None or self.act is None:
-            return self._pool(windows.mean(-2), mask).flatten(2, -2)
+            return self._pool(windows.mean(-2), mask)
         # windows do not overlap, so the convolution is a matrix product, whose rounding does not depend on the batch
         weight = self.conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)
-        return self.act(self.norm(self._pool(windows.flatten(-2) @ weight, mask).flatten(2, -2)))
+        return self.act(self.norm(self._pool(windows.flatten(-2) @ weight, mask)))
 
     def valid(self, mask: Tensor) -> Tensor:
         """Returns which landmarks are valid, `(B, M)`, for tokens with `mask (B, *grid)`."""
@@ -115,22 +116,24 @@ class Landmarks(nn.Module):
         return image.unfold(2, r, r).unfold(3, r, r).permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
 
     def _pool(self, landmarks: Tensor, mask: Tensor | None) -> Tensor:
-        """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget."""
+        """Averages `(B, H, y, x, D)` (or `(B, H, x, D)`) down to the budget; returns `(B, H, M, D)`."""
         if self.max_grid is None:
-            return landmarks
+            return landmarks.flatten(2, -2)
         sizes = None if mask is None else extents(self._full(mask))
+        if not torch.jit.is_scripting() and torch.compiler.is_exporting():
+            return _average_all(landmarks, self.max_grid, sizes)
         if landmarks.shape[-2] > self.max_grid[-1]:
             landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
         if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
             rows = _average(landmarks.transpose(-2, -3), self.max_grid[0], None if sizes is None else sizes[0])
             landmarks = rows.transpose(-2, -3)
-        return landmarks
+        return landmarks.flatten(2, -2)
 
     def _subset(self, tokens: Tensor, grid: list[int], mask: Tensor | None) -> Tensor:
         count = 1
         for axis, size in enumerate(grid):
             cells = size // self.ratio
-            count *= cells if self.max_grid is None else min(cells, self.max_grid[axis])
+            count *= cells if self.max_grid is None else _at_most(cells, self.max_grid[axis])
         if mask is not None:
             # a valid token's number in the image alone is how many come before it
             places = self._order(mask.flatten(1).cumsum(1) - 1).masked_fill(~mask.flatten(1), torch.inf)
@@ -147,6 +150,31 @@ class Landmarks(nn.Module):
             return places.double()
         # the same places for every image, call and device: multiples of a golden-ratio fraction
         return places.double().mul(0.6180339887498949).frac()
+
+
+def _at_most(size: int, limit: int) -> int:
+    """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
+    if not torch.jit.is_scripting() and torch.compiler.is_exporting():
+        return torch.sym_min(size, limit)
+    return min(size, limit)
+
+
+def _average_all(landmarks: Tensor, limits: list[int], sizes: list[Tensor] | None) -> Tensor:
+    """Averages all axes at once, `(B, H, y, x, D)` to `(B, H, M, D)`: one program for sizes on both sides of a limit.
+
+    Below the limits the matrix is that of identity.
+    """
+    grid = landmarks.shape[2:-1]
+    targets = [_at_most(size, limit) for size, limit in zip(grid, limits, strict=True)]
+    cell = torch.arange(math.prod(targets), device=landmarks.device).unsqueeze(1)
+    matrix = None
+    for axis in reversed(range(len(grid))):
+        given = None if sizes is None else sizes[axis]
+        weights = _pooling_weights(cell % targets[axis], grid[axis], targets[axis], landmarks, given)
+        matrix = weights if matrix is None else (weights.unsqueeze(-1) * matrix.unsqueeze(-2)).flatten(-2)
+        cell = cell // targets[axis]
+    assert matrix is not None
+    return (matrix if sizes is None else matrix.unsqueeze(1)) @ landmarks.flatten(2, -2)
 
 
 def _average(landmarks: Tensor, target: int, sizes: Tensor | None) -> Tensor:
@@ -172,7 +200,11 @@ def pooling_matrix(size: int, target: int, like: Tensor, sizes: Tensor | None = 
         `(target, size)`, or `(B, target, size)` with `sizes`, each arbitrary in the rows beyond what is made; rows sum
         to 1.
     """
-    out = torch.arange(target, device=like.device).unsqueeze(1)
+    return _pooling_weights(torch.arange(target, device=like.device).unsqueeze(1), size, target, like, sizes)
+
+
+def _pooling_weights(out: Tensor, size: int, target: int, like: Tensor, sizes: Tensor | None) -> Tensor:
+    """Returns the rows `out (M, 1)` of the pooling matrix."""
     place = torch.arange(size, device=like.device)
     if sizes is None:
         begin = out * size // target
