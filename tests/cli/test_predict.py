@@ -210,15 +210,15 @@ def test_unreadable_images_are_named_counted_and_skipped(broken, saved, capsys):
     assert main(["predict", str(broken), "--checkpoint", str(saved), "--format", "json"]) == 0
     captured = capsys.readouterr()
     assert [result["file"] for result in json.loads(captured.out)] == [str(broken / "whole.png")]
-    assert f"skipped {broken / 'half.png'}" in captured.err
-    assert f"skipped {broken / 'text.jpg'}" in captured.err
+    assert f"skipped: {broken / 'half.png'}" in captured.err
+    assert f"skipped: {broken / 'text.jpg'}" in captured.err
     assert "2 of 3 images skipped" in captured.err
 
 
 def test_an_unreadable_image_ends_it_on_request(broken, saved, tmp_path, capsys):
     out = tmp_path / "out" / "a.json"
     error = refused(capsys, broken, "--checkpoint", saved, "--on-error", "fail", "--format", "json", "--out", out)
-    assert f"unreadable image {broken / 'half.png'}" in error
+    assert f"unreadable image: {broken / 'half.png'}" in error
     assert error.count("\n") == 1
     assert not out.exists()
 

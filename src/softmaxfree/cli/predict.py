@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,10 +16,11 @@ from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import load_classifier, load_task
+from softmaxfree.cli.inputs import find_images_of, skip_or_fail, tell
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, check_resized, find_images, read_image, tell_left_out
+from softmaxfree.images import MAX_PIXELS, check_resized, read_image
 
 __all__ = ["run"]
 
@@ -68,7 +68,7 @@ def run(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
-    images, left_out = _find_images(files)
+    images, left_out = find_images_of(files)
     inputs = [path for path in (checkpoint, class_names) if path is not None]
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
@@ -76,7 +76,7 @@ def run(
         loaded = load_task(checkpoint, task, size)
         _to(loaded.task, device)
         predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, max_pixels)
-        _tell(left_out)
+        tell(left_out)
         return
     if out is not None:
         require_free([out], [*images, *inputs], _is_table)
@@ -96,29 +96,7 @@ def run(
     if skipped := len(images) - len(results):
         print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
     _write(results, format, out)
-    _tell(left_out)
-
-
-def _find_images(files: Sequence[str]) -> tuple[list[Path], Counter[str]]:
-    """The images, and what else the folders hold."""
-    found, left_out = [], Counter[str]()
-    for path in map(Path, files):
-        if path.is_dir():
-            inside = find_images(path)
-            if not inside.files:
-                raise InputError(f"no images in {path}; looked for {' '.join(IMAGE_SUFFIXES)}")
-            left_out += inside.left_out
-            found += inside.files
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"there is no file or folder {path}")
-    return found, left_out
-
-
-def _tell(left_out: Counter[str]) -> None:
-    if left_out:
-        print(tell_left_out(left_out), file=sys.stderr)
+    tell(left_out)
 
 
 def _to(net: nn.Module, device: str) -> nn.Module:
@@ -159,9 +137,7 @@ def _batches(
             try:
                 yield path, read(path)
             except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
-                if on_error == "fail":
-                    raise InputError(f"unreadable image {path} ({error}); --on-error skip leaves it out") from error
-                tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
+                skip_or_fail(path, error, on_error)
 
     items = readable()
     while batch := list(islice(items, batch_size)):

@@ -1,7 +1,6 @@
 """`softmaxfree predict --task detection` and `--task segmentation`: pictures and JSON."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
 from softmaxfree.cli.draw import draw
+from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import (
     LIST,
     common_folder,
@@ -78,9 +78,7 @@ def predict_dense(
             with torch.inference_mode():  # which refuses images that are too small
                 found, predictions = describe(task, image, loaded, threshold)
         except (InputError, OSError) as error:
-            if on_error == "fail":
-                raise InputError(f"image {path}: {error}; --on-error skip leaves it out") from error
-            tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
+            skip_or_fail(path, error, on_error)
             continue
         pictures = {"picture": draw(_in_unit_range(image), found, loaded.class_names)}
         if isinstance(found, Tensor):
