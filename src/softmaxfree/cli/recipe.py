@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 import logging
+import os
 import pkgutil
 import re
 import sys
@@ -17,7 +18,6 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, get_loader
 from jsonargparse.typing import PositiveInt
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -99,10 +99,15 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     if arguments["enable_progress_bar"]:
         arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
     arguments["callbacks"] = [*arguments.get("callbacks", []), SignalsOfTheCommand()]
+    cores = os.cpu_count() or 1
+    if arguments.get("accelerator") == "cpu" and isinstance(n := arguments.get("devices"), int) and n > cores:
+        raise InputError(f"trainer.devices is {n}, a process each, but there are {cores} CPU cores")
     try:
         return Trainer(**arguments)
-    except MisconfigurationException as error:
-        raise InputError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # it has many kinds for what it cannot use
+        raise InputError(f"trainer: {error}") from error
 
 
 def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) -> ArgumentParser:

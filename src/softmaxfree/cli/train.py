@@ -53,7 +53,7 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
         if (run_dir / "config.yaml").is_file():
             recipe = str(run_dir / "config.yaml")
     job = load_job(recipe, overrides)
-    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
+    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     with resumable(run_dir):

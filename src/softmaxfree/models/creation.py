@@ -21,13 +21,21 @@ def create_model(name: str, **arguments: Any) -> Any:
         The model.
 
     Raises:
-        ValueError: timm has no such model, with the nearest names; or the model has no such argument.
+        ValueError: timm has no such model, with the nearest names; the model has no such argument; or its pretrained
+            weights cannot be loaded.
     """
     check_name(name)
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
         raise InputError(f"model_args: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # without a network, each way to weights has its own
+        if not arguments.get("pretrained"):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"model_args.pretrained: the weights of {name} cannot be loaded: {reason}") from error
 
 
 def check_name(name: str) -> None:
