@@ -99,9 +99,9 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     if arguments["enable_progress_bar"]:
         arguments["callbacks"] = [*arguments.get("callbacks", []), RichProgressBar()]
     arguments["callbacks"] = [*arguments.get("callbacks", []), SignalsOfTheCommand()]
-    cores = os.cpu_count() or 1
-    if arguments.get("accelerator") == "cpu" and isinstance(n := arguments.get("devices"), int) and n > cores:
-        raise InputError(f"trainer.devices is {n}, a process each, but there are {cores} CPU cores")
+    cores, devices = os.cpu_count() or 1, str(arguments.get("devices"))
+    if arguments.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
+        raise InputError(f"trainer.devices is {devices}, a process each, but there are {cores} CPU cores")
     try:
         return Trainer(**arguments)
     except OSError:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer, WeightAveraging
 
 __all__ = ["Average", "ema_decay_at", "too_short_for"]
@@ -57,11 +56,11 @@ def ema_decay_at(count: int, decay: float, *, warmup: bool) -> float:
     return min(decay, 1 - 1 / (1 + count / _TENTH)) if warmup else decay
 
 
-def too_short_for(trainer: Trainer, arguments: dict[str, Any]) -> Iterator[str]:
+def too_short_for(trainer: Any, arguments: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each thing that the run has too few epochs or updates for.
 
     Args:
-        trainer: which knows the number of batches.
+        trainer: a Trainer, which knows the number of batches.
         arguments: of a task.
 
     Yields:

@@ -122,6 +122,9 @@ class AbstractTask(LightningModule):
     def configure_optimizers(self) -> Any:
         """Return optimizer and schedule of timm.
 
+        Returns:
+            Both, as the Trainer takes them.
+
         Raises:
             ValueError: there is no such optimizer, or it does not take these arguments.
         """
