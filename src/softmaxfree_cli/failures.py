@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 __all__ = ["mendable", "notes"]
 
+_MENDABLE = {
+    "softmaxfree.errors": "InputError",
+    "lightning.fabric.utilities.exceptions": "MisconfigurationException",  # arguments of the Trainer
+}
+
 # Packages whose import name is not their name; `-` for `_` aside.
 _IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn"}
 
@@ -23,11 +28,11 @@ def mendable(error: BaseException, command: str) -> str | None:
     """
     if isinstance(error, ModuleNotFoundError):
         return _missing(error, command)
-    # Never imported for this: where nobody has imported it, nobody has raised it.
-    ours = getattr(sys.modules.get("softmaxfree.errors"), "InputError", ())
+    # Never imported for this: where nobody has imported one, nobody has raised it.
+    known = tuple(getattr(sys.modules[module], name) for module, name in _MENDABLE.items() if module in sys.modules)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (OSError, ours)):  # type: ignore[arg-type]
+    if isinstance(error, (OSError, *known)) or (isinstance(error, ValueError) and _checked_by_trainer(error)):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
@@ -37,6 +42,14 @@ def notes(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield from getattr(error, "__notes__", ())
         error = error.__cause__ or error.__context__
+
+
+def _checked_by_trainer(error: BaseException) -> bool:
+    """Whether Lightning's own code has raised it: it does so for arguments of the Trainer that do not fit the data."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> str | None:

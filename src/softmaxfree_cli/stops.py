@@ -26,8 +26,8 @@ class Stop(BaseException):
 class Signals:
     """Handles both signals while a command runs.
 
-    While it only imports there is nothing to clean up: it ends at once. Later `Stop` is raised in the main thread, again
-    if a library loses it. A second signal, or cleaning up for too long, ends it at once too.
+    While it only imports there is nothing to clean up: it ends at once. Later `Stop` is raised in the main thread,
+    again if a library loses it. A second signal, or cleaning up for too long, ends it at once too.
 
     Args:
         label: what the line begins with.

@@ -14,6 +14,7 @@ import softmaxfree_cli
 from softmaxfree.errors import InputError
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
+from tests.cli.quick_run import overrides
 
 MINIMAL = {
     "bench": [],
@@ -286,3 +287,44 @@ print(*sorted({"lightning", "jsonargparse", "torchmetrics", "matplotlib", "rich"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lr=abc", "model.lr"),
+        ("model.lr=-1", "model.lr must be 0 to inf, got -1"),
+        ("model.label_smoothing=3", "model.label_smoothing must be 0 to 1, got 3"),
+        ("model.opt=adamm", "model.opt 'adamm' with"),
+        ('model.opt_args={"nonsense": 1}', "nonsense"),
+        ('model.opt_args={"betas": [2, 3]}', "Invalid beta"),
+        ("model.sched=cosin", "model.sched"),
+        ("model.name=soft_nan", "timm has no model 'soft_nan'"),
+        ("model.model_args.nonsense=1", "'nonsense'"),
+        ("model.model_args.depths=[1,1,1,x]", "model_args"),
+        ("model.model_args.drop_path_rate=high", "model_args"),
+        ("model.model_args.solver=foo", "solver 'foo' is not one of"),
+        ("model.model_args.pretrained=true", "no weights of soft_nano can be downloaded"),
+        ("model.num_classes=7", "the data has 10 classes"),
+        ("model.num_classes=0", "model.num_classes must be 2 or more, got 0"),
+        ("model.ema_decay=2", "model.ema_decay must be between 0 and 1"),
+        ("trainer.accelerator=quantum", "invalid accelerator name"),
+        ("trainer.accelerator=tpu", "torch_xla"),
+        ("trainer.devices=999", "trainer.devices is 999"),
+        ("trainer.precision=17", "trainer.precision"),
+        ("trainer.strategy=foo", "strategy"),
+        ("trainer.max_epochs=x", "max_epochs"),
+        ("trainer.check_val_every_n_epoch=x", "check_val_every_n_epoch"),
+        ("trainer.val_check_interval=1000", "val_check_interval"),
+        ("trainer.gradient_clip_algorithm=foo", "gradient_clip_algorithm"),
+        ("trainer.profiler=foo", "profiler"),
+    ],
+)
+def test_a_wrong_value_of_a_key_is_one_line(override, message, tmp_path, capfd):
+    short = overrides(trainer__max_epochs=1, trainer__limit_train_batches=2, model__warmup_epochs=0)
+    key = override.partition("=")[0]
+    arguments = [argument for argument in short if not argument.startswith(f"--{key}=")]
+    assert main(["train", "digits", "--out", str(tmp_path), *arguments, f"--{override}"]) == 2
+    (line,) = [text for text in capfd.readouterr().err.splitlines() if not text.startswith("model.ema_decay 0.99 ")]
+    assert line.startswith("softmaxfree train: ")
+    assert message in line

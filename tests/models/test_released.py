@@ -7,6 +7,7 @@ import timm
 import torch
 
 from softmaxfree import ops
+from softmaxfree.errors import InputError
 from softmaxfree.models.record import NAME
 from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER
 from softmaxfree.models.soft import checkpoint_filter_fn
@@ -123,5 +124,5 @@ def test_an_incomplete_released_file_is_named():
 
 
 def test_pretrained_says_where_the_weights_are():
-    with pytest.raises(RuntimeError, match=r"github.com/fudan-zvg/SOFT and pass checkpoint_path="):
+    with pytest.raises(InputError, match=r"github.com/fudan-zvg/SOFT and pass checkpoint_path="):
         timm.create_model("soft_tiny", pretrained=True)

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from softmaxfree.errors import InputError
 from softmaxfree.tasks import ClassificationTask
 
 TINY = {
@@ -183,7 +184,7 @@ def test_label_smoothing():
 
 def test_the_average_is_what_is_validated():
     """With a decay of 1 the average stays at the weights after the first step, however long training goes."""
-    arguments = {"ema_decay": 1.0, "lr": 5e-3, "warmup_epochs": 0}
+    arguments = {"ema_decay": 1.0, "ema_warmup": False, "lr": 5e-3, "warmup_epochs": 0}
     short, long = task(**arguments), task(**arguments)
     long.load_state_dict(short.state_dict())
     first = fit(short, Squares(num_images=16), max_epochs=1).callback_metrics
@@ -202,6 +203,17 @@ def test_sharded_weights_cannot_be_averaged():
     module = task(ema_decay=0.9)
     module.trainer = SimpleNamespace(strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"model.ema_decay must be null with sharded weights"):
+        module.configure_callbacks()
+
+
+@pytest.mark.parametrize(
+    ("decay", "precision", "message"),
+    [(1.5, "32-true", "between 0 and 1, got 1.5"), (0.9, "bf16-true", "null with trainer.precision bf16-true")],
+)
+def test_an_average_that_cannot_be_is_refused(decay, precision, message):
+    module = task(ema_decay=decay)
+    module.trainer = SimpleNamespace(strategy=None, precision=precision)
+    with pytest.raises(InputError, match=message):
         module.configure_callbacks()
 
 

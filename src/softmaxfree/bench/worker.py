@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -66,6 +67,7 @@ _step: Callable[[], object]
 
 def _start(threads: int, suite: str, contestant: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> None:
     global _trial
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both, and the parent ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _trial = Trial(SUITES[suite], SUITES[suite].contestants[contestant], device, dtype, compiled)

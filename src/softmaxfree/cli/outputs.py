@@ -84,8 +84,8 @@ def require_free(
             continue
         if stat.S_ISDIR(about.st_mode):
             raise InputError(f"{option}: {output} is a folder, and a file of that name would be written")
-        if (file := read.get((about.st_dev, about.st_ino))) is not None:
-            raise InputError(f"{option}: {output} would replace {file}, which is read; name another place")
+        if (same := read.get((about.st_dev, about.st_ino))) is not None:
+            raise InputError(f"{option}: {output} would replace {same}, which is read; name another place")
         if about.st_size and not is_ours(output):
             raise InputError(f"{option}: {output} is there and is no earlier output; name another place or move it")
 

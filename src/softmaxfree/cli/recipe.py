@@ -3,6 +3,7 @@
 import difflib
 import importlib.resources
 import logging
+import os
 import pkgutil
 import re
 import sys
@@ -17,7 +18,6 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, get_loader
 from jsonargparse.typing import PositiveInt
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 
@@ -119,10 +119,15 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     if arguments["enable_progress_bar"]:
         callbacks.append(RichProgressBar(refresh_rate=arguments.get("log_every_n_steps") or 50))
     arguments["callbacks"] = callbacks
+    cores, devices = os.cpu_count() or 1, str(arguments.get("devices"))
+    if arguments.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
+        raise InputError(f"trainer.devices is {devices}, a process each, but there are {cores} CPU cores")
     try:
         return Trainer(**arguments)
-    except MisconfigurationException as error:
-        raise InputError(str(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # it has many kinds for what it cannot use
+        raise InputError(f"trainer: {error}") from error
 
 
 def _list(value: Any) -> list:

@@ -58,7 +58,7 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
         run_dir = checkpoint.parent
         content, given, told = resumed_recipe(recipe, run_dir, checkpoint)
     job = load_job(recipe, overrides, content)
-    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer()
+    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     with resumable(run_dir):

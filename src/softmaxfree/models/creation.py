@@ -29,7 +29,7 @@ def create_model(name: str, **arguments: Any) -> Any:
 
     Raises:
         InputError: timm has no such model, with the nearest names; the model has no such argument; or the weights to
-            start from are not there.
+            start from cannot be loaded.
     """
     check_name(name)
     try:
@@ -38,6 +38,13 @@ def create_model(name: str, **arguments: Any) -> Any:
         raise InputError(f"model_args: {error}") from error
     except FileNotFoundError as error:
         raise InputError(f"model {name}: the weights to start from are not there: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # without a network, each way to weights has its own
+        if not arguments.get("pretrained"):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"model_args.pretrained: the weights of {name} cannot be loaded: {reason}") from error
 
 
 def check_name(name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
+from softmaxfree.errors import InputError
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 from softmaxfree.models.released import checkpoint_filter_fn
@@ -25,7 +26,7 @@ def _create(variant: str, pretrained: bool = False, **kwargs) -> SoftmaxFreeTran
     if pretrained:
         sources = {key: kwargs.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")}
         if not resolve_pretrained_cfg(variant, **sources).has_weights:
-            raise RuntimeError(
+            raise InputError(
                 f"pretrained=True: no weights of {variant} can be downloaded. Get the authors' file by hand from the "
                 f"links at {_WEIGHTS_PAGE} and pass checkpoint_path='FILE.pth', or run `softmaxfree convert FILE.pth`."
             )

@@ -43,6 +43,8 @@ class DetectionTask(AbstractTask):
         **kwargs: how to optimize, see `AbstractTask`.
     """
 
+    fewest_classes = 1
+
     def __init__(
         self,
         name: str,

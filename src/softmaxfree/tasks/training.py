@@ -1,27 +1,31 @@
 """What every task shares: optimizer, schedule, average of the weights, checkpoints."""
 
+import logging
 import math
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from softmaxfree.errors import InputError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
+from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
 from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
+
+_log = logging.getLogger(__name__)
+_HIGHEST = dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"), math.inf)
+_HIGHEST["label_smoothing"] = 1.0  # all from 0 on
 
 
 class AbstractTask(LightningModule):
@@ -42,12 +46,16 @@ class AbstractTask(LightningModule):
         decay_milestones: epochs after which "multistep" lowers the rate.
         decay_rate: by which factor "multistep" does; the power of "poly".
         ema_decay: of the moving average of the weights, which is validated and kept; null for none.
+        ema_warmup: start with a shorter average, over the last tenth of the updates so far, until that is as long as
+            `ema_decay` tells: else a short run keeps the first weights. false for a constant decay.
     """
 
     monitor: ClassVar[str]
     """The metric that the best checkpoint has most of."""
     summary: ClassVar[dict[str, tuple[str, float, int]]]
     """Metrics of the final table, in order: label, factor and digits by key."""
+
+    fewest_classes: ClassVar[int] = 2
 
     model: nn.Module
 
@@ -67,9 +75,15 @@ class AbstractTask(LightningModule):
         decay_milestones: list[float] | None = None,
         decay_rate: float = 0.1,
         ema_decay: float | None = None,
+        ema_warmup: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()  # those of the subclass too
+        if (given := self.hparams.get("num_classes", self.fewest_classes)) < self.fewest_classes:
+            raise InputError(f"model.num_classes must be {self.fewest_classes} or more, got {given}")
+        for name, highest in _HIGHEST.items():
+            if not 0 <= self.hparams.get(name, 0) <= highest:
+                raise InputError(f"model.{name} must be 0 to {highest:g}, got {self.hparams[name]}")
         self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
         self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
         self._unchecked: list[tuple[str, Tensor]] = []
@@ -136,16 +150,21 @@ class AbstractTask(LightningModule):
         self._check_losses()
 
     def configure_optimizers(self) -> Any:
-        """Return optimizer and schedule of timm."""
+        """Return optimizer and schedule of timm.
+
+        Returns:
+            Both, as the Trainer takes them.
+
+        Raises:
+            ValueError: there is no such optimizer, or it does not take these arguments.
+        """
         h = self.hparams
-        optimizer = create_optimizer_v2(
-            self.model,
-            h["opt"],
-            lr=scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer),
-            weight_decay=h["weight_decay"],
-            layer_decay=h["layer_decay"],
-            **(h["opt_args"] or {}),
-        )
+        lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
+        arguments = {"weight_decay": h["weight_decay"], "layer_decay": h["layer_decay"], **(h["opt_args"] or {})}
+        try:
+            optimizer = create_optimizer_v2(self.model, h["opt"], lr=lr, **arguments)
+        except (ValueError, TypeError, AssertionError) as error:  # unknown, or not with these arguments
+            raise InputError(f"model.opt {h['opt']!r} with {arguments}: {error}") from error
         schedule = create_schedule(
             optimizer,
             h["sched"],
@@ -169,14 +188,27 @@ class AbstractTask(LightningModule):
             One callback, or none.
 
         Raises:
-            ValueError: the weights are sharded, where they cannot be averaged.
+            ValueError: the decay is none, or weights are sharded or in half precision, where they cannot be averaged.
         """
         decay = self.hparams["ema_decay"]
         if decay is None:
             return []
+        if not 0 <= decay <= 1:
+            raise InputError(f"model.ema_decay must be between 0 and 1, got {decay}")
         if self._sharded():
             raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
-        return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
+        if self._trainer is not None and str(self._trainer.precision) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"model.ema_decay must be null with trainer.precision {self._trainer.precision}: the steps of an "
+                "average are too small for such weights"
+            )
+        return [Average(decay, self.hparams["ema_warmup"])]
+
+    def on_train_start(self) -> None:
+        """Tell what the run is too short for."""
+        if self.trainer.is_global_zero:
+            for line in too_short_for(self.trainer, dict(self.hparams)):
+                _log.warning(line)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note all that is needed to use the weights, without the files that the run started from.
