@@ -1,6 +1,7 @@
 """What every task shares: optimizer, schedule, average of the weights, checkpoints."""
 
 import math
+import warnings
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -117,7 +118,8 @@ class AbstractTask(LightningModule):
         """
         loss = loss.detach()
         self._unchecked.append((f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})", loss))
-        if len(self._unchecked) >= max(self.trainer.log_every_n_steps, 1):
+        trainer: Any = self.trainer  # whose type does not tell all
+        if len(self._unchecked) >= max(trainer.log_every_n_steps, 1):
             self._check_losses()
         self.train_loss.update(loss, weight=loss.new_full((), num_images))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
@@ -174,6 +176,8 @@ class AbstractTask(LightningModule):
             return []
         if self._sharded():
             raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
+        # of `configure_model`, which does nothing then
+        warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides")
         return [WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
