@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -48,11 +48,10 @@ def fit(module, data=None, *callbacks, **arguments):
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **{"max_epochs": 2, "num_sanity_val_steps": 0, **arguments},
+        **{"max_epochs": 2, "num_sanity_val_steps": 0, "enable_checkpointing": False, **arguments},
     )
     trainer.fit(module, datamodule=data or Squares())
     return trainer
@@ -249,6 +248,32 @@ def test_a_non_finite_loss_stops_the_run():
     data.dataset.tensors[0][40] = torch.nan  # in the third batch
     with pytest.raises(ValueError, match=r"loss is nan at step 2 \(epoch 0, batch 2\); there is no checkpoint"):
         fit(task(), data)
+
+
+def test_losses_are_looked_at_where_they_are_logged():
+    data = Squares(num_images=64)
+    data.dataset.tensors[0][0] = torch.nan  # in the first batch
+    module, done = task(), []
+    count = LambdaCallback(on_train_batch_end=lambda trainer, *_: done.append(trainer.global_step))
+    with pytest.raises(InputError, match=r"loss is nan at step 0 \(epoch 0, batch 0\)"):
+        fit(module, data, count, log_every_n_steps=3)
+    assert len(done) == 2
+
+
+def test_no_broken_weights_replace_a_good_checkpoint(tmp_path):
+    """A gradient may overflow where the loss did not, in the very step after which a checkpoint is due."""
+
+    def overflow(trainer, module, *_):
+        if trainer.global_step == 3:
+            module.model.head.weight.data[0] = torch.inf
+
+    keep = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+    fault = LambdaCallback(on_train_batch_end=overflow)
+    with pytest.raises(InputError, match=r"head.weight is not finite after step 3; the last good checkpoint is .*last"):
+        fit(task(), Squares(num_images=64), fault, keep, enable_checkpointing=True)
+    good = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert good["global_step"] == 2
+    assert all(weight.isfinite().all() for weight in good["state_dict"].values())
 
 
 def test_classes_of_model_and_data_must_agree():

@@ -4,6 +4,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from softmaxfree.data import ScenesDetectionDataModule
+from softmaxfree.errors import InputError
 from softmaxfree.tasks import DetectionTask
 
 SLIM = {"fpn_channels": 16, "anchor_sizes": (8, 16, 32, 64, 128), "min_size": 64, "max_size": 64}
@@ -157,6 +158,35 @@ def test_precision(precision):
     run = trainer(precision=precision)
     run.fit(task("mask_rcnn"), datamodule=Squares(num_images=2))
     assert run.callback_metrics["train/loss"].isfinite()
+
+
+def without_size():
+    return {key: value for key, value in SLIM.items() if key not in ("min_size", "max_size")}
+
+
+def test_the_size_is_that_of_the_data():
+    """Trained at one size and validated at another, good weights find nothing."""
+    data, module = Squares(), task(detector_args=without_size())
+    assert module.model.size == (800, 1333)
+    data.data_config = {"size": (64, 96)}
+    seen = []
+    backbone = module.model.network.backbone.net
+    backbone.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape[-2:])))
+    trainer().validate(module, datamodule=data, verbose=False)
+    assert module.model.size == (64, 96)
+    assert set(seen) == {(96, 64)}  # 64 x 62 and narrower, to a shorter side of 64
+
+
+def test_one_size_is_given_in_one_place():
+    data = Squares()
+    data.data_config = {"size": (64, 96)}
+    with pytest.raises(InputError, match=r"detector_args.max_size is 64, .* of the data is \(64, 96\); give the size"):
+        trainer().fit(task(), datamodule=data)
+    data.data_config = {"size": (64, 64)}  # which `detector_args` says too
+    trainer(limit_train_batches=1, limit_val_batches=0).fit(task(), datamodule=data)
+    data.data_config = {"size": (8, 64)}
+    with pytest.raises(InputError, match=r"size must be a shorter side of 13 pixels or more"):
+        trainer().fit(task(detector_args=without_size()), datamodule=data)
 
 
 def test_bad_arguments():

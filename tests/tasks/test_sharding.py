@@ -24,11 +24,9 @@ from tests.processes import in_processes
 NANO = {"embed_dims": [8, 16, 24, 32], "num_heads": [1, 1, 1, 1]}
 
 
-def task(**arguments):
+def task():
     torch.manual_seed(0)
-    return ClassificationTask(
-        "soft_nano", 10, {"in_chans": 1, **NANO}, **{"warmup_epochs": 0, "sched": "constant", **arguments}
-    )
+    return ClassificationTask("soft_nano", 10, {"in_chans": 1, **NANO}, warmup_epochs=0, sched="constant")
 
 
 def trainer(folder, whole=False, epochs=1, tensor_parallel=1):

@@ -5,9 +5,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from softmaxfree.layers.padding import zero_padding
+
+_CELLS = (0, 2, 3)
 
 
 def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -43,28 +46,65 @@ def _processes(norm: nn.Module) -> Any:
 
 def _normalised(norm: _BatchNorm, x: Tensor, mask: Tensor | None, group: Any) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    cells = wide.new_full((1,), x.shape[0] * x.shape[2] * x.shape[3])
-    if mask is not None:
-        cells = mask.sum(dtype=wide.dtype).reshape(1)
-        valid = mask.unsqueeze(1).to(wide.dtype)
-        wide = wide * valid
-    totals = _sum_of_all(torch.cat((wide.sum((0, 2, 3)), cells)), group)
-    count = totals[-1].detach()
-    count = count.masked_fill(count < 2, torch.nan)
-    mean = totals[:-1] / count
-    centred = wide - mean[:, None, None]
-    if mask is not None:
-        centred = centred * valid
-    variance = _sum_of_all(centred.square().sum((0, 2, 3)), group) / count
-    _track(norm, mean.detach(), variance.detach() * (count / (count - 1)))
-    scale = (variance + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    out = centred * scale[:, None, None]
-    if norm.bias is not None:
-        shift = norm.bias[:, None, None]
-        out = out + (shift if mask is None else shift * valid)
+    valid = None if mask is None else mask.unsqueeze(1).to(wide.dtype)
+    out, mean, variance, count = _Normalise.apply(wide, valid, norm.weight, norm.bias, norm.eps, group)
+    _track(norm, mean, variance * (count / (count - 1)))
     return out.to(x.dtype)
+
+
+class _Normalise(torch.autograd.Function):
+    """The map, and mean, variance and number of its valid cells, which have no gradient.
+
+    By hand, because autograd would pass over the map twice as often. Weight and bias get the gradient of this process
+    alone, the map that of all losses, as with torch's SyncBatchNorm.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, valid: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        cells = x.new_full((1,), x.shape[0] * x.shape[2] * x.shape[3]) if valid is None else valid.sum().reshape(1)
+        totals = _sum_of_all(torch.cat((_masked(x, valid).sum(_CELLS), cells)), group)
+        count = totals[-1].masked_fill(totals[-1] < 2, torch.nan)
+        mean = totals[:-1] / count
+        centred = x - _column(mean)
+        if valid is not None:
+            centred.mul_(valid)
+        variance = _sum_of_all(torch.linalg.vector_norm(centred, dim=_CELLS).square(), group) / count
+        inverse = (variance + eps).rsqrt()
+        scale = inverse if weight is None else inverse * weight
+        if bias is None:
+            out = centred * _column(scale)
+        else:
+            out = torch.addcmul(_column(bias.to(x.dtype)), centred, _column(scale))
+            if valid is not None:
+                out.mul_(valid)
+        ctx.group = group
+        ctx.save_for_backward(centred, valid, weight, bias, inverse, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return out, mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        centred, valid, weight, bias, inverse, scale, count = ctx.saved_tensors
+        grad = _masked(grad, valid)
+        of_bias, of_scale = grad.sum(_CELLS), (grad * centred).sum(_CELLS)
+        of_weight = None if weight is None else (of_scale * inverse).to(weight.dtype)
+        sums = _sum_of_all(torch.cat((of_bias, of_scale)), ctx.group) / count
+        along, shift = sums.chunk(2)[1] * inverse.square(), sums.chunk(2)[0]
+        out = torch.addcmul(grad, centred, _column(along), value=-1).sub_(_column(shift)).mul_(_column(scale))
+        if valid is not None:
+            out.mul_(valid)
+        return out, None, of_weight, None if bias is None else of_bias.to(bias.dtype), None, None
+
+
+def _masked(x: Tensor, valid: Tensor | None) -> Tensor:
+    return x if valid is None else x * valid
+
+
+def _column(x: Tensor) -> Tensor:
+    return x[:, None, None]
 
 
 def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
@@ -81,20 +121,7 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
 
 
 def _sum_of_all(x: Tensor, group: Any) -> Tensor:
-    """Returns the sum of what the processes have, with the gradient of all of their losses."""
-    return x if group is None else _AllReduce.apply(x, group)
-
-
-class _AllReduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        x = x.clone()
+    """Returns the sum of what the processes have."""
+    if group is not None:
         dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
+    return x

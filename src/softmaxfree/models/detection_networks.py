@@ -126,11 +126,13 @@ class Pyramid(nn.Module):
         groups: dict[tuple[int, int], list[int]] = {}
         for i, (height, width) in enumerate(images.image_sizes):
             groups.setdefault((_cells(height, self.strides[0]), _cells(width, self.strides[0])), []).append(i)
+        # at once: the gradient of each index would be a whole map
+        rows = [x.unbind() for x in maps]
         for numbers in groups.values():
             height, width = images.image_sizes[numbers[0]]
             own = {}
-            for level, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
-                x = x if len(groups) == 1 else torch.stack([x[i] for i in numbers])
+            for level, (whole, row, stride) in enumerate(zip(maps, rows, self.strides, strict=True)):
+                x = whole if len(groups) == 1 else torch.stack([row[i] for i in numbers])
                 own[str(level)] = x[:, :, : _cells(height, stride), : _cells(width, stride)]
             yield numbers, self.fpn(own)
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch
@@ -133,7 +134,8 @@ class AbstractTask(LightningModule):
         """
         loss = loss.detach()
         self._unchecked.append((f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})", loss))
-        if len(self._unchecked) >= max(self.trainer.log_every_n_steps, 1):
+        trainer: Any = self.trainer  # whose type does not tell all
+        if len(self._unchecked) >= max(trainer.log_every_n_steps, 1):
             self._check_losses()
         self.train_loss.update(loss, weight=loss.new_full((), num_images))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
@@ -202,6 +204,8 @@ class AbstractTask(LightningModule):
                 f"model.ema_decay must be null with trainer.precision {self._trainer.precision}: the steps of an "
                 "average are too small for such weights"
             )
+        # of `configure_model`, which does nothing then
+        warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides")
         return [Average(decay, self.hparams["ema_warmup"])]
 
     def on_train_start(self) -> None:
