@@ -8,7 +8,7 @@ from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.errors import InputError
+from softmaxfree.arguments import require, require_whole, require_whole_numbers
 from softmaxfree.layers.padding import extents
 
 Sampling = Literal["conv", "mean", "random", "first"]
@@ -31,7 +31,7 @@ class Landmarks(nn.Module):
         dtype: of the weights.
 
     Raises:
-        ValueError: for a sampling that does not exist.
+        InputError: for an argument out of range.
     """
 
     def __init__(
@@ -46,10 +46,14 @@ class Landmarks(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if sampling not in get_args(Sampling):
-            raise InputError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
-        if max_grid is not None and (len(max_grid) != ndim or min(max_grid) < 1):
-            raise InputError(f"landmark_grid must be {ndim} numbers of 1 or more, or None, got {max_grid!r}")
+        samplings = get_args(Sampling)
+        require(sampling in samplings, "landmark_sampling", sampling, f"one of {', '.join(samplings)}")
+        require_whole("head_dim", head_dim, 1)
+        require_whole("ratio", ratio, 1)
+        require_whole("ndim", ndim, 1)
+        require(ndim <= 2, "ndim", ndim, "1 for sequences or 2 for images")
+        if max_grid is not None:
+            require_whole_numbers("landmark_grid", max_grid, ndim, 1)
         self.ratio = ratio
         self.sampling: str = sampling
         self.max_grid = None if max_grid is None else list(max_grid)
