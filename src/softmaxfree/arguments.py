@@ -18,7 +18,8 @@ def require(condition: bool, name: str, given: Any, allowed: str) -> None:
 def require_whole(name: str, given: Any, least: int) -> None:
     """Raises InputError unless `given` is an int, no bool, of at least `least`."""
     whole = isinstance(given, int) and not isinstance(given, bool)
-    require(whole and given >= least, name, given, f"{least} or more, a whole number")
+    require(whole, name, given, f"a whole number, {least} or more")
+    require(given >= least, name, given, f"{least} or more")
 
 
 def require_whole_numbers(name: str, given: Any, count: int, least: int) -> None:

@@ -10,6 +10,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from softmaxfree import ops
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SOLVER = ops.Newton(iters=40)  # converged, so that finite differences see the gradient that all solvers share
 
 
@@ -102,6 +104,7 @@ def test_compiles(transform):
     torch.testing.assert_close(compiled(x), whole(x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap maps over some of torch's own ops in a loop
 @pytest.mark.parametrize(
     "kwargs",
     [{}, dict(normalize=True, last_stage="softmax_free", landmark_sampling="mean"), dict(landmark_sampling="random")],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_whole
+from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.ops import AbstractPinvSolver, Newton
@@ -60,7 +61,8 @@ class SoftmaxFreeAttention(nn.Module):
         super().__init__()
         require_whole("dim", dim, 1)
         require_whole("num_heads", num_heads, 1)
-        require(dim % num_heads == 0, "num_heads", num_heads, f"a divisor of the width {dim}")
+        if dim % num_heads:
+            raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
         require_whole("value_kernel", value_kernel, 0)
         require(value_kernel == 0 or value_kernel % 2 == 1, "value_kernel", value_kernel, "odd, or 0 for none")
         require(isinstance(normalize, bool), "normalize", normalize, "True or False")

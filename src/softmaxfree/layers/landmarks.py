@@ -135,11 +135,11 @@ class Landmarks(nn.Module):
         if mask is not None:
             # a valid token's number in the image alone is how many come before it
             places = self._order(mask.flatten(1).cumsum(1) - 1).masked_fill(~mask.flatten(1), torch.inf)
-            places = torch.argsort(places, stable=True)[:, None, :count, None]
+            places = torch.argsort(places)[:, None, :count, None]
             return tokens.gather(2, places.expand(-1, tokens.shape[1], -1, tokens.shape[3]))
         places = torch.arange(tokens.shape[2], device=tokens.device)
         if self.sampling == "random":
-            places = torch.argsort(self._order(places), stable=True)
+            places = torch.argsort(self._order(places))
         return tokens[:, :, places[:count]]
 
     def _order(self, places: Tensor) -> Tensor:
@@ -168,9 +168,10 @@ def _average_all(landmarks: Tensor, limits: list[int], sizes: list[Tensor] | Non
     matrix = None
     for axis in reversed(range(len(grid))):
         given = None if sizes is None else sizes[axis]
-        weights = _pooling_weights(cell % targets[axis], grid[axis], targets[axis], landmarks, given)
+        target = torch.full((), targets[axis], device=landmarks.device)  # ONNX divides by tensors alone
+        weights = _pooling_weights(cell - cell // target * target, grid[axis], target, landmarks, given)
         matrix = weights if matrix is None else (weights.unsqueeze(-1) * matrix.unsqueeze(-2)).flatten(-2)
-        cell = cell // targets[axis]
+        cell = cell // target
     assert matrix is not None
     return (matrix if sizes is None else matrix.unsqueeze(1)) @ landmarks.flatten(2, -2)
 
@@ -198,11 +199,12 @@ def pooling_matrix(size: int, target: int, like: Tensor, sizes: Tensor | None = 
         `(target, size)`, or `(B, target, size)` with `sizes`, each arbitrary in the rows beyond what is made; rows sum
         to 1.
     """
-    return _pooling_weights(torch.arange(target, device=like.device).unsqueeze(1), size, target, like, sizes)
+    out = torch.arange(target, device=like.device).unsqueeze(1)
+    return _pooling_weights(out, size, torch.full((), target, device=like.device), like, sizes)
 
 
-def _pooling_weights(out: Tensor, size: int, target: int, like: Tensor, sizes: Tensor | None) -> Tensor:
-    """Returns the rows `out (M, 1)` of the pooling matrix."""
+def _pooling_weights(out: Tensor, size: int, target: Tensor, like: Tensor, sizes: Tensor | None) -> Tensor:
+    """Returns the rows `out (M, 1)` of the pooling matrix to `target ()` cells."""
     place = torch.arange(size, device=like.device)
     if sizes is None:
         begin = out * size // target

@@ -212,4 +212,3 @@ def _parse(text: str) -> Mapping[str, Any]:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"solver must be JSON or one of {', '.join(SOLVERS)}, got {text!r}: {error}") from error
-
