@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor
 
+import softmaxfree  # noqa: F401  registers the models
+
 SIZES = [(2, 96, 96), (1, 70, 45), (3, 64, 130), (1, 128, 128), (2, 171, 260)]
 START = {"below": (2, 96, 96), "above": (2, 320, 192)}
 NARROW = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), landmark_grid=(8, 8), num_classes=5)

@@ -153,7 +153,7 @@ class Landmarks(nn.Module):
 def _at_most(size: int, limit: int) -> int:
     """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
     if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-        return torch.sym_min(size, limit)
+        return torch.sym_min(size, limit)  # type: ignore[return-value]  # traced as a number
     return min(size, limit)
 
 
