@@ -1,7 +1,7 @@
 """Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import register_notrace_module
@@ -118,8 +118,9 @@ class Landmarks(nn.Module):
         if self.max_grid is None:
             return landmarks.flatten(2, -2)
         sizes = None if mask is None else extents(self._full(mask))
-        if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-            return _average_all(landmarks, self.max_grid, sizes)
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript reads only a lone condition
+            if torch.compiler.is_exporting():
+                return _average_all(landmarks, self.max_grid, sizes)
         if landmarks.shape[-2] > self.max_grid[-1]:
             landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
         if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
@@ -152,8 +153,9 @@ class Landmarks(nn.Module):
 
 def _at_most(size: int, limit: int) -> int:
     """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
-    if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-        return torch.sym_min(size, limit)  # type: ignore[return-value]  # traced as a number
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if torch.compiler.is_exporting():
+            return cast(int, torch.sym_min(size, limit))
     return min(size, limit)
 
 
