@@ -126,7 +126,7 @@ class ClassTokenStage(nn.Module):
         if mask is not None:  # every token attends the class token and the valid ones
             keys = F.pad(mask.flatten(1), (1, 0), value=1.0)[:, None, None]
         for block in self.blocks:
-            if torch.jit.is_scripting():
+            if torch.jit.is_scripting():  # noqa: SIM108  of a lone condition TorchScript reads one side
                 tokens = block(tokens, keys)
             else:
                 tokens = self._run(block, tokens, keys)
