@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU; read at the first
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which torch does late
 
@@ -23,3 +24,10 @@ def nan_in_uninitialized_memory(monkeypatch: pytest.MonkeyPatch):
 def same_random_numbers():
     """Makes each test independent of those run before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest):
+    """Makes the tensors and modules of a test on each device that there is, and yields the device."""
+    with torch.device(request.param):
+        yield torch.device(request.param)

@@ -9,12 +9,15 @@ from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER, from_release
 from tests import golden_files
 from tests.helpers import MAX_RELATIVE_ERROR, assert_no_worse_than
 
+pytestmark = pytest.mark.usefixtures("device")
+
 BLOCK = "stages.0.blocks.0.attn."
 
 
 def released_attention(name: str, dtype: torch.dtype):
     """Returns the layer with the golden weights, the golden tensors, and the grid."""
     tensors, meta = golden_files.load(name)
+    tensors = {key: value.to(torch.get_default_device()) for key, value in tensors.items()}
     normalize = meta["norm"] == "True"
     layer = SoftmaxFreeAttention(
         int(meta["dim"]),
@@ -47,7 +50,7 @@ def run(name: str, dtype: torch.dtype, with_gradients: bool) -> dict[str, torch.
 @pytest.mark.parametrize("ratio", [2, 4, 8])
 def test_values_and_gradients_are_the_released_ones(ratio):
     name = f"attention_ratio{ratio}"
-    tensors, _ = golden_files.load(name)
+    _, tensors, _ = released_attention(name, torch.float32)
     golden = {k: tensors[k] for k in ("out", "grad_x")}
     golden |= {f"grad.{k}": v for k, v in renamed(golden_files.below(tensors, "grad.")).items()}
     ours, exact = run(name, torch.float32, True), run(name, torch.float64, True)
@@ -58,7 +61,7 @@ def test_values_and_gradients_are_the_released_ones(ratio):
 
 
 def test_normalised_values_are_the_released_ones_at_batch_size_one():
-    tensors, _ = golden_files.load("attention_norm_ratio4")
+    _, tensors, _ = released_attention("attention_norm_ratio4", torch.float32)
     ours = run("attention_norm_ratio4", torch.float32, False)["out"]
     exact = run("attention_norm_ratio4", torch.float64, False)["out"]
     assert_no_worse_than(ours, tensors["out"], exact)
@@ -106,6 +109,16 @@ def test_stochastic_depth_drops_whole_images():
             "landmark_sampling must be one of conv, mean",
         ),
         (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(4,)), "landmark_grid must be 2 numbers"),
+        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(16.5, 2)), "landmark_grid must be 2 numbers"),
+        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=16), "landmark_grid must be 2 numbers of 1 or more"),
+        (dict(dim=12, num_heads=3, ratio=2, value_kernel=-1), "value_kernel must be 0 or more, got -1"),
+        (dict(dim=12, num_heads=3, ratio=0), "ratio must be 1 or more, got 0"),
+        (dict(dim=12, num_heads=0, ratio=2), "num_heads must be 1 or more, got 0"),
+        (dict(dim=0, num_heads=1, ratio=2), "dim must be 1 or more, got 0"),
+        (dict(dim=12, num_heads=3, ratio=2, ndim=3, landmark_grid=None), "ndim must be 1 for sequences or 2"),
+        (dict(dim=12, num_heads=3, ratio=2, ndim=True, landmark_grid=None), "ndim must be a whole number"),
+        (dict(dim=12, num_heads=3, ratio=2, solver="newton"), "solver must be a solver"),
+        (dict(dim=12, num_heads=3, ratio=2, normalize="no"), "normalize must be True or False"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):
@@ -121,3 +134,16 @@ def test_a_padded_sequence_is_the_sequence_alone(sampling):
     out = layer(x, [33], mask)
     for i, length in enumerate(lengths):
         torch.testing.assert_close(out[i, :length], layer(x[i : i + 1, :length], [length])[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(mlp_ratio=0), "mlp_ratio must be enough for one hidden feature"),
+        (dict(mlp_ratio=float("nan")), "mlp_ratio must be 0 or more, got nan"),
+        (dict(drop_path=1.0), r"drop_path must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_bad_arguments_of_a_block_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SoftmaxFreeBlock(12, 3, 2, **kwargs)

@@ -1,4 +1,6 @@
-"""Stem, downsampling, and the position table with its cache."""
+"""Stem, downsampling, and the position table."""
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -6,6 +8,8 @@ import torch.nn.functional as F
 
 from softmaxfree.layers import PositionTable, downsample, stem
 from softmaxfree.layers.embed import feature_map, resize_matrix
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (29, 30), (224, 97)])
@@ -30,19 +34,18 @@ def test_resampled_bilinearly_elsewhere():
     assert table.table.grad is not None
 
 
-def test_the_cache_holds_until_the_weights_change():
-    table = PositionTable(8, (5, 7))
+def test_nothing_is_kept_from_call_to_call():
+    """An edit that no version counts is seen; threads that ask for many sizes get each its own."""
+    table, sizes = PositionTable(8, (5, 7)), [(6, 4), (4, 6), (9, 9), (12, 5)]
     with torch.no_grad():
-        first = table(6, 4)
-        assert table(6, 4) is first
-        assert table(4, 6) is not first
-        table.table.mul_(2)
-        torch.testing.assert_close(table(6, 4), first * 2)
-        table.load_state_dict({"table": torch.zeros(1, 35, 8)})
-        assert not table(6, 4).any()
-    with torch.inference_mode():
-        assert not table(6, 4).any()
-    assert table.double()(6, 4).dtype == torch.float64
+        expected = [table(*size).clone() for size in sizes]
+        state = dict(vars(table))
+        with ThreadPoolExecutor(4) as pool:
+            for i, out in zip(list(range(4)) * 50, pool.map(lambda i: table(*sizes[i % 4]), range(200)), strict=True):
+                assert torch.equal(out, expected[i])
+        assert vars(table) == state
+        table.table.data.mul_(50)
+        torch.testing.assert_close(table(6, 4), expected[0] * 50)
 
 
 def test_with_a_mask_the_table_is_resampled_for_each_image():

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from softmaxfree.layers import Landmarks
 from softmaxfree.layers.landmarks import pooling_matrix
 
+pytestmark = pytest.mark.usefixtures("device")
+
 GRIDS = [(8, 8), (9, 11), (7, 30), (17, 16)]
 
 

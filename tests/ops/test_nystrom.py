@@ -8,6 +8,8 @@ from jaxtyping import TypeCheckError, jaxtyped
 from softmaxfree import ops
 from tests.helpers import assert_no_worse_than
 
+pytestmark = pytest.mark.usefixtures("device")
+
 nystrom_attention = jaxtyped(typechecker=beartype)(ops.nystrom_attention)
 gaussian_attention = jaxtyped(typechecker=beartype)(ops.gaussian_attention)
 
@@ -117,7 +119,7 @@ def test_error_is_that_of_the_published_computation(n, dtype):
 def test_autocast_is_more_accurate_than_plain_torch_under_autocast():
     q, _, v, landmarks = inputs(n=197, m=9, d=16, dtype=torch.float32)
     exact = published(q.double(), v.double(), landmarks.double())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(q.device.type, torch.bfloat16):
         plain, out = published(q, v, landmarks), ops.nystrom_attention(q, q, v, landmarks)
     assert_no_worse_than(out.to(plain.dtype), plain, exact)
 

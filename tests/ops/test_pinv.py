@@ -9,6 +9,8 @@ from softmaxfree import ops
 from softmaxfree.ops.pinv import naive, residual
 from tests.helpers import assert_no_worse_than
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SOLVERS = [
     ops.Newton(iters=30),
     ops.Newton(iters=40, ridge=0.0, start="halving"),
@@ -98,10 +100,23 @@ def test_a_bare_name_is_a_solver():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: ops.Newton(iters=20.5), "iters must be a whole number, 1 or more, got 20.5"),
+        (lambda: ops.Newton(iters=True), "iters must be a whole number, 1 or more, got True"),
+        (lambda: ops.Newton(ridge=float("nan")), "ridge must be 0 or more, got nan"),
+        (lambda: ops.Newton(ridge="0.1"), "ridge must be 0 or more, got '0.1'"),
+        (lambda: ops.Newton(ridge=True), "ridge must be 0 or more, got True"),
+        (lambda: ops.Newton(start=["rowsum"]), "'rowsum' or 'halving'"),
+        (lambda: ops.Cholesky(ridge=float("inf")), "ridge must be 1e-05 or more, got inf"),
+        (lambda: ops.Eigh(ridge=None), "ridge must be 0 or more, got None"),
+        (lambda: ops.Eigh(rcond=False), "rcond must be in"),
+        (lambda: ops.as_solver('{"name": "newton", "iters": 20.5}'), "iters must be a whole number"),
+        (lambda: ops.as_solver('{"name": "newton"'), "solver must be JSON or one of newton"),
+        (lambda: ops.as_solver(7), "solver must be a solver"),
+        (lambda: ops.as_solver({"name": ["newton"]}), "is not one of newton, cholesky, eigh"),
         (lambda: ops.Newton(iters=0), "iters must be 1 or more, got 0"),
         (lambda: ops.Newton(ridge=-1.0), "ridge must be 0 or more"),
         (lambda: ops.Newton(start="middle"), "'rowsum' or 'halving'"),
-        (lambda: ops.Cholesky(ridge=0.0), "ridge must be 1e-5 or more"),
+        (lambda: ops.Cholesky(ridge=0.0), "ridge must be 1e-05 or more"),
         (lambda: ops.Eigh(rcond=1.0), "rcond"),
         (lambda: ops.as_solver("svd"), "'svd' is not one of newton, cholesky, eigh"),
         (lambda: ops.as_solver({"name": "newton", "steps": 3}), "takes .*iters.*got .*steps"),
@@ -111,3 +126,24 @@ def test_a_bare_name_is_a_solver():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("m", [5, 70])
+def test_a_failed_inverse_is_nan_and_leaves_the_others_alone(m, dtype):
+    a = gram(4, 1, m, dtype=dtype)
+    a[1, 0, :2, :2] = torch.tensor([[1.0, 3.0], [3.0, 1.0]])  # indefinite
+    a[2, 0, 1, 1], a[3, 0, 0, 0] = torch.nan, torch.inf
+    for solver in (ops.Cholesky(), ops.Eigh(ridge=0.01), ops.Newton()):
+        out = ops.pinv(a, solver)
+        torch.testing.assert_close(out[:1], ops.pinv(a[:1], solver), rtol=1e-4, atol=1e-4)
+        assert out[0].isfinite().all()
+        assert out[2:].isnan().all()
+    assert ops.pinv(a, ops.Cholesky())[1].isnan().all()
+
+
+def test_newton_that_goes_astray_is_nan():
+    far, near = torch.eye(9).expand(1, 1, 9, 9), torch.ones(1, 1, 9, 9)  # a ridge of 0.5 is too much for the first
+    out = ops.pinv(torch.cat((far, near)), ops.Newton(iters=7, ridge=0.5))
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()

@@ -8,6 +8,7 @@ from timm.layers import register_notrace_function
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.landmarks import Landmarks, Sampling
@@ -39,7 +40,7 @@ class SoftmaxFreeAttention(nn.Module):
         dtype: of the weights.
 
     Raises:
-        ValueError: when `num_heads` does not divide `dim` or `value_kernel` is even.
+        InputError: for an argument out of range.
     """
 
     def __init__(
@@ -58,10 +59,13 @@ class SoftmaxFreeAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        require_whole("dim", dim, 1)
+        require_whole("num_heads", num_heads, 1)
         if dim % num_heads:
             raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
-        if value_kernel and value_kernel % 2 == 0:
-            raise InputError(f"value_kernel must be odd, or 0 for none, got {value_kernel}")
+        require_whole("value_kernel", value_kernel, 0)
+        require(value_kernel == 0 or value_kernel % 2 == 1, "value_kernel", value_kernel, "odd, or 0 for none")
+        require(isinstance(normalize, bool), "normalize", normalize, "True or False")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.scale = self.head_dim**-0.25
@@ -82,6 +86,7 @@ class SoftmaxFreeAttention(nn.Module):
 
     def set_solver(self, solver: AbstractPinvSolver) -> None:
         """Changes how the landmark kernel matrix is inverted."""
+        require(isinstance(solver, AbstractPinvSolver), "solver", solver, "a solver; `as_solver` makes one")
         self.solver = solver
         self._solver_json = solver.json  # TorchScript knows strings, not solvers
 

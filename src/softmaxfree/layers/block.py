@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.types import Device
 
+from softmaxfree.arguments import require, require_number
 from softmaxfree.layers.attention import SoftmaxFreeAttention
 
 # of the hidden features that inference holds at once: what caches hold, and what keeps a GPU busy
@@ -27,6 +28,9 @@ class SoftmaxFreeBlock(nn.Module):
         attention: further arguments of `SoftmaxFreeAttention`.
         device: of the weights.
         dtype: of the weights.
+
+    Raises:
+        InputError: for an argument out of range.
     """
 
     def __init__(
@@ -42,14 +46,18 @@ class SoftmaxFreeBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        require_number("mlp_ratio", mlp_ratio, 0)
+        require_number("drop_path", drop_path, 0, below=1)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.attn = SoftmaxFreeAttention(dim, num_heads, ratio, **(attention or {}), **factory)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        hidden = int(dim * mlp_ratio)
+        require(hidden >= 1, "mlp_ratio", mlp_ratio, f"enough for one hidden feature of {dim}")
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=GELUTanh, **factory)
+        self.mlp = Mlp(dim, hidden, act_layer=GELUTanh, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **factory)
-        self._hidden_width = int(dim * mlp_ratio)
+        self._hidden_width = hidden
 
     def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Maps tokens `(B, N, C)` on a grid of `N` cells, valid where `mask (B, *grid)` is True, to `(B, N, C)`."""

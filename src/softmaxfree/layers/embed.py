@@ -10,6 +10,7 @@ from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.arguments import require_whole, require_whole_numbers
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision
@@ -60,6 +61,8 @@ def _layer(in_dim: int, dim: int, stride: int, **factory: Any) -> ConvNormAct:
 
 def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> ConvEmbedding:
     """Returns three 3x3 conv-BN-ReLU of strides 2, 1, 2: `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`."""
+    for name, given in (("in_chans", in_chans), ("dim", dim), ("width", width)):
+        require_whole(name, given, 1)
     return ConvEmbedding(
         _layer(in_chans, width, 2, **factory),
         _layer(width, width, 1, **factory),
@@ -69,6 +72,8 @@ def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> ConvEmb
 
 def downsample(in_dim: int, dim: int, *, stride: int = 2, **factory: Any) -> ConvEmbedding:
     """Returns one 3x3 conv-BN-ReLU: `(B, in_dim, Y, X)` to `(B, dim, ~Y/stride, ~X/stride)`."""
+    for name, given in (("in_dim", in_dim), ("dim", dim), ("stride", stride)):
+        require_whole(name, given, 1)
     return ConvEmbedding(_layer(in_dim, dim, stride, **factory))
 
 
@@ -87,15 +92,19 @@ class PositionTable(nn.Module):
         grid: rows and columns `(Y, X)` of the stored table.
         device: of the table.
         dtype: of the table.
+
+    Raises:
+        InputError: for an argument out of range.
     """
 
     def __init__(
         self, dim: int, grid: tuple[int, int], device: Device = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.grid = grid
+        require_whole("dim", dim, 1)
+        require_whole_numbers("grid", grid, 2, 1)
+        self.grid = tuple(grid)
         self.table = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim, device=device, dtype=dtype))
-        self._cached: tuple[tuple, Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,16 +133,7 @@ class PositionTable(nn.Module):
     def _look_up(self, height: int, width: int) -> Tensor:
         if torch.compiler.is_exporting():
             return self.resample(height, width)  # a shortcut for equal sizes would pin the exported size
-        if (height, width) == self.grid:
-            return self.table
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.table.is_inference():
-            return self.resample(height, width)
-        # the version counts in-place updates (optimizer steps, load_state_dict)
-        key = (height, width, self.table.data_ptr(), self.table.dtype, self.table.device, self.table._version)
-        cached = self._cached  # one look: another thread may replace it
-        if cached is None or cached[0] != key:
-            cached = self._cached = key, self.resample(height, width)
-        return cached[1]
+        return self.table if (height, width) == self.grid else self.resample(height, width)
 
     def resample(self, height: int, width: int) -> Tensor:
         """Returns the table, interpolated to `height x width` in float32."""

@@ -1,14 +1,14 @@
 """Landmarks: a few points that stand for all tokens of a head, sampled from a 1-D or 2-D token grid."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.errors import InputError
+from softmaxfree.arguments import require, require_whole, require_whole_numbers
 from softmaxfree.layers.padding import extents
 
 Sampling = Literal["conv", "mean", "random", "first"]
@@ -31,7 +31,7 @@ class Landmarks(nn.Module):
         dtype: of the weights.
 
     Raises:
-        ValueError: for a sampling that does not exist.
+        InputError: for an argument out of range.
     """
 
     def __init__(
@@ -46,8 +46,12 @@ class Landmarks(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if sampling not in get_args(Sampling):
-            raise InputError(f"landmark_sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
+        samplings = get_args(Sampling)
+        require(sampling in samplings, "landmark_sampling", sampling, f"one of {', '.join(samplings)}")
+        require_whole("head_dim", head_dim, 1)
+        require_whole("ratio", ratio, 1)
+        require_whole("ndim", ndim, 1)
+        require(ndim <= 2, "ndim", ndim, "1 for sequences or 2 for images")
         self.ratio = ratio
         self.ndim = ndim
         self.sampling: str = sampling
@@ -65,8 +69,8 @@ class Landmarks(nn.Module):
     @torch.jit.unused
     def set_max_grid(self, max_grid: tuple[int, ...] | None) -> None:
         """Changes the landmark budget."""
-        if max_grid is not None and (len(max_grid) != self.ndim or min(max_grid) < 1):
-            raise InputError(f"landmark_grid must be {self.ndim} numbers of 1 or more, or None, got {max_grid!r}")
+        if max_grid is not None:
+            require_whole_numbers("landmark_grid", max_grid, self.ndim, 1)
         self.max_grid = None if max_grid is None else list(max_grid)
 
     def forward(self, tokens: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
@@ -120,8 +124,9 @@ class Landmarks(nn.Module):
         if self.max_grid is None:
             return landmarks.flatten(2, -2)
         sizes = None if mask is None else extents(self._full(mask))
-        if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-            return _average_all(landmarks, self.max_grid, sizes)
+        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript reads only a lone condition
+            if torch.compiler.is_exporting():
+                return _average_all(landmarks, self.max_grid, sizes)
         if landmarks.shape[-2] > self.max_grid[-1]:
             landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
         if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
@@ -137,11 +142,11 @@ class Landmarks(nn.Module):
         if mask is not None:
             # a valid token's number in the image alone is how many come before it
             places = self._order(mask.flatten(1).cumsum(1) - 1).masked_fill(~mask.flatten(1), torch.inf)
-            places = torch.argsort(places, stable=True)[:, None, :count, None]
+            places = torch.argsort(places)[:, None, :count, None]
             return tokens.gather(2, places.expand(-1, tokens.shape[1], -1, tokens.shape[3]))
         places = torch.arange(tokens.shape[2], device=tokens.device)
         if self.sampling == "random":
-            places = torch.argsort(self._order(places), stable=True)
+            places = torch.argsort(self._order(places))
         return tokens[:, :, places[:count]]
 
     def _order(self, places: Tensor) -> Tensor:
@@ -154,8 +159,9 @@ class Landmarks(nn.Module):
 
 def _at_most(size: int, limit: int) -> int:
     """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
-    if not torch.jit.is_scripting() and torch.compiler.is_exporting():
-        return torch.sym_min(size, limit)
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if torch.compiler.is_exporting():
+            return cast(int, torch.sym_min(size, limit))
     return min(size, limit)
 
 
@@ -170,9 +176,10 @@ def _average_all(landmarks: Tensor, limits: list[int], sizes: list[Tensor] | Non
     matrix = None
     for axis in reversed(range(len(grid))):
         given = None if sizes is None else sizes[axis]
-        weights = _pooling_weights(cell % targets[axis], grid[axis], targets[axis], landmarks, given)
+        target = torch.full((), targets[axis], device=landmarks.device)  # ONNX divides by tensors alone
+        weights = _pooling_weights(cell - cell // target * target, grid[axis], target, landmarks, given)
         matrix = weights if matrix is None else (weights.unsqueeze(-1) * matrix.unsqueeze(-2)).flatten(-2)
-        cell = cell // targets[axis]
+        cell = cell // target
     assert matrix is not None
     return (matrix if sizes is None else matrix.unsqueeze(1)) @ landmarks.flatten(2, -2)
 
@@ -200,11 +207,12 @@ def pooling_matrix(size: int, target: int, like: Tensor, sizes: Tensor | None = 
         `(target, size)`, or `(B, target, size)` with `sizes`, each arbitrary in the rows beyond what is made; rows sum
         to 1.
     """
-    return _pooling_weights(torch.arange(target, device=like.device).unsqueeze(1), size, target, like, sizes)
+    out = torch.arange(target, device=like.device).unsqueeze(1)
+    return _pooling_weights(out, size, torch.full((), target, device=like.device), like, sizes)
 
 
-def _pooling_weights(out: Tensor, size: int, target: int, like: Tensor, sizes: Tensor | None) -> Tensor:
-    """Returns the rows `out (M, 1)` of the pooling matrix."""
+def _pooling_weights(out: Tensor, size: int, target: Tensor, like: Tensor, sizes: Tensor | None) -> Tensor:
+    """Returns the rows `out (M, 1)` of the pooling matrix to `target ()` cells."""
     place = torch.arange(size, device=like.device)
     if sizes is None:
         begin = out * size // target

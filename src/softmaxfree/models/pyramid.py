@@ -14,8 +14,9 @@ from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
 from softmaxfree.layers.padding import at_stride, valid_mean
 from softmaxfree.models.inputs import check_image, check_mask
-from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, record_of
-from softmaxfree.models.released import checkpoint_filter_fn, require_fit, same_shapes
+from softmaxfree.models.loading import read_any_checkpoint, write_record
+from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
+from softmaxfree.models.released import checkpoint_filter_fn, require_fit
 from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
 
@@ -142,8 +143,8 @@ class SoftmaxFreeTransformer(nn.Module):
         self._set_pool(("token" if last_stage == "softmax" else "avg") if global_pool is None else global_pool)
         self.apply(_init_weights)
         self.register_buffer(NAME, encode(record_of(self)).to(device))
-        self.register_state_dict_post_hook(_write_record)
-        self.register_load_state_dict_pre_hook(_read_any_checkpoint)
+        self.register_state_dict_post_hook(write_record)
+        self.register_load_state_dict_pre_hook(read_any_checkpoint)
 
     @property
     def _model_args(self) -> dict[str, Any]:
@@ -374,26 +375,7 @@ def _init_weights(module: nn.Module) -> None:
 
 
 def _as_grid(landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> tuple[int, ...] | None:
-    return None if landmark_grid is None or landmark_grid == "unbounded" else tuple(landmark_grid)  # type: ignore[arg-type]
-
-
-def _write_record(model: SoftmaxFreeTransformer, state_dict, prefix, *_) -> None:
-    """Writes the record anew: averaging or `to_empty` may have spoilt the buffer, and calls have changed the model."""
-    if (name := prefix + NAME) in state_dict:
-        state_dict[name] = encode(record_of(model)).to(state_dict[name].device)
-
-
-def _read_any_checkpoint(model: SoftmaxFreeTransformer, state_dict, prefix, _, _strict, _missing, _unexpected, errors):
-    """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
-    ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    for name in ours:
-        del state_dict[prefix + name]
-    ours = checkpoint_filter_fn(ours, model)
-    if NAME in ours:
-        record = decode(ours[NAME])
-        if why := mismatch(model, record, "head.weight" in ours):
-            errors.append(why)
-        elif same_shapes(ours, model):  # else these weights are not loaded either
-            adopt(model, record)
-        ours[NAME] = encode(record_of(model))
-    state_dict.update({prefix + name: value for name, value in ours.items()})
+    if landmark_grid is None or landmark_grid == "unbounded":
+        return None
+    grid: Any = landmark_grid  # what is no pair of numbers is refused where the budget is used
+    return tuple(grid) if isinstance(grid, Sequence) else grid

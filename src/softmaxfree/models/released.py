@@ -133,7 +133,7 @@ def same_shapes(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer
     return all(v.shape == expected[n].shape for n, v in state_dict.items() if n in expected and n != NAME)
 
 
-def _grid_of(table: Tensor, module: PositionTable) -> tuple[int, int] | None:
+def _grid_of(table: Tensor, module: PositionTable) -> tuple[int, ...] | None:
     """Returns the grid of a table that comes without a record: the model's, or a square."""
     if table.shape == module.table.shape:
         return module.grid

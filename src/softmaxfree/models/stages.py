@@ -131,13 +131,10 @@ class ClassTokenStage(nn.Module):
         if mask is not None:  # every token attends the class token and the valid ones
             keys = F.pad(mask.flatten(1), (1, 0), value=1.0)[:, None, None]
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                tokens = checkpoint(block, tokens, keys)
-            elif not torch.jit.is_scripting() and transforms.at_work():
-                with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
-                    tokens = block(tokens, keys)
-            else:
+            if torch.jit.is_scripting():  # noqa: SIM108  of a lone condition TorchScript reads one side
                 tokens = block(tokens, keys)
+            else:
+                tokens = self._run(block, tokens, keys)
         tokens = self.norm(tokens)
         x = feature_map(tokens[:, 1:], grid)
         return x if mask is None else zero_padding(x, mask), tokens[:, 0]
@@ -148,9 +145,19 @@ class ClassTokenStage(nn.Module):
         x = x + (cls - mean)[:, :, None, None]
         return x if mask is None else zero_padding(x, mask)
 
+    @torch.jit.unused
+    def _run(self, block: nn.Module, tokens: Tensor, keys: Tensor | None) -> Tensor:
+        if self.grad_checkpointing:
+            return checkpoint(block, tokens, keys)
+        if transforms.at_work():
+            with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
+                return block(tokens, keys)
+        return block(tokens, keys)
+
 
 def _channels_last(x: Tensor) -> Tensor:
     """Returns `x` with a token as a row of memory."""
-    if not torch.jit.is_scripting() and transforms.at_work():
-        return x  # vmap knows no memory formats
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if transforms.at_work():
+            return x  # vmap knows no memory formats
     return x.contiguous(memory_format=torch.channels_last)

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
+from softmaxfree.ops.pinv.finite import finite_matrices
 from softmaxfree.ops.pinv.newton import steps
 
 
@@ -38,7 +40,10 @@ class AbstractPinvSolver(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, gram: Tensor) -> Tensor:
-        """Returns the inverse `(B, H, M, M)` of `gram (B, H, M, M)`, float32 or float64; batched, no host sync."""
+        """Returns the inverse `(B, H, M, M)` of `gram (B, H, M, M)`, float32 or float64; batched, no host sync.
+
+        A matrix that is not finite, or whose inverse fails, gives NaN and leaves the others alone.
+        """
 
     @abc.abstractmethod
     def flops(self, num_landmarks: int) -> int:
@@ -55,6 +60,9 @@ class AbstractPinvSolver(abc.ABC):
 class Newton(AbstractPinvSolver):
     """Newton-Schulz steps `V <- 2 V - V P V`, `P = A + ridge I`, from `V = alpha P` (SOFT, eq. 10 and algorithm 2).
 
+    The steps converge while `alpha` times the square of every eigenvalue of `P` is below 2: for a kernel matrix, with
+    a ridge up to 0.05. Where they have gone astray the result is NaN.
+
     Attributes:
         iters: number of steps.
         ridge: added to the diagonal of `A`; the released code uses 0.01, its normalised variant 0.
@@ -69,15 +77,23 @@ class Newton(AbstractPinvSolver):
     start: Literal["rowsum", "halving"] = "rowsum"
 
     def validate(self) -> None:
-        _require(self.iters >= 1, "iters", self.iters, "1 or more")
-        _require(self.ridge >= 0, "ridge", self.ridge, "0 or more")
-        _require(self.start in ("rowsum", "halving"), "start", self.start, "'rowsum' or 'halving'")
+        require_whole("iters", self.iters, 1)
+        require_number("ridge", self.ridge, 0)
+        require(
+            isinstance(self.start, str) and self.start in ("rowsum", "halving"),
+            "start",
+            self.start,
+            "'rowsum' or 'halving'",
+        )
 
     def compute(self, gram: Tensor) -> Tensor:
         p = add_ridge(gram, self.ridge)
         # an exported graph must run anywhere
         way = steps if torch.compiler.is_exporting() else dispatch.choose("newton", p)
-        return way.run(p, self.alpha(gram), self.iters)
+        v = way.run(p, self.alpha(gram), self.iters)
+        # steps that converge leave I - P V with eigenvalues in [0, 1]; those that do not, far outside
+        left = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p @ v
+        return torch.where(left.square().sum((-1, -2), keepdim=True) <= 4 * p.shape[-1], v, torch.nan)
 
     def alpha(self, gram: Tensor) -> Tensor:
         """Returns the scale of the first iterate, `(B, H, 1, 1)` or `(B, 1, 1, 1)`."""
@@ -109,11 +125,12 @@ class Cholesky(AbstractPinvSolver):
     ridge: float = 0.01
 
     def validate(self) -> None:
-        _require(self.ridge >= 1e-5, "ridge", self.ridge, "1e-5 or more")
+        require_number("ridge", self.ridge, 1e-5)
 
     def compute(self, gram: Tensor) -> Tensor:
-        factor, _ = torch.linalg.cholesky_ex(add_ridge(gram, self.ridge))
-        return torch.cholesky_inverse(factor)
+        p, finite = finite_matrices(add_ridge(gram, self.ridge))
+        factor, failed = torch.linalg.cholesky_ex(p)
+        return torch.where(finite & (failed == 0)[..., None, None], torch.cholesky_inverse(factor), torch.nan)
 
     def flops(self, num_landmarks: int) -> int:
         return 2 * num_landmarks**3
@@ -134,13 +151,14 @@ class Eigh(AbstractPinvSolver):
     rcond: float = 1e-6
 
     def validate(self) -> None:
-        _require(self.ridge >= 0, "ridge", self.ridge, "0 or more")
-        _require(0 <= self.rcond < 1, "rcond", self.rcond, "in [0, 1)")
+        require_number("ridge", self.ridge, 0)
+        require_number("rcond", self.rcond, 0, below=1)
 
     def compute(self, gram: Tensor) -> Tensor:
-        w, vectors = torch.linalg.eigh(add_ridge(gram, self.ridge))
+        p, finite = finite_matrices(add_ridge(gram, self.ridge))
+        w, vectors = torch.linalg.eigh(p)
         inverse = torch.where(w > self.rcond * w[..., -1:], w.reciprocal(), 0)
-        return (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+        return torch.where(finite, (vectors * inverse.unsqueeze(-2)) @ vectors.mT, torch.nan)
 
     def flops(self, num_landmarks: int) -> int:
         return 11 * num_landmarks**3  # tridiagonalisation, QL with vectors, reassembly
@@ -163,9 +181,10 @@ def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractP
     """
     if isinstance(solver, AbstractPinvSolver):
         return solver
+    require(isinstance(solver, str | Mapping), "solver", solver, "a solver, its to_dict(), that as JSON, or its name")
     spec = dict(_parse(solver) if isinstance(solver, str) else solver)
     name = spec.pop("name", None)
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise InputError(f"solver {name!r} is not one of {', '.join(SOLVERS)}")
     fields = {f.name for f in dataclasses.fields(SOLVERS[name]) if f.init}
     if not spec.keys() <= fields:
@@ -187,9 +206,9 @@ def add_ridge(gram: Tensor, ridge: float) -> Tensor:
 
 
 def _parse(text: str) -> Mapping[str, Any]:
-    return json.loads(text) if text.lstrip().startswith("{") else {"name": text}
-
-
-def _require(condition: bool, name: str, given: Any, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{name} must be {allowed}, got {given!r}")
+    if not text.lstrip().startswith("{"):
+        return {"name": text}
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"solver must be JSON or one of {', '.join(SOLVERS)}, got {text!r}: {error}") from error

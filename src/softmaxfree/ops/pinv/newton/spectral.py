@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
+from softmaxfree.ops.pinv.finite import finite_matrices
+
 # matrices below are no faster to factorise than to step through
 _MIN_SIZE = 65
 
 
 def run(p: Tensor, alpha: Tensor, iters: int) -> Tensor:
     """Returns `V` after `iters` steps `V <- 2 V - V P V` from `alpha P`, `(B, H, M, M)`."""
-    # one matrix that is not finite fails the factorisation of all: it sits out and comes back as NaN
-    finite = p.isfinite().all(-1).all(-1)[..., None, None]
-    p = torch.where(finite, p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device))
+    p, finite = finite_matrices(p)
     w, vectors = torch.linalg.eigh(p.double())  # in float32 the small eigenvalues would lose a digit to the steps
     v = alpha.squeeze(-1) * w
     for _ in range(iters):

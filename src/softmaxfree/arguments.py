@@ -1,0 +1,36 @@
+"""Checks of arguments that a user gives: each names the argument, what was given and what is allowed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from softmaxfree.errors import InputError
+
+__all__ = ["require", "require_number", "require_whole", "require_whole_numbers"]
+
+
+def require(condition: bool, name: str, given: Any, allowed: str) -> None:
+    """Raises InputError unless the condition holds."""
+    if not condition:
+        raise InputError(f"{name} must be {allowed}, got {given!r}")
+
+
+def require_whole(name: str, given: Any, least: int) -> None:
+    """Raises InputError unless `given` is an int, no bool, of at least `least`."""
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    require(whole, name, given, f"a whole number, {least} or more")
+    require(given >= least, name, given, f"{least} or more")
+
+
+def require_whole_numbers(name: str, given: Any, count: int, least: int) -> None:
+    """Raises InputError unless `given` is a sequence of `count` ints of at least `least`."""
+    fits = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
+    fits = fits and all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in given)
+    require(fits, name, given, f"{count} numbers of {least} or more, whole ones")
+
+
+def require_number(name: str, given: Any, least: float, below: float = math.inf) -> None:
+    """Raises InputError unless `given` is a finite number, no bool, in `[least, below)`."""
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    allowed = f"{least:g} or more" if below == math.inf else f"in [{least:g}, {below:g})"
+    require(number and least <= given < below, name, given, allowed)
