@@ -79,7 +79,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no weights, or cannot be read without running code.
+        InputError: it holds no weights, or cannot be read without running code.
     """
     path = Path(path)
     if not path.exists():

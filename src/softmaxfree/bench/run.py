@@ -82,7 +82,7 @@ def run(
         Measurements.
 
     Raises:
-        ValueError: for an unknown suite, name or size, or a contestant whose results are wrong.
+        InputError: for an unknown suite, name or size, or a contestant whose results are wrong.
     """
     _require_known("suite", [suite_name], SUITES)
     suite = SUITES[suite_name]

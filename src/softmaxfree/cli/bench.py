@@ -55,7 +55,7 @@ def run(
         report: make tables and plots from the CSVs that are there, and measure nothing.
 
     Raises:
-        ValueError: for an unknown name, or a device that is not there.
+        InputError: for an unknown name, or a device that is not there.
     """
     where = _device(device)
     unknown = [name for name in suites if name not in SUITES]

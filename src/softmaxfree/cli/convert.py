@@ -37,7 +37,7 @@ def run(source: str, target: str, model: str | None = None) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read safely, is of another model, or its model cannot be told.
+        InputError: it cannot be read safely, is of another model, or its model cannot be told.
         OSError: the target cannot be written.
     """
     if Path(target).suffix != ".safetensors":

@@ -30,7 +30,7 @@ def run(pattern: str, markdown: bool, img_size: Sequence[int] | None) -> None:
         img_size: heights and widths in pixels, a row each; None takes each model's own.
 
     Raises:
-        ValueError: no model matches, or an image is smaller than a model's minimum.
+        InputError: no model matches, or an image is smaller than a model's minimum.
     """
     names = tqdm(find_models(pattern), unit="model", disable=None, leave=False)
     rows = [row for name in names for row in _rows(name, img_size)]
@@ -51,7 +51,7 @@ def find_models(pattern: str = "*") -> list[str]:
         At least one name.
 
     Raises:
-        ValueError: no model matches; names the nearest ones.
+        InputError: no model matches; names the nearest ones.
     """
     ours = [n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith("softmaxfree.")]
     found = [name for name in timm.list_models(pattern) if name in ours]

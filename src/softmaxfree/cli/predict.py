@@ -61,7 +61,7 @@ def run(
 
     Raises:
         FileNotFoundError: a file or the checkpoint is missing.
-        ValueError: an argument or the checkpoint is wrong, or no image can be read.
+        InputError: an argument or the checkpoint is wrong, or no image can be read.
         OSError: the result cannot be written.
     """
     counts = {"--topk": topk, "--batch-size": batch_size, "--size": size, "--max-pixels": max_pixels}

@@ -58,7 +58,7 @@ def predict_dense(
         max_pixels: height times width from which an image is refused.
 
     Raises:
-        ValueError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable
+        InputError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable
             and `on_error` is "fail".
         OSError: a file cannot be written.
     """

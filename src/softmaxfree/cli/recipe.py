@@ -106,7 +106,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
         The trainer.
 
     Raises:
-        ValueError: the arguments contradict each other or the machine.
+        InputError: the arguments contradict each other or the machine.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "Checkpoint directory .* not empty")  # it holds config.yaml

@@ -105,7 +105,7 @@ class CocoDataModule(AbstractImagesDataModule):
 
         Raises:
             FileNotFoundError: a folder, an annotation file or an image is not there.
-            ValueError: an annotation file contradicts itself, or the splits differ in their categories.
+            InputError: an annotation file contradicts itself, or the splits differ in their categories.
         """
         if not self.root.is_dir():
             raise FileNotFoundError(f"data.root: there is no folder {self.root}")

@@ -126,7 +126,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
 
         Raises:
             FileNotFoundError: there is no such folder.
-            ValueError: a split is missing or has no images, or the splits differ in their classes.
+            InputError: a split is missing or has no images, or the splits differ in their classes.
         """
         if self._sets:
             return

@@ -60,7 +60,7 @@ def train_loader(
         The loader, at the trainer's epoch.
 
     Raises:
-        ValueError: there are fewer images than one batch needs.
+        InputError: there are fewer images than one batch needs.
     """
     # With workers, fetching starts when the Trainer gets the loader, before it calls `set_epoch`.
     progress: Any = trainer.fit_loop.epoch_progress.current if trainer else None

@@ -50,7 +50,7 @@ def export_scenes(
         The root.
 
     Raises:
-        ValueError: a count is below 1, or the folder holds something else.
+        InputError: a count is below 1, or the folder holds something else.
     """
     if min(train, val) < 1:
         raise InputError(f"train and val need at least 1 scene each, got {train} and {val}")

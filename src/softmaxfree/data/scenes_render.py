@@ -109,7 +109,7 @@ def render_scene(
         The scene: about two thirds of each digit at least are visible.
 
     Raises:
-        ValueError: the size is below 64, where the smallest digits would be blots, or `digits` are not in order.
+        InputError: the size is below 64, where the smallest digits would be blots, or `digits` are not in order.
     """
     if not 0 <= digits[0] <= digits[1]:
         raise InputError(f"digits must be two numbers, the smaller first, got {tuple(digits)}")

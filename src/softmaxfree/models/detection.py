@@ -49,7 +49,7 @@ class Detector(nn.Module):
         **kwargs: further arguments of torchvision's `RetinaNet` or `MaskRCNN`, such as `detections_per_img`.
 
     Raises:
-        ValueError: there is no such head, backbone or argument.
+        InputError: there is no such head, backbone or argument.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Detector(nn.Module):
             long: pixels that the longer side may have then; the shorter one gets less where it would have more.
 
         Raises:
-            ValueError: `short` is above `long`, or below what the backbone needs.
+            InputError: `short` is above `long`, or below what the backbone needs.
         """
         smallest = self.network.transform.min_img_size
         if not smallest <= short <= long:
@@ -124,7 +124,7 @@ class Detector(nn.Module):
             `(n,)` from 0, `scores` `(n,)`, and of Mask R-CNN `masks` `(n, height, width)`, bool.
 
         Raises:
-            ValueError: no images, or such as the network cannot take; no or unfit targets. For the values of targets on
+            InputError: no images, or such as the network cannot take; no or unfit targets. For the values of targets on
                 another device than the CPU the losses are nan instead, so that nobody waits for the device.
         """
         _check_images(images)
@@ -150,7 +150,7 @@ class Detector(nn.Module):
         return backbone_no_weight_decay(self.network.backbone.net, "network.backbone.net.")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns the backbone's groups for layer-wise decay, or raises ValueError; the heads follow the last one."""
+        """Returns the backbone's groups for layer-wise decay, or raises InputError; the heads follow the last one."""
         return backbone_groups(self.network.backbone.net, "network.backbone.net.", coarse)
 
 

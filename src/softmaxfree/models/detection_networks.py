@@ -101,7 +101,7 @@ class Pyramid(nn.Module):
         channels: of the maps.
 
     Raises:
-        ValueError: the network lacks a map of such a stride.
+        InputError: the network lacks a map of such a stride.
     """
 
     def __init__(self, net: Any, name: str, head: str, channels: int) -> None:
@@ -164,7 +164,7 @@ class Transform(GeneralizedRCNNTransform):
         self.min_img_size = min_img_size
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """Pads images to one size, as torchvision's; raises ValueError if one is too small."""
+        """Pads images to one size, as torchvision's; raises InputError if one is too small."""
         small = min((tuple(image.shape[-2:]) for image in images), key=min)
         if min(small) < self.min_img_size:
             raise InputError(

@@ -57,7 +57,7 @@ def backbone_groups(backbone: Any, prefix: str, coarse: bool) -> dict:
         The groups by the names in the network.
 
     Raises:
-        ValueError: the backbone has none.
+        InputError: the backbone has none.
     """
     if not hasattr(backbone, "group_matcher"):
         raise InputError(f"layer_decay must be null: {type(backbone).__name__} does not tell its layers")

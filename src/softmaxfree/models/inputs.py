@@ -14,7 +14,7 @@ _CPU = torch.device("cpu")
 
 @register_notrace_function
 def check_image(x: Tensor, in_chans: int, min_img_size: int, no_mask: object = None) -> Tensor:
-    """Returns `x`; raises ValueError unless it is a batch of images that the model can take, without a mask."""
+    """Returns `x`; raises InputError unless it is a batch of images that the model can take, without a mask."""
     if torch.compiler.is_exporting():
         return x
     if no_mask is not None:
@@ -47,7 +47,7 @@ def check_mask(mask: Tensor, x: Tensor, min_img_size: int, training: bool = Fals
         The images with zeros in the padding, and the mask on their device, or None if there is no padding.
 
     Raises:
-        ValueError: for another mask.
+        InputError: for another mask.
     """
     expected = (x.shape[0], *x.shape[-2:])
     if mask.dtype != torch.bool or mask.shape != expected:

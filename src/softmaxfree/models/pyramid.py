@@ -62,7 +62,7 @@ class SoftmaxFreeTransformer(nn.Module):
         dtype: of the weights.
 
     Raises:
-        ValueError: for arguments that do not fit each other.
+        InputError: for arguments that do not fit each other.
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
@@ -269,7 +269,7 @@ class SoftmaxFreeTransformer(nn.Module):
             features of `forward_features` are for `global_pool="token"`.
 
         Raises:
-            ValueError: for another `output_fmt`, and for images and masks that the model cannot take.
+            InputError: for another `output_fmt`, and for images and masks that the model cannot take.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
@@ -313,7 +313,7 @@ class SoftmaxFreeTransformer(nn.Module):
             `(B, C, Y, X)`, zero in the padding.
 
         Raises:
-            ValueError: for images and masks that the model cannot take.
+            InputError: for images and masks that the model cannot take.
         """
         if torch.jit.is_scripting():
             assert mask is None, "a scripted network takes no mask"

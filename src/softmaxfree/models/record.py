@@ -77,12 +77,15 @@ def decode(bits: Tensor) -> dict[str, Any]:
 
 
 def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_head: bool) -> str | None:
-    """Returns why weights with this record would compute another function in the model; None if they would not.
+    """Compares what weights were trained as with what a model is.
 
     Args:
         model: takes the weights.
         record: of the weights.
         with_head: whether they include the classifier.
+
+    Returns:
+        Why the weights would compute another function in the model; None if they would not.
     """
     own = record_of(model)
     # weights of one stride or pooling in a network of another are common practice, but nobody's default

@@ -80,7 +80,7 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         The weights under our names.
 
     Raises:
-        ValueError: when half of a pair that is one weight here is missing.
+        InputError: when half of a pair that is one weight here is missing.
     """
     out = {}
     for name, value in state_dict.items():

@@ -52,7 +52,7 @@ class Segmenter(nn.Module):
             arguments of the class of segmentation_models_pytorch such as `decoder_pyramid_channels`.
 
     Raises:
-        ValueError: there is no such head, backbone or argument.
+        InputError: there is no such head, backbone or argument.
     """
 
     mean: Tensor
@@ -98,7 +98,7 @@ class Segmenter(nn.Module):
             Logits `(num_classes, h, w)`, float32, one of each image.
 
         Raises:
-            ValueError: an image is too small or of another shape.
+            InputError: an image is too small or of another shape.
         """
         logits: list[Tensor] = [torch.empty(0)] * len(images)
         for group in _groups_of_one_size(images):
@@ -117,7 +117,7 @@ class Segmenter(nn.Module):
             Two lists of logits; the second is empty where there is no auxiliary head.
 
         Raises:
-            ValueError: an image is too small or of another shape.
+            InputError: an image is too small or of another shape.
         """
         maps = self._maps(images)
         auxiliary = _cropped(self.auxiliary_head(maps), images) if self.auxiliary_head is not None else []
@@ -128,7 +128,7 @@ class Segmenter(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns the backbone's groups for layer-wise decay, or raises ValueError; the heads follow the last one."""
+        """Returns the backbone's groups for layer-wise decay, or raises InputError; the heads follow the last one."""
         return backbone_groups(self.backbone, "encoder.model.", coarse)
 
     def no_weight_decay(self) -> set[str]:
@@ -177,7 +177,7 @@ def at_scales(
         logarithms of probabilities.
 
     Raises:
-        ValueError: there is no scale, or one is not positive.
+        InputError: there is no scale, or one is not positive.
     """
     if not scales or min(scales) <= 0:
         raise InputError(f"scales must be positive ratios, at least one, got {list(scales)}")
@@ -217,7 +217,7 @@ def slide(
         Logits `(num_classes, h, w)`.
 
     Raises:
-        ValueError: the stride is not from 1 to the window's side, which would leave gaps.
+        InputError: the stride is not from 1 to the window's side, which would leave gaps.
     """
     if not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
         raise InputError(f"stride must be from 1 to the window's side, {tuple(window)}, got {tuple(stride)}")

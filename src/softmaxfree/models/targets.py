@@ -25,7 +25,7 @@ def check_targets(
         wrong.
 
     Raises:
-        ValueError: one is missing or does not fit, or a value on the CPU is wrong.
+        InputError: one is missing or does not fit, or a value on the CPU is wrong.
     """
     needed = {"boxes", "labels"} | ({"masks"} if masks else set())
     if targets is None or len(targets) != len(images):

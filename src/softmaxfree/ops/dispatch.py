@@ -31,7 +31,7 @@ def choose(op: str, *tensors: Tensor) -> ModuleType:
         The first implementation that can run.
 
     Raises:
-        ValueError: when the implementation that the environment forces is unknown or cannot run; says why,
+        InputError: when the implementation that the environment forces is unknown or cannot run; says why,
             and what the others say.
     """
     table = IMPLEMENTATIONS[op]

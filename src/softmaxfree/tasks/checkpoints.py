@@ -59,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no checkpoint, or one that needs code to run.
+            InputError: it is no checkpoint, or one that needs code to run.
         """
         try:
             return super().load_checkpoint(path, map_location, weights_only=True)
@@ -120,7 +120,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read safely, or its weights are of another model or number of classes.
+        InputError: it cannot be read safely, or its weights are of another model or number of classes.
     """
     path = Path(path)
     if is_sharded(path):
@@ -139,7 +139,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], name: str) -> No
         name: of their source, for the message.
 
     Raises:
-        ValueError: they are of another model or number of classes.
+        InputError: they are of another model or number of classes.
     """
     try:
         model.load_state_dict(weights)

@@ -92,7 +92,7 @@ class ClassificationTask(AbstractTask):
             stage: what the Trainer is about to do.
 
         Raises:
-            ValueError: the data has another number of classes, or its images are too small.
+            InputError: the data has another number of classes, or its images are too small.
         """
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
@@ -113,7 +113,7 @@ class ClassificationTask(AbstractTask):
             The mean loss, a scalar.
 
         Raises:
-            ValueError: the loss is not finite.
+            InputError: the loss is not finite.
         """
         images, labels = batch
         if self.mixup is not None:

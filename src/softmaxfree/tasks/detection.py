@@ -83,7 +83,7 @@ class DetectionTask(AbstractTask):
             stage: what the Trainer is about to do.
 
         Raises:
-            ValueError: the data has another number of classes, another size than `detector_args`, or a size that is too
+            InputError: the data has another number of classes, another size than `detector_args`, or a size that is too
                 small.
         """
         super().setup(stage)
@@ -115,7 +115,7 @@ class DetectionTask(AbstractTask):
             The sum of the detector's losses, a scalar.
 
         Raises:
-            ValueError: the loss is not finite.
+            InputError: the loss is not finite.
         """
         images, targets = batch
         losses = self.model(images, targets)

@@ -29,7 +29,7 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
         The rate.
 
     Raises:
-        ValueError: the rate shall be scaled, but no data module tells its `batch_size`.
+        InputError: the rate shall be scaled, but no data module tells its `batch_size`.
     """
     if scaling == "none":
         return lr
@@ -70,7 +70,7 @@ def create_schedule(
         The schedule.
 
     Raises:
-        ValueError: the trainer has no number of epochs, or "multistep" no milestones.
+        InputError: the trainer has no number of epochs, or "multistep" no milestones.
     """
     if not trainer.max_epochs or trainer.max_epochs < 0:
         raise InputError("trainer.max_epochs must be given, since the learning rate follows it")

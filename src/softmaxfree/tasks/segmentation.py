@@ -107,7 +107,7 @@ class SegmentationTask(AbstractTask):
             The mean over all labelled pixels, a scalar.
 
         Raises:
-            ValueError: a label is no class, or the loss is not finite.
+            InputError: a label is no class, or the loss is not finite.
         """
         images, labels = batch
         self._check(labels)

@@ -24,7 +24,7 @@ def shard(model: nn.Module, strategy: ModelParallelStrategy) -> None:
         strategy: tells the processes.
 
     Raises:
-        ValueError: the strategy splits tensors, which no model here does.
+        InputError: the strategy splits tensors, which no model here does.
     """
     if strategy.device_mesh["tensor_parallel"].size() > 1:
         raise InputError(
@@ -71,7 +71,7 @@ def read_sharded(model: nn.Module, path: Path) -> dict[str, Tensor]:
         The state dict.
 
     Raises:
-        ValueError: it is of another model.
+        InputError: it is of another model.
     """
     weights = {name: torch.empty_like(weight) for name, weight in model.state_dict().items()}
     try:

@@ -101,7 +101,7 @@ class AbstractTask(LightningModule):
             stage: what the Trainer is about to do.
 
         Raises:
-            ValueError: the data has another number of classes.
+            InputError: the data has another number of classes.
         """
         num_classes = self.hparams["num_classes"]
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
@@ -130,7 +130,7 @@ class AbstractTask(LightningModule):
             num_images: of the batch.
 
         Raises:
-            ValueError: a loss since the last look is not finite.
+            InputError: a loss since the last look is not finite.
         """
         loss = loss.detach()
         self._unchecked.append((f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})", loss))
@@ -144,11 +144,11 @@ class AbstractTask(LightningModule):
         self.log("loss", loss, prog_bar=True, batch_size=num_images)
 
     def on_validation_start(self) -> None:
-        """Look at the losses since the last look; raises ValueError if one is not finite."""
+        """Look at the losses since the last look; raises InputError if one is not finite."""
         self._check_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Look at the losses since the last look; raises ValueError if one is not finite."""
+        """Look at the losses since the last look; raises InputError if one is not finite."""
         self._check_losses()
 
     def configure_optimizers(self) -> Any:
@@ -158,7 +158,7 @@ class AbstractTask(LightningModule):
             Both, as the Trainer takes them.
 
         Raises:
-            ValueError: there is no such optimizer, or it does not take these arguments.
+            InputError: there is no such optimizer, or it does not take these arguments.
         """
         h = self.hparams
         lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
@@ -190,7 +190,7 @@ class AbstractTask(LightningModule):
             One callback, or none.
 
         Raises:
-            ValueError: the decay is none, or weights are sharded or in half precision, where they cannot be averaged.
+            InputError: the decay is none, or weights are sharded or in half precision, where they cannot be averaged.
         """
         decay = self.hparams["ema_decay"]
         if decay is None:
@@ -243,7 +243,7 @@ class AbstractTask(LightningModule):
             checkpoint: what the Trainer saved.
 
         Raises:
-            ValueError: its weights do not fit.
+            InputError: its weights do not fit.
         """
         checkpoint["state_dict"] = complete(checkpoint["state_dict"], checkpoint)
         if not self._sharded():  # else the strategy has its own way

@@ -36,7 +36,7 @@ class AbstractPinvSolver(abc.ABC):
 
     @abc.abstractmethod
     def validate(self) -> None:
-        """Raises ValueError for an argument out of range."""
+        """Raises InputError for an argument out of range."""
 
     @abc.abstractmethod
     def compute(self, gram: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractP
         The solver.
 
     Raises:
-        ValueError: for an unknown name or argument.
+        InputError: for an unknown name or argument.
     """
     if isinstance(solver, AbstractPinvSolver):
         return solver
