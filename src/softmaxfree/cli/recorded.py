@@ -92,7 +92,8 @@ def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Conte
     notes = read_notes(checkpoint)
     if "hyper_parameters" in notes:
         arguments = read_record(checkpoint).arguments
-        content["model"].update(name=arguments["name"], model_args=_plain(arguments["model_args"]))
+        loaded = ("name", "model_args", "detector_args")
+        content["model"].update({key: _plain(arguments[key]) for key in loaded if key in arguments})
     if now and kept.is_file():
         edits = _edits(read_recipe(str(kept)), now)
         for keys, value in edits.items():
@@ -101,7 +102,8 @@ def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Conte
             tell.append(f"edited since the run began, and used: {_told(edits)}")
     elif now:
         others = {k: v for k, v in _leaves(now).items() if _get(content, k) not in (v, _plain(v))}
-        others = {k: v for k, v in others.items() if k[:2] not in (("model", "name"), ("model", "model_args"))}
+        not_told = (("model", "name"), ("model", "model_args"), ("task",), ("datamodule",))
+        others = {k: v for k, v in others.items() if k[:2] not in not_told}
         if others:
             tell.append(f"the run goes on by {own}; its recipe says otherwise, which is not used: {_told(others)}")
     return content, now, tell

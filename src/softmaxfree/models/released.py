@@ -43,7 +43,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTr
     """Returns weights under our names and at the model's position grids (timm's convention).
 
     Released weights get a record of the solver that they were trained with. Weights of version 0.1.0 may have none:
-    they get that of the model, and a warning says so.
+    they get that of the model, and a warning says so unless somebody has chosen it.
 
     Args:
         state_dict: our weights or released ones.
@@ -56,11 +56,12 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTr
         solver = RELEASED_NORMALIZED_SOLVER if model.normalize else RELEASED_SOLVER
         state_dict = {**from_released(state_dict), NAME: encode({"solver": solver.to_dict()})}
     elif NAME not in state_dict and any(name.endswith(".attn.q.weight") for name in state_dict):
-        warnings.warn(
-            f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
-            f"{model.solver} is used; set_solver() changes it",
-            stacklevel=2,
-        )
+        if model.solver.to_dict() == model.DEFAULTS["solver"]:
+            warnings.warn(
+                f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
+                f"{model.solver} is used; set_solver() changes it",
+                stacklevel=2,
+            )
         state_dict = {**state_dict, NAME: encode({})}
     return resize_positions(state_dict, model)
 

@@ -245,7 +245,8 @@ class AbstractTask(LightningModule):
         Raises:
             InputError: its weights do not fit.
         """
-        checkpoint["state_dict"] = complete(checkpoint["state_dict"], checkpoint)
+        for key in checkpoint.keys() & {"state_dict", "current_model_state"}:
+            checkpoint[key] = complete(checkpoint[key], checkpoint)
         if not self._sharded():  # else the strategy has its own way
             self._load_whole(checkpoint)
         _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
