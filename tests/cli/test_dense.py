@@ -111,5 +111,5 @@ def test_what_does_not_fit_is_refused(runs, photos, tmp_path):
         predict.run(image, task="detection")
     with pytest.raises(ValueError, match=r"grey\.png would replace .*grey\.png"):
         predict.run([str(photos)], checkpoint, task="detection", out=str(photos))
-    with pytest.raises(ValueError, match=r"unreadable image .*broken\.jpg"):
+    with pytest.raises(ValueError, match=r"unreadable image: .*broken\.jpg"):
         predict.run([str(photos / "broken.jpg")], checkpoint, task="detection", on_error="fail")

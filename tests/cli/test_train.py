@@ -143,3 +143,28 @@ def test_a_non_finite_loss_keeps_the_last_good_checkpoint(tmp_path):
     checkpoint = torch.load(tmp_path / "0" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0
     assert all(weight.isfinite().all() for weight in checkpoint["current_model_state"].values())
+
+
+def test_two_runs_that_begin_together_have_two_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_numbers", lambda folder: [])  # both have counted before either made its folder
+    first, second = (train.run("digits", overrides(trainer__max_epochs=1), out=str(tmp_path)) for _ in range(2))
+    assert (first, second) == (tmp_path / "0", tmp_path / "1")
+    assert (first / "best.ckpt").is_file()
+
+
+def test_a_run_that_fails_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"model.lr"):
+        train.run("digits", overrides(model__lr=-1), out=str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_in_a_folder_of_others_is_left_alone(run_dir, tmp_path):
+    other = tmp_path / "downloads"
+    other.mkdir()
+    (other / "last.ckpt").write_bytes((run_dir / "last.ckpt").read_bytes())
+    (other / "best.ckpt").write_text("somebody else's")
+    run = train.run("digits", overrides(trainer__max_epochs=3), resume=str(other / "last.ckpt"), out=str(tmp_path / "a"))
+    assert run == tmp_path / "a" / "0"
+    assert len(read_csv(run / "metrics.csv")) == 3
+    assert (other / "best.ckpt").read_text() == "somebody else's"
+    assert sorted(path.name for path in other.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -61,15 +61,14 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
 
 
-def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Content, _Content | None, list[str]]:
+def resumed_recipe(recipe: str, checkpoint: Path) -> tuple[_Content, _Content | None, list[str]]:
     """Return by what a run goes on: its own configuration, with what was edited in its recipe since it began.
 
     The model is built as the checkpoint says, without the files that the run started from.
 
     Args:
         recipe: a name, or a path to a YAML file, which may be gone.
-        run_dir: folder of the run.
-        checkpoint: from which it goes on.
+        checkpoint: from which it goes on, in the folder of its run.
 
     Returns:
         The content, that of the recipe as it is now (None if it is gone), and what there is to tell.
@@ -78,10 +77,11 @@ def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Conte
         FileNotFoundError: there is neither a configuration in the folder nor the recipe.
         InputError: recipe and run are of different tasks.
     """
+    run_dir = checkpoint.parent
     own, kept = run_dir / "config.yaml", run_dir / "recipe.yaml"
     if not own.is_file():
-        content = read_recipe(recipe)
-        return content, content, []
+        now = read_recipe(recipe)
+        return {**now, "model": {**(now.get("model") or {}), **_model(checkpoint)}}, now, []
     content, now, tell = read_recipe(str(own)), None, []
     try:
         now = read_recipe(recipe)
@@ -89,11 +89,7 @@ def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Conte
         tell.append(f"{recipe} is gone; the run goes on by {own}")
     if now and class_of(recipe, now, "task") is not class_of(str(own), content, "task"):
         raise InputError(f"{recipe} is a recipe of {now.get('task')}, the run in {run_dir} is of {content['task']}")
-    notes = read_notes(checkpoint)
-    if "hyper_parameters" in notes:
-        arguments = read_record(checkpoint).arguments
-        loaded = ("name", "model_args", "detector_args")
-        content["model"].update({key: _plain(arguments[key]) for key in loaded if key in arguments})
+    content["model"].update(_model(checkpoint))
     if now and kept.is_file():
         edits = _edits(read_recipe(str(kept)), now)
         for keys, value in edits.items():
@@ -107,6 +103,14 @@ def resumed_recipe(recipe: str, run_dir: Path, checkpoint: Path) -> tuple[_Conte
         if others:
             tell.append(f"the run goes on by {own}; its recipe says otherwise, which is not used: {_told(others)}")
     return content, now, tell
+
+
+def _model(checkpoint: Path) -> _Content:
+    """The arguments of a task that say what its model is, where a checkpoint tells them."""
+    if "hyper_parameters" not in read_notes(checkpoint):
+        return {}
+    arguments = read_record(checkpoint).arguments
+    return {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args") if k in arguments}
 
 
 _Leaves = dict[tuple[str, ...], Any]

@@ -1,6 +1,8 @@
 """`softmaxfree train`: runs a recipe, or goes on with a run."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
         overrides: `--section.key=value`, for any key of the recipe.
         resume: a checkpoint, or "last" for that of the newest run in `out`. The run goes on in its folder, by the
-            `config.yaml` that it finds there and by what was edited in the recipe since it began.
+            `config.yaml` that it finds there and by what was edited in the recipe since it began. From a checkpoint
+            that lies in no run's folder a new run goes on.
         out: folder of the runs; None is `runs/RECIPE`.
 
     Returns:
@@ -44,19 +47,23 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
 
     Raises:
         FileNotFoundError: there is no checkpoint to resume from.
-        ValueError: recipe, key, value or data are not as they must be, or the loss is not finite.
+        InputError: recipe, key, value or data are not as they must be, or the loss is not finite.
         OSError: the disk is full.
     """
     folder = Path(out or f"runs/{Path(recipe).stem}")
     checkpoint = _checkpoint(resume, folder)
-    told: list[str] = []
+    goes_on = checkpoint is not None and (checkpoint.parent / "config.yaml").is_file()
+    with nullcontext(checkpoint.parent) if checkpoint and goes_on else _new_folder(folder) as run_dir:
+        return _run(recipe, overrides, checkpoint, run_dir)
+
+
+def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir: Path) -> Path:
+    content: Any = None
+    given, told = None, []
     if checkpoint is None:
-        run_dir = folder / str(max(_numbers(folder), default=-1) + 1)
-        content: Any = read_recipe(recipe)
-        given = content
+        content = given = read_recipe(recipe)
     else:
-        run_dir = checkpoint.parent
-        content, given, told = resumed_recipe(recipe, run_dir, checkpoint)
+        content, given, told = resumed_recipe(recipe, checkpoint)
     job = load_job(recipe, overrides, content)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
@@ -67,6 +74,25 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
         if not job.trainer["fast_dev_run"]:  # which keeps nothing
             _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"))
     return run_dir
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Makes the next numbered folder, which no other run takes; a run that leaves nothing in it takes it back."""
+    number = max(_numbers(folder), default=-1) + 1
+    if int(os.environ.get("RANK", "0")) == 0:  # the others are told
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                (folder / str(number)).mkdir()
+                break
+            except FileExistsError:  # another run began at the same moment
+                number += 1
+    try:
+        yield folder / str(number)
+    finally:
+        with suppress(OSError):  # it is not empty
+            (folder / str(number)).rmdir()
 
 
 def _numbers(folder: Path) -> list[int]:
