@@ -55,7 +55,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # by the orientation that EXIF tells
 
-_BITS, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339  # tags of TIFF
+# tags of TIFF
+_BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 284, 338, 339
 
 _NUMBER = re.compile(r"(\d+)")
 _limit = threading.Lock()
@@ -309,6 +310,10 @@ def _check_tiff(image: Image.Image, name: str) -> None:
     if tags is None:
         return
     formats, extra = tags.get(_SAMPLE_FORMAT, (1,)), tags.get(_EXTRA_SAMPLES, ())
+    if tags.get(_PLANES, 1) == 2 and max(tags.get(_BITS, (8,))) > 8 and tags.get(_COMPRESSION, 1) == 1:
+        raise InputError(
+            f"{name} has 16-bit colours in separate planes, which Pillow reads wrongly; save it interleaved"
+        )
     if 0 in extra:
         raise InputError(
             f"{name} has {len(tags.get(_BITS, ()))} bands, of which some are neither colour nor transparency"

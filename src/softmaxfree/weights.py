@@ -21,6 +21,7 @@ from softmaxfree.models.record import NAME, encode
 __all__ = ["Recorded", "complete", "read_notes", "read_record", "read_weights"]
 
 _FIRST = "stages.0.embed.0.conv.weight"  # every backbone of ours has it
+_COMMON = "meta.pt"  # of Lightning's sharded checkpoints
 _TASK_PREFIX = "model."  # of `ClassificationTask.model` in a Trainer's checkpoint
 
 
@@ -33,6 +34,7 @@ class Recorded(NamedTuple):
         data_config: how images are prepared, in timm's words; of a dense task `size`, shorter and longer side, too.
         data_arguments: of the data module.
         class_names: in the order of labels; empty if unknown.
+        epoch: in which the weights were saved, from 0.
     """
 
     task: str
@@ -40,6 +42,7 @@ class Recorded(NamedTuple):
     data_config: dict[str, Any]
     data_arguments: dict[str, Any]
     class_names: list[str]
+    epoch: int
 
 
 def read_record(path: str | Path) -> Recorded:
@@ -66,7 +69,8 @@ def read_record(path: str | Path) -> Recorded:
         if detector := arguments.get("detector_args"):  # another size than that of the training
             arguments["detector_args"] = {k: v for k, v in detector.items() if k not in ("min_size", "max_size")}
     names = [str(name) for name in notes.get("class_names") or ()]
-    return Recorded(notes["task"], arguments, config, dict(notes.get("datamodule_hyper_parameters") or {}), names)
+    data_arguments = dict(notes.get("datamodule_hyper_parameters") or {})
+    return Recorded(notes["task"], arguments, config, data_arguments, names, int(notes["epoch"]))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -126,8 +130,10 @@ def read_notes(path: str | Path) -> dict[str, Any]:
 
     Returns:
         The metadata of a `.safetensors`, or the `config.json` beside it; everything in a `.ckpt`; nothing of any other
-        file.
+        file. Of a sharded checkpoint, which is a folder, what its processes have in common.
     """
+    if (Path(path) / _COMMON).is_file():
+        return torch.load(Path(path) / _COMMON, map_location="cpu", weights_only=True)
     if Path(path).suffix == ".safetensors":
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -135,7 +141,7 @@ def read_notes(path: str | Path) -> dict[str, Any]:
         if "architecture" not in metadata and Path(path).name == "model.safetensors" and config.is_file():
             return json.loads(config.read_text(encoding="utf-8"))
         return metadata
-    if Path(path).suffix == ".ckpt":
+    if Path(path).suffix == ".ckpt" and Path(path).is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {}
 

@@ -163,7 +163,9 @@ def test_a_checkpoint_in_a_folder_of_others_is_left_alone(run_dir, tmp_path):
     other.mkdir()
     (other / "last.ckpt").write_bytes((run_dir / "last.ckpt").read_bytes())
     (other / "best.ckpt").write_text("somebody else's")
-    run = train.run("digits", overrides(trainer__max_epochs=3), resume=str(other / "last.ckpt"), out=str(tmp_path / "a"))
+    run = train.run(
+        "digits", overrides(trainer__max_epochs=3), resume=str(other / "last.ckpt"), out=str(tmp_path / "a")
+    )
     assert run == tmp_path / "a" / "0"
     assert len(read_csv(run / "metrics.csv")) == 3
     assert (other / "best.ckpt").read_text() == "somebody else's"

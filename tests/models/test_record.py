@@ -52,6 +52,13 @@ def through_timms_average(model, folder):
     return average.module.state_dict()
 
 
+def through_torchs_plain_average(model, folder):
+    average = AveragedModel(model, use_buffers=True)
+    for _ in range(5):
+        average.update_parameters(model)
+    return average.module.state_dict()
+
+
 def through_torchs_average(model, folder):
     """Which rounds integers: 7 becomes 6."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99996), use_buffers=True)
@@ -79,6 +86,7 @@ def through_floats(model, folder):
         through_safetensors,
         through_timms_average,
         through_torchs_average,
+        through_torchs_plain_average,
         through_a_prefix,
         through_floats,
     ],
@@ -192,15 +200,40 @@ def test_weights_without_a_record_load_and_say_so():
 def test_position_tables_keep_their_shape():
     """A table of 8 x 32 has as many rows as one of 16 x 16."""
     wide, square, image = nano(img_size=(32, 128)), nano(img_size=64), torch.randn(1, 3, 64, 64)
-    square.load_state_dict(wide.state_dict())
+    with pytest.warns(UserWarning, match=r"resampled, from \(8, 32\) to \(16, 16\) and"):
+        square.load_state_dict(wide.state_dict())
     with torch.no_grad():
         assert torch.equal(square(image), wide(image))
 
 
+def test_a_refused_load_changes_nothing_at_any_depth():
+    trained, model = nano(normalize=True, num_classes=7), nano()
+    before = copy.deepcopy(model.state_dict())
+    weights = trained.state_dict()
+    with pytest.raises(ValueError, match=r"normalize|size mismatch"):
+        model.load_state_dict(weights, strict=False)
+    with pytest.raises(RuntimeError, match="normalize"):
+        torch.nn.ModuleList([model]).load_state_dict({f"0.{name}": w for name, w in weights.items()})
+    with pytest.raises(ValueError, match=r"size mismatch: 2 weights.*head.weight is \(7, 32\), the model's \(5, 32\)"):
+        model.load_state_dict(nano(num_classes=7).state_dict(), strict=False)
+    with pytest.raises(ValueError, match="landmark_grid"):
+        model.set_landmark_grid((0, 0))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert model.landmark_grid == (16, 16)
+
+
+def test_a_record_without_the_attention_it_is_of_sets_nothing():
+    trained, model = nano(), nano()
+    trained.set_solver("cholesky")
+    state = trained.state_dict()
+    model.load_state_dict({name: state[name] for name in (NAME, "head.weight", "head.bias")}, strict=False)
+    assert model.solver == Newton()
+
+
 def test_a_damaged_record_is_refused():
-    weights = nano().state_dict() | {NAME: torch.ones(8192, dtype=torch.bool)}
-    with pytest.raises(ValueError, match="'record' cannot be read"):
-        nano().load_state_dict(weights)
+    for damaged in (torch.ones(8192), torch.rand(3), encode({"num_heads": 3}), encode({"grids": "8"})):
+        with pytest.raises(ValueError, match="'record' cannot be read"):
+            nano().load_state_dict(nano().state_dict() | {NAME: damaged})
 
 
 def test_a_record_of_any_length():

@@ -73,7 +73,11 @@ def run(
     if task != "classification":
         from softmaxfree.cli.predict_dense import predict_dense
 
+        if not 0 <= threshold <= 1:  # nan too
+            raise InputError(f"--threshold must be 0 to 1, got {threshold}")
         loaded = load_task(checkpoint, task, size)
+        if class_names is not None:
+            loaded = loaded._replace(class_names=_read_names(class_names, len(loaded.class_names)))
         _to(loaded.task, device)
         predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, max_pixels)
         tell(left_out)

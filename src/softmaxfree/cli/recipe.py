@@ -25,7 +25,7 @@ from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
 
-__all__ = ["Job", "create_trainer", "load_job", "read_recipe"]
+__all__ = ["Job", "as_list", "class_of", "create_trainer", "load_job", "read_recipe"]
 
 _SECTIONS = ("run", "model", "data", "trainer")
 
@@ -115,7 +115,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
     quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
     arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}
-    callbacks = [*_list(arguments.get("callbacks")), SignalsOfTheCommand()]
+    callbacks = [*as_list(arguments.get("callbacks")), SignalsOfTheCommand()]
     if arguments["enable_progress_bar"]:
         callbacks.append(RichProgressBar(refresh_rate=arguments.get("log_every_n_steps") or 50))
     arguments["callbacks"] = callbacks
@@ -130,7 +130,8 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
         raise InputError(f"trainer: {error}") from error
 
 
-def _list(value: Any) -> list:
+def as_list(value: Any) -> list:
+    """Return a list of what may be one thing, several, or None."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -147,12 +148,13 @@ def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) 
     return parser
 
 
-def read_recipe(recipe: str, folder: Path = Path()) -> dict[str, Any]:
+def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the content of a recipe over that of its `base`, a name or a path from where the recipe is.
 
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
         folder: from where the path leads.
+        above: the recipes that this one is the base of.
 
     Returns:
         `task`, `datamodule`, and the sections `run`, `model`, `data` and `trainer`.
@@ -162,6 +164,8 @@ def read_recipe(recipe: str, folder: Path = Path()) -> dict[str, Any]:
         InputError: there is no such recipe, with the nearest names; or it is no recipe.
     """
     path = _find(recipe, folder)
+    if path.resolve() in above:
+        raise InputError(f"{path} is its own base")
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -169,7 +173,7 @@ def read_recipe(recipe: str, folder: Path = Path()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
     base = content.pop("base", None)
-    return _merged(read_recipe(base, path.parent), content) if base else content
+    return _merged(read_recipe(base, path.parent, (*above, path.resolve())), content) if base else content
 
 
 def _find(recipe: str, folder: Path) -> Path:

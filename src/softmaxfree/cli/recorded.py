@@ -11,9 +11,11 @@ from softmaxfree.errors import InputError
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.weights import read_notes, read_record
 
-__all__ = ["resumed_recipe", "with_record"]
+__all__ = ["resumed_recipe", "trained_names", "with_record"]
 
 _Content = dict[str, Any]
+_TAKEN_OUT = object()
+_TIED = ("solver", "landmark_grid")
 
 
 def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tuple[_Content, list[str]]:
@@ -31,7 +33,7 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         InputError: the checkpoint is of another task.
     """
     path = Path(checkpoint)
-    notes = read_notes(path / "model.safetensors" if path.is_dir() else path)
+    notes = read_notes(path / "model.safetensors" if (path / "model.safetensors").is_file() else path)
     if "hyper_parameters" in notes:
         record = read_record(path)
         if record.task != str(content.get("task", "")).rpartition(".")[2]:
@@ -61,7 +63,16 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
 
 
-def resumed_recipe(recipe: str, checkpoint: Path) -> tuple[_Content, _Content | None, list[str]]:
+def trained_names(checkpoint: str) -> list[str]:
+    """Return the classes that weights were trained for, in the order of labels; empty where the file does not tell."""
+    path = Path(checkpoint)
+    notes = read_notes(path / "model.safetensors" if (path / "model.safetensors").is_file() else path)
+    return [str(name) for name in notes.get("class_names") or notes.get("label_names") or ()]
+
+
+def resumed_recipe(
+    recipe: str, checkpoint: Path, overrides: Sequence[str] = ()
+) -> tuple[_Content, _Content | None, list[str]]:
     """Return by what a run goes on: its own configuration, with what was edited in its recipe since it began.
 
     The model is built as the checkpoint says, without the files that the run started from.
@@ -69,33 +80,44 @@ def resumed_recipe(recipe: str, checkpoint: Path) -> tuple[_Content, _Content | 
     Args:
         recipe: a name, or a path to a YAML file, which may be gone.
         checkpoint: from which it goes on, in the folder of its run.
+        overrides: options of the command, which come after edits.
 
     Returns:
         The content, that of the recipe as it is now (None if it is gone), and what there is to tell.
 
     Raises:
         FileNotFoundError: there is neither a configuration in the folder nor the recipe.
-        InputError: recipe and run are of different tasks.
+        InputError: recipe and run are of different tasks, or this is no checkpoint of a run.
     """
+    if "hyper_parameters" not in read_notes(checkpoint):
+        raise InputError(f"{checkpoint} is no checkpoint of `softmaxfree train` that a run could go on from")
     run_dir = checkpoint.parent
     own, kept = run_dir / "config.yaml", run_dir / "recipe.yaml"
     if not own.is_file():
-        now = read_recipe(recipe)
-        return {**now, "model": {**(now.get("model") or {}), **_model(checkpoint)}}, now, []
-    content, now, tell = read_recipe(str(own)), None, []
+        content = read_recipe(recipe)
+        return {**content, "model": {**(content.get("model") or {}), **_model(checkpoint)}}, content, []
+    content, tell = read_recipe(str(own)), []
+    now: _Content | None = None
     try:
         now = read_recipe(recipe)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if Path(error.filename) != Path(recipe):  # but that of its base
+            raise
         tell.append(f"{recipe} is gone; the run goes on by {own}")
     if now and class_of(recipe, now, "task") is not class_of(str(own), content, "task"):
         raise InputError(f"{recipe} is a recipe of {now.get('task')}, the run in {run_dir} is of {content['task']}")
     content["model"].update(_model(checkpoint))
     if now and kept.is_file():
-        edits = _edits(read_recipe(str(kept)), now)
-        for keys, value in edits.items():
+        given = [keys_of(option) for option in overrides]
+        edits = {k: v for k, v in _edits(read_recipe(str(kept)), now).items() if k not in given}
+        tied = {k: v for k, v in edits.items() if k[:2] == ("model", "model_args") and k[2] in _TIED}
+        used = {k: v for k, v in edits.items() if k not in tied}
+        for keys, value in used.items():
             _set(content, keys, value)
-        if edits:
-            tell.append(f"edited since the run began, and used: {_told(edits)}")
+        if used:
+            tell.append(f"edited since the run began, and used: {_told(used)}")
+        if tied:
+            tell.append(f"edited since the run began, and not used, as the weights are tied to theirs: {_told(tied)}")
     elif now:
         others = {k: v for k, v in _leaves(now).items() if _get(content, k) not in (v, _plain(v))}
         not_told = (("model", "name"), ("model", "model_args"), ("task",), ("datamodule",))
@@ -107,8 +129,6 @@ def resumed_recipe(recipe: str, checkpoint: Path) -> tuple[_Content, _Content | 
 
 def _model(checkpoint: Path) -> _Content:
     """The arguments of a task that say what its model is, where a checkpoint tells them."""
-    if "hyper_parameters" not in read_notes(checkpoint):
-        return {}
     arguments = read_record(checkpoint).arguments
     return {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args") if k in arguments}
 
@@ -124,9 +144,14 @@ def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Leaves:
 
 
 def _edits(before: _Content, now: _Content) -> _Leaves:
-    """What was changed, added, or (as None) taken out."""
+    """What was changed, added, or taken out."""
     old, new = _leaves(before), _leaves(now)
-    return {k: v for k, v in new.items() if k not in old or old[k] != v} | {k: None for k in old if k not in new}
+    return {k: v for k, v in new.items() if k not in old or old[k] != v} | {k: _TAKEN_OUT for k in old if k not in new}
+
+
+def keys_of(option: str) -> tuple[str, ...]:
+    """Return the path that an option `--section.key=value` sets."""
+    return tuple(option.partition("=")[0].removeprefix("--").split("."))
 
 
 def _set(content: _Content, keys: Sequence[str], value: Any) -> None:
@@ -134,8 +159,8 @@ def _set(content: _Content, keys: Sequence[str], value: Any) -> None:
         if not isinstance(content.get(key), dict):
             content[key] = {}
         content = content[key]
-    if value is None:
-        content.pop(keys[-1], None)  # the default is what the recipe says now
+    if value is _TAKEN_OUT:
+        content.pop(keys[-1], None)
     else:
         content[keys[-1]] = value
 
@@ -147,7 +172,10 @@ def _get(content: Any, keys: Sequence[str]) -> Any:
 
 
 def _told(leaves: _Leaves) -> str:
-    return ", ".join(f"{'.'.join(keys)} = {value}" for keys, value in leaves.items())
+    return ", ".join(
+        ".".join(keys) + (" back to its default" if value is _TAKEN_OUT else f" = {value}")
+        for keys, value in leaves.items()
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.draw import draw_samples
-from softmaxfree.cli.recipe import Job, create_trainer, load_job, read_recipe
+from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import resumed_recipe
 from softmaxfree.cli.report import plot_confusion, plot_curve
 from softmaxfree.cli.table import print_table, summary_rows
+from softmaxfree.errors import InputError
 from softmaxfree.tasks import ClassificationTask
 from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
@@ -59,14 +60,14 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
 
 def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir: Path) -> Path:
     content: Any = None
-    given, told = None, []
+    given, told = None, list[str]()
     if checkpoint is None:
         content = given = read_recipe(recipe)
     else:
-        content, given, told = resumed_recipe(recipe, checkpoint)
+        content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
-    begin = LambdaCallback(on_fit_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
+    begin = LambdaCallback(on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     with resumable(run_dir):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
@@ -120,15 +121,15 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     best = KeptCheckpoint(run_dir, "best", monitor=job.task.monitor, at_epoch_end=by_epoch)
     # Lightning's own `save_last` skips the epochs that are not the best.
     last = KeptCheckpoint(run_dir, "last")
-    arguments["callbacks"] = [*_list(arguments["callbacks"]), *callbacks, best, last]
-    arguments["plugins"] = [*_list(arguments["plugins"]), AtomicCheckpointIO()]
+    arguments["callbacks"] = [*as_list(arguments["callbacks"]), *callbacks, best, last]
+    arguments["plugins"] = [*as_list(arguments["plugins"]), AtomicCheckpointIO()]
     if arguments["logger"] is None:
         arguments["logger"] = TensorBoardLogger(run_dir.parent, name="", version=run_dir.name, default_hp_metric=False)
     return create_trainer(arguments)
 
 
 def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer: Trainer, run_dir: Path) -> None:
-    """Note what is run, once model and data are found to be good."""
+    """Note what is run, once model, data and what a run goes on from are found to be good."""
     if trainer.is_global_zero:
         with atomic_write(run_dir / "config.yaml") as part:
             part.write_text(job.config, encoding="utf-8")
@@ -140,10 +141,6 @@ def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer
         print(f"{job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}", flush=True)
 
 
-def _list(value: Any) -> list:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
 def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float) -> None:
     """Measure the weights that are kept, and write what is left to write.
 
@@ -151,6 +148,8 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     """
     validates = trainer.limit_val_batches != 0
     kept = "best" if (run_dir / "best.ckpt").exists() else "last"
+    if not (run_dir / f"{kept}.ckpt").exists():
+        raise InputError("no training step was run: see trainer.max_steps, max_epochs and limit_train_batches")
     trainer.loggers = []  # which hold the epochs alone
     checkpoint = run_dir / f"{kept}.ckpt"
     metrics: dict[str, Any] = {}
@@ -162,19 +161,18 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     confusion = job.task.confusion.compute() if classifier and validates else None  # by all processes together
     if not trainer.is_global_zero:
         return
-    whole, _ = load_task(checkpoint)  # the task's own model may be sharded
+    whole, record = load_task(checkpoint)  # the task's own model may be sharded
     plot_curve(epochs, job.task.summary, run_dir / "curve.png")
     if classifier:
-        save_pretrained(whole.model, run_dir / kept, job.data.data_config, job.data.class_names)
+        save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
     elif validates:
         draw_samples(whole, job.data, run_dir / "predictions.png")
     if confusion is not None:
         plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
     parameters = sum(p.numel() for p in whole.model.parameters())
     rows = [*summary_rows(job.task, metrics)] if metrics else []
-    if scored := [row for row in epochs if job.task.monitor in row]:
-        best = max(scored, key=lambda row: row[job.task.monitor])
-        rows.append(("best epoch", f"{best['epoch'] + 1} of {len(epochs)}"))
+    if kept == "best":
+        rows.append(("best epoch", f"{record.epoch + 1} of {len(epochs)}"))
     rows += [
         ("parameters (M)", f"{parameters / 1e6:.2f}"),
         ("training time (s)", f"{seconds:.1f}"),

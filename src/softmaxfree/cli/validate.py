@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
-from softmaxfree.cli.recipe import create_trainer, load_job, read_recipe
-from softmaxfree.cli.recorded import with_record
+from softmaxfree.cli.recipe import as_list, create_trainer, load_job, read_recipe
+from softmaxfree.cli.recorded import trained_names, with_record
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks.checkpoints import load_weights
 
@@ -32,7 +33,11 @@ def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str
     content, changes = with_record(recipe, read_recipe(recipe), checkpoint)
     job = load_job(recipe, overrides, content)
     load_weights(job.task.model, checkpoint)
-    trainer = create_trainer({**job.trainer, "logger": False, "enable_checkpointing": False})
+    names = trained_names(checkpoint)
+    compare = LambdaCallback(on_validation_start=lambda _, task: task.check_names(names))
+    callbacks = [*as_list(job.trainer["callbacks"]), compare]
+    quiet = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
+    trainer = create_trainer({**job.trainer, **quiet})
     if changes and trainer.is_global_zero:
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
     metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]

@@ -151,6 +151,11 @@ class CocoAnnotations:
         if all(entry.get("iscrowd", 0) for entry in good):
             crowds = f" but {len(good)} crowds" if good else ""
             raise InputError(f"{self.file} has no annotations{crowds}: there is nothing to train on or to measure")
+        if all(max(entry["bbox"]) <= 1 for entry in good):
+            raise InputError(
+                f"{self.file}: all boxes lie in the first pixel of their images, such as {good[0]['bbox']} of "
+                f"{_named(good[0], 0)}: they seem to be parts of the image's sides; write pixels"
+            )
         return good
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 __all__ = ["KnownIds", "annotation_problem", "category_problem", "image_problem", "is_id", "is_number", "is_zero_box"]
 
 _LARGEST = 2**31  # of any number: larger ones are mistakes, and overflow
+_BEYOND = 0.1  # of the image's longer side, that a box may reach beyond it
 
 
 class KnownIds(NamedTuple):
@@ -112,6 +113,12 @@ def _box_problem(entry: dict[str, Any], height: int, width: int) -> str | None:
         return f"has the box {box}, which has no width or no height"
     if left >= width or top >= height or left + wide <= 0 or top + high <= 0:
         return f"has the box {box}, which lies outside its image, {width} wide and {height} high"
+    beyond = max(-left, -top, left + wide - width, top + high - height)
+    if beyond > max(1, _BEYOND * max(width, height)):
+        return (
+            f"has the box {box}, which reaches {beyond:g} pixels beyond its image, {width} wide and {height} high; a box "
+            "is left, top, width, height"
+        )
     return None
 
 

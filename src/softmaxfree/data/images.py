@@ -232,18 +232,18 @@ class AbstractImagesDataModule(LightningDataModule):
             dataloader_idx: not used.
 
         Returns:
-            The batch. Of a dense task it may be empty in an evaluation.
+            The batch. If nothing in it could be read it is None, or of a dense task empty lists.
 
         Raises:
             InputError: an annotation contradicts its image, there is an unreadable image and `on_error` is "fail", or
-                a whole batch is unreadable.
+                a whole batch of one of several processes is unreadable.
         """
         for split, images in self._sets.items():
             if isinstance(images, ReadableImages):
                 self._tell(split, images)
-        training = self.trainer is not None and self.trainer.training
-        if batch is None or (training and len(batch[0]) == 0):
-            raise InputError("a batch has no image that can be read")
+        shared = self.trainer is not None and self.trainer.training and self.trainer.world_size > 1
+        if shared and (batch is None or len(batch[0]) == 0):
+            raise InputError("a batch has no image that can be read, and the other processes wait for its gradient")
         return batch
 
     def _tell(self, split: str, images: ReadableImages) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torchvision.transforms import v2
 
+from softmaxfree.data.images import MIN_SIDE
 from softmaxfree.data.scene_parse import IGNORED
 from softmaxfree.images import resized_shape
 
@@ -34,8 +35,8 @@ class RandomRatio(v2.Transform):
 
     @staticmethod
     def scaled(size: tuple[int, int], ratio: float) -> tuple[int, int]:
-        """Return the size times a ratio."""
-        short, long = (max(round(side * ratio), 1) for side in size)
+        """Return the size times a ratio, not below what the networks need."""
+        short, long = (max(round(side * ratio), MIN_SIDE) for side in size)
         return short, long
 
     def forward(self, *inputs: Any) -> Any:

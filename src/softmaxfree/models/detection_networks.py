@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from torchvision.ops.poolers import LevelMapper
 
 from softmaxfree.errors import InputError
+from softmaxfree.images import resized_shape
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.inputs import mask_of_sizes
 
@@ -163,15 +164,25 @@ class Transform(GeneralizedRCNNTransform):
         super().__init__(*size, mean, std, _skip_resize=True)  # in training
         self.min_img_size = min_img_size
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+        """Resizes an image in evaluation, as torchvision's; raises InputError if one side is too small then."""
+        if not self.training:
+            shape = resized_shape(image.shape[-2], image.shape[-1], (self.min_size[-1], self.max_size))
+            self._check((shape[0], shape[1]))
+        return super().resize(image, target)
+
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
         """Pads images to one size, as torchvision's; raises InputError if one is too small."""
-        small = min((tuple(image.shape[-2:]) for image in images), key=min)
-        if min(small) < self.min_img_size:
+        for image in images:
+            self._check((image.shape[-2], image.shape[-1]))
+        return super().batch_images(images, size_divisible)
+
+    def _check(self, shape: tuple[int, int]) -> None:
+        if min(shape) < self.min_img_size:
             raise InputError(
-                f"images: one is {small[0]}x{small[1]} pixels (for inference after resizing by min_size and max_size), "
+                f"images: one is {shape[0]}x{shape[1]} pixels (for inference after resizing by min_size and max_size), "
                 f"but the backbone needs {self.min_img_size} or more"
             )
-        return super().batch_images(images, size_divisible)
 
 
 class Anchors(AnchorGenerator):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, record_of
-from softmaxfree.models.released import checkpoint_filter_fn, same_shapes
+from softmaxfree.models.released import checkpoint_filter_fn, has_attention, other_shapes
 
 if TYPE_CHECKING:
     from softmaxfree.models.pyramid import SoftmaxFreeTransformer
@@ -21,11 +21,12 @@ def read_any_checkpoint(model: "SoftmaxFreeTransformer", state_dict, prefix, *re
     for name in ours:
         del state_dict[prefix + name]
     ours = checkpoint_filter_fn(ours, model)
+    record = decode(ours[NAME]) if NAME in ours else {}
+    if why := mismatch(model, record, "head.weight" in ours) or other_shapes(ours, model):
+        rest[-1].append(why)  # the errors that torch raises at the end
+        ours = dict(model.state_dict())  # nothing changes
+    elif has_attention(ours):  # without it there is nothing that a solver is for
+        adopt(model, record)
     if NAME in ours:
-        record = decode(ours[NAME])
-        if why := mismatch(model, record, "head.weight" in ours):
-            rest[-1].append(why)  # the errors that torch raises at the end
-        elif same_shapes(ours, model):  # else these weights are not loaded either
-            adopt(model, record)
         ours[NAME] = encode(record_of(model))
     state_dict.update({prefix + name: value for name, value in ours.items()})

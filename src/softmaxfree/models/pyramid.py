@@ -16,7 +16,7 @@ from softmaxfree.layers.padding import at_stride, valid_mean
 from softmaxfree.models.inputs import check_image, check_mask
 from softmaxfree.models.loading import read_any_checkpoint, write_record
 from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
-from softmaxfree.models.released import checkpoint_filter_fn, require_fit
+from softmaxfree.models.released import checkpoint_filter_fn, other_shapes, require_fit
 from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
 
@@ -176,6 +176,8 @@ class SoftmaxFreeTransformer(nn.Module):
             require_fit(weights, self)
         if NAME in weights and (why := mismatch(self, decode(weights[NAME]), "head.weight" in weights)):
             raise InputError(why)
+        if why := other_shapes(weights, self):
+            raise InputError(why)
         return super().load_state_dict(weights, strict, assign)
 
     @torch.jit.ignore
@@ -189,10 +191,11 @@ class SoftmaxFreeTransformer(nn.Module):
     @torch.jit.ignore
     def set_landmark_grid(self, landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> None:
         """Changes the landmark budget of every layer; the saved config follows."""
-        self.landmark_grid = _as_grid(landmark_grid)
+        grid = _as_grid(landmark_grid)
         for module in self.modules():
             if isinstance(module, SoftmaxFreeAttention):
-                module.landmarks.set_max_grid(self.landmark_grid)
+                module.landmarks.set_max_grid(grid)
+        self.landmark_grid = grid
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

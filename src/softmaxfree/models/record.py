@@ -2,8 +2,8 @@
 
 Weights of equal shapes can compute different functions: 20 Newton steps are not an inverse, and heads, sampling strides
 or the shape of a position table leave no trace in a size. So each state dict holds, beside the weights, `record`: a
-JSON text as bits. Bits survive what weights go through: averaging (which rounds integers), `.half()` (which rounds
-floats), safetensors (which holds nothing but tensors).
+JSON text as bits, each a 0 or 1 in floating point. These survive what weights go through: averages (which round
+integers and cannot subtract bools), `.half()` (which rounds other floats), safetensors (which holds only tensors).
 """
 
 import json
@@ -51,10 +51,10 @@ def record_of(model: "SoftmaxFreeTransformer") -> dict[str, Any]:
 
 
 def encode(record: Mapping[str, Any]) -> Tensor:
-    """Returns plain data as bits: bool, a multiple of 8,192 of them."""
+    """Returns plain data as bits: 0 or 1 in float32, a multiple of 8,192 of them."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _BYTES) * _BYTES, b"\0")
-    return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8))).bool()
+    return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8))).float()
 
 
 def decode(bits: Tensor) -> dict[str, Any]:
@@ -71,8 +71,11 @@ def decode(bits: Tensor) -> dict[str, Any]:
     """
     try:
         text = np.packbits(bits.detach().float().cpu().numpy() > 0.5).tobytes().rstrip(b"\0")
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RuntimeError) as error:
+        record = dict(json.loads(text))
+        if any(not isinstance(record.get(key, []), list) for key in ("num_heads", "sr_ratios", "grids")):
+            raise ValueError("numbers in place of lists")
+        return record
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"the weights' {NAME!r} cannot be read ({error}): they are damaged") from error
 
 
@@ -104,6 +107,12 @@ def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_he
 
 def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
     """Sets what the weights with this record were trained with; warns where that undoes somebody's choice."""
+    if "resampled" in record:
+        warnings.warn(
+            f"position tables are resampled, from {' and '.join(record['resampled'])} tokens: the model has another "
+            "img_size than the weights, and its logits are others",
+            stacklevel=2,
+        )
     own, default = record_of(model), model.DEFAULTS
     for key in _ADOPTED:
         if key not in record or record[key] == own[key]:

@@ -55,7 +55,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTr
     if is_released(state_dict):
         solver = RELEASED_NORMALIZED_SOLVER if model.normalize else RELEASED_SOLVER
         state_dict = {**from_released(state_dict), NAME: encode({"solver": solver.to_dict()})}
-    elif NAME not in state_dict and any(name.endswith(".attn.q.weight") for name in state_dict):
+    elif NAME not in state_dict and has_attention(state_dict):
         if model.solver.to_dict() == model.DEFAULTS["solver"]:
             warnings.warn(
                 f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
@@ -114,24 +114,37 @@ def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransf
     out = dict(state_dict)
     tables = {f"{name}.table": module for name, module in model.named_modules() if isinstance(module, PositionTable)}
     grids = decode(out[NAME]).get("grids") if NAME in out else None
+    told: list[str] = []
     for (name, module), grid in zip(tables.items(), grids or [None] * len(tables), strict=False):
         if name not in out or out[name].shape[2:] != module.table.shape[2:]:
             continue
         grid = tuple(grid) if grid else _grid_of(out[name], module)
         if grid is None or grid == module.grid or math.prod(grid) != out[name].shape[1]:
             continue
+        if grids:
+            told.append(f"{grid} to {module.grid}")
         image = out[name].float().view(1, *grid, -1).permute(0, 3, 1, 2)
         image = F.interpolate(image, size=module.grid, mode="bilinear", align_corners=False)
         out[name] = image.flatten(2).transpose(1, 2).to(out[name].dtype)
     if grids:
-        out[NAME] = encode(decode(out[NAME]) | {"grids": [list(module.grid) for module in tables.values()]})
+        now = {"grids": [list(module.grid) for module in tables.values()]}
+        out[NAME] = encode(decode(out[NAME]) | now | ({"resampled": told} if told else {}))
     return out
 
 
-def same_shapes(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> bool:
-    """Returns whether all weights that the model has too are of its shapes."""
+def other_shapes(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> str | None:
+    """Returns in one line which weights have another shape than the model's, None if none has."""
     expected = model.state_dict()
-    return all(v.shape == expected[n].shape for n, v in state_dict.items() if n in expected and n != NAME)
+    wrong = [n for n, v in state_dict.items() if n in expected and n != NAME and v.shape != expected[n].shape]
+    if not wrong:
+        return None
+    theirs, ours = (tuple(weights[wrong[0]].shape) for weights in (state_dict, expected))
+    return f"size mismatch: {len(wrong)} weights are of another shape; {wrong[0]} is {theirs}, the model's {ours}"
+
+
+def has_attention(state_dict: Mapping[str, Tensor]) -> bool:
+    """Returns whether there are weights of a softmax-free attention, which are tied to a solver."""
+    return any(name.endswith(".attn.q.weight") for name in state_dict)
 
 
 def _grid_of(table: Tensor, module: PositionTable) -> tuple[int, ...] | None:

@@ -73,9 +73,12 @@ class Segmenter(nn.Module):
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(heads())}"
             raise InputError(f"head: there is no head {head!r}; {hint}")
         check_name(backbone)
+        model_args = dict(model_args or {})
+        if (channels := model_args.pop("in_chans", 3)) != 3:  # a saved model tells it, and the encoders set it
+            raise InputError(f"model_args.in_chans must be 3, got {channels}")
         build = _upernet if head == "upernet" else _of_smp
         try:
-            modules = build(head, backbone, num_classes, dict(model_args or {}), dict(head_args or {}))
+            modules = build(head, backbone, num_classes, model_args, dict(head_args or {}))
         except TypeError as error:  # an argument that neither of the two has
             raise InputError(f"model_args or head_args of {backbone} under {head}: {error}") from error
         self.encoder, self.head, self.auxiliary_head = modules
@@ -119,9 +122,11 @@ class Segmenter(nn.Module):
         Raises:
             InputError: an image is too small or of another shape.
         """
-        maps = self._maps(images)
-        auxiliary = _cropped(self.auxiliary_head(maps), images) if self.auxiliary_head is not None else []
-        return _cropped(self.head(maps), images), auxiliary
+        # a batch norm needs two values a channel, of which pooling leaves one an image: an image alone comes twice
+        batch = [images[0], images[0]] if len(images) == 1 else images
+        maps = self._maps(batch)
+        auxiliary = _cropped(self.auxiliary_head(maps), batch) if self.auxiliary_head is not None else []
+        return _cropped(self.head(maps), batch)[: len(images)], auxiliary[: len(images)]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes parts of the backbone in the backward pass: of ours each block."""

@@ -102,7 +102,7 @@ class ClassificationTask(AbstractTask):
             name = self.hparams["name"]
             raise InputError(f"data.img_size is {min(size)}, but {name} needs images of {minimum} pixels or more")
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 
         Args:
@@ -110,11 +110,13 @@ class ClassificationTask(AbstractTask):
             batch_idx: number of the batch in its epoch.
 
         Returns:
-            The mean loss, a scalar.
+            The mean loss, a scalar; None if no image of the batch could be read.
 
         Raises:
             InputError: the loss is not finite.
         """
+        if batch is None:
+            return None
         images, labels = batch
         if self.mixup is not None:
             images, targets = self._mix(images, labels)
@@ -124,8 +126,10 @@ class ClassificationTask(AbstractTask):
         self.log_loss(loss, batch_idx, len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Measure a batch: images (B, C, H, W) and labels (B,)."""
+    def validation_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> None:
+        """Measure a batch: images (B, C, H, W) and labels (B,); None if no image could be read."""
+        if batch is None:
+            return
         images, labels = batch
         logits = self(images)
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(images))

@@ -104,7 +104,7 @@ class DetectionTask(AbstractTask):
         """Return what is detected in each image (3, h, w), in evaluation mode."""
         return self.model(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 
         Args:
@@ -112,12 +112,14 @@ class DetectionTask(AbstractTask):
             batch_idx: number of the batch in its epoch.
 
         Returns:
-            The sum of the detector's losses, a scalar.
+            The sum of the detector's losses; None if no image of the batch could be read.
 
         Raises:
             InputError: the loss is not finite.
         """
         images, targets = batch
+        if not images:
+            return None
         losses = self.model(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         self.log_loss(loss, batch_idx, len(images))

@@ -8,6 +8,7 @@ from softmaxfree.tasks.checkpoints import load_state
 from softmaxfree.tasks.classification import ClassificationTask
 from softmaxfree.tasks.detection import DetectionTask
 from softmaxfree.tasks.segmentation import SegmentationTask
+from softmaxfree.tasks.sharding import is_sharded, read_sharded
 from softmaxfree.weights import Recorded, read_record, read_weights
 
 __all__ = ["load_task"]
@@ -29,11 +30,12 @@ def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]
         FileNotFoundError: there is no such file.
         InputError: it cannot be read safely, or is of another task.
     """
-    weights = read_weights(path)  # first, as its errors tell more of a file that is none
+    path = Path(path)
+    weights = None if is_sharded(path) else read_weights(path)  # first: its errors tell more of a file that is none
     record = read_record(path)
     if record.task not in _TASKS or (kind and record.task.lower() != f"{kind}task"):
         wanted = f"--task {kind} needs a checkpoint of such a task, but " if kind else ""
         raise InputError(f"{wanted}{path} is of {record.task}")
     task = _TASKS[record.task](**record.arguments)
-    load_state(task.model, weights, str(path))
+    load_state(task.model, read_sharded(task.model, path) if weights is None else weights, str(path))
     return task.eval(), record

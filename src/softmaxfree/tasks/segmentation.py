@@ -96,7 +96,7 @@ class SegmentationTask(AbstractTask):
             return self.model(images)
         return [slide(self.model, image, self.hparams["window"], self.hparams["stride"]) for image in images]
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 
         Args:
@@ -104,12 +104,14 @@ class SegmentationTask(AbstractTask):
             batch_idx: number of the batch in its epoch.
 
         Returns:
-            The mean over all labelled pixels, a scalar.
+            The mean over all labelled pixels, a scalar; None if no image of the batch could be read.
 
         Raises:
             InputError: a label is no class, or the loss is not finite.
         """
         images, labels = batch
+        if not images:
+            return None
         self._check(labels)
         logits, auxiliary = self.model.forward_train(images)
         loss = self._loss(logits, labels)

@@ -1,13 +1,16 @@
 """What every task shares: optimizer, schedule, average of the weights, checkpoints."""
 
+import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -107,6 +110,24 @@ class AbstractTask(LightningModule):
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes not in (None, num_classes):
             raise InputError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
+
+    def check_names(self, trained: Sequence[str]) -> None:
+        """Compare the classes of weights with those of the data; their order is what labels stand for.
+
+        Args:
+            trained: names in the order of labels; empty if unknown.
+
+        Raises:
+            InputError: they differ.
+        """
+        names = [str(name) for name in getattr(getattr(self._trainer, "datamodule", None), "class_names", None) or ()]
+        trained = [str(name) for name in trained]
+        if names and trained and names != trained:
+            wrong = next((i for i, pair in enumerate(zip(trained, names, strict=False)) if len(set(pair)) > 1), None)
+            where = f"class {wrong} is {trained[wrong]!r} there and {names[wrong]!r} here" if wrong is not None else ""
+            raise InputError(
+                f"the weights were trained for other classes than the data has: {where or f'{trained}, {names}'}"
+            )
 
     def configure_model(self) -> None:
         """Shard the model where the strategy is Lightning's `ModelParallelStrategy`."""
@@ -243,13 +264,24 @@ class AbstractTask(LightningModule):
             checkpoint: what the Trainer saved.
 
         Raises:
-            InputError: its weights do not fit.
+            InputError: its weights do not fit, its classes are others than those of the data, or a run is to go on with
+                another optimizer.
         """
+        _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
+        data = getattr(self._trainer, "datamodule", None)
+        self.check_names(checkpoint.get("class_names") or ())
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            before, now = checkpoint["hyper_parameters"].get("opt"), self.hparams["opt"]
+            if before != now:
+                raise InputError(f"model.opt is {now}, but the run has the state of {before}, by which it goes on")
+            if _text(checkpoint.get("data_config")) != _text(getattr(data, "data_config", None)):
+                # scores of images of another size are no measure
+                checkpoint.get("callbacks", {}).pop("best checkpoint", None)
+                _log.warning("images are prepared in another way than before: the best score starts anew")
         for key in checkpoint.keys() & {"state_dict", "current_model_state"}:
             checkpoint[key] = complete(checkpoint[key], checkpoint)
         if not self._sharded():  # else the strategy has its own way
             self._load_whole(checkpoint)
-        _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
         # A function of step and arguments. The saved one would ignore a new `trainer.max_epochs`.
         checkpoint["lr_schedulers"] = []
 
@@ -281,6 +313,10 @@ class AbstractTask(LightningModule):
         kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
         return f"{what}; {last}; try a lower model.lr or trainer.precision 32-true"
+
+
+def _text(config: Any) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _rename_kept(callbacks: dict[str, Any], monitor: str) -> None:
