@@ -116,8 +116,8 @@ def _box_problem(entry: dict[str, Any], height: int, width: int) -> str | None:
     beyond = max(-left, -top, left + wide - width, top + high - height)
     if beyond > max(1, _BEYOND * max(width, height)):
         return (
-            f"has the box {box}, which reaches {beyond:g} pixels beyond its image, {width} wide and {height} high; a box "
-            "is left, top, width, height"
+            f"has the box {box}, which reaches {beyond:g} pixels beyond its image, {width} wide and {height} high; a "
+            "box is left, top, width, height"
         )
     return None
 
