@@ -1,4 +1,4 @@
-"""A state dict from a file of any kind, read without running code that the file may hold."""
+"""State dicts from files of any kind, read without running code that they may hold."""
 
 import pickle
 import re
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import timm.models
+from safetensors import SafetensorError, safe_open
 
 from softmaxfree.errors import InputError
 
-__all__ = ["read_tensors"]
+__all__ = ["read_names", "read_tensors"]
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -29,6 +30,27 @@ def read_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
             return timm.models.load_state_dict(str(path))
     except Exception as error:  # whatever a decoder makes of foreign bytes
+        raise InputError(_refusal(path, error)) from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of the weights that `read_tensors` would read; of a `.safetensors` nothing but them is read.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
+    if path.suffix != ".safetensors":
+        return list(read_tensors(path))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
         raise InputError(_refusal(path, error)) from error
 
 

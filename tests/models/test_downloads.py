@@ -18,6 +18,7 @@ from safetensors import safe_open
 from softmaxfree import ops
 from softmaxfree.errors import InputError
 from softmaxfree.models import downloads
+from softmaxfree.models.conversion import convert
 from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER
 from softmaxfree_cli import main
 from tests import golden_files
@@ -61,7 +62,7 @@ def shallow_small():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """timm's cache, empty; and a home folder to see whether something is left there."""
+    """timm's cache, empty; and a home folder for the processes that a test starts."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "torch" / "hub" / "checkpoints" / "softmaxfree"
@@ -125,7 +126,6 @@ def test_the_authors_file_is_fetched_checked_converted_and_kept(name, server, ca
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
     assert len(server.asked) == asked
-    assert not list(Path(os.environ["HOME"]).rglob("*"))  # cookies of gdown
 
 
 def test_the_model_is_the_one_that_the_file_alone_makes(server, cache, tmp_path):
@@ -206,6 +206,21 @@ def test_small_has_the_depths_of_the_file(depths, server, cache, tmp_path):
     assert timm.create_model("soft_norm_small").depths == (1, 3, 7, 4)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", None])
+def test_depths_are_those_of_a_given_source_too(suffix, cache, tmp_path):
+    """Where the head is another, timm would leave out what does not fit, and say nothing."""
+    weights = golden_files.released_weights("soft_norm_small")
+    file = tmp_path / f"SOFT_Small_norm{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": weights}, file)
+    elif suffix:
+        convert(weights, "soft_norm_small", {"depths": (1, 3, 20, 4)}, file)
+    start = {"file": str(file)} if suffix else {"state_dict": weights}
+    model = timm.create_model("soft_norm_small", pretrained=True, pretrained_cfg_overlay=start, num_classes=3)
+    assert torch.equal(model.stages[2].blocks[19].attn.q.weight, weights["block3.19.att.mha.W_q.weight"])
+    assert "contradicts" in refusal("soft_norm_small", pretrained_cfg_overlay=start, depths=(1, 3, 7, 4), num_classes=3)
+
+
 def test_depths_that_contradict_any_file_are_refused(server, cache):
     assert "depths=(1, 2, 4, 2) contradicts" in refusal("soft_tiny", depths=(1, 2, 4, 2), num_classes=3)
 
@@ -280,7 +295,7 @@ def test_every_shape_counts(key, shape, server, cache):
     [
         (drive.quota, "Too many users have viewed or downloaded this file recently"),
         (drive.missing, "Cannot retrieve the public link of the file"),
-        (drive.cut, "incomplete"),
+        (drive.cut, "Download is incomplete: received"),
         (drive.cut_unnoticed, "the downloaded file cannot be read as weights"),
         (drive.page_as_file, "Google Drive sent a page in place of the file"),
         (drive.endless, "Google Drive sent no file within 1 s"),
@@ -327,7 +342,7 @@ def test_without_a_network_one_line_says_what_to_do(cache, monkeypatch, capsys, 
         port = server.server_port
     monkeypatch.setattr(HTTPAdapter, "send", drive.led_to(port))  # where nobody listens any more
     monkeypatch.setattr(downloads, "_RETRIES", 0)
-    assert "refused" in refusal("soft_tiny")
+    assert "(Failed to establish a new connection: [Errno 111] Connection refused)" in refusal("soft_tiny")
     assert left(cache) == []
 
     (tmp_path / "a.png").write_bytes(b"")
@@ -417,6 +432,7 @@ def test_processes_fetch_once(server, cache):
     assert float(said.pop()) == float(file_of("soft_tiny")[1]["head.bias"].sum())
     assert len(server.asked) == 1
     assert left(cache) == ["soft_tiny.json", "soft_tiny.safetensors"]
+    assert not list(Path(os.environ["HOME"]).rglob("*gdown*"))  # its cookies
 
 
 def test_what_a_killed_process_left_goes_with_the_next(server, cache, monkeypatch):

@@ -62,6 +62,6 @@ def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         arguments["in_chans"] = conv.shape[1]
     if (table := ours.get("stages.0.pos_embed.table")) is not None:
         arguments["img_size"] = 4 * isqrt(table.shape[1])  # a square table of stride 4
-    if name in ("soft_small", "soft_norm_small") and depths_of(ours) == RELEASED_SMALL_DEPTHS:
+    if name in ("soft_small", "soft_norm_small") and depths_of(weights) == RELEASED_SMALL_DEPTHS:
         arguments["depths"] = RELEASED_SMALL_DEPTHS
     return arguments

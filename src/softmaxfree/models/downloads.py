@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -22,10 +23,10 @@ from torch import Tensor
 from softmaxfree.errors import InputError
 from softmaxfree.models.conversion import arguments_for, convert
 from softmaxfree.models.record import NAME
-from softmaxfree.models.released import depths_of, from_released, is_released, require_fit
+from softmaxfree.models.released import from_released, is_released, require_fit
 from softmaxfree.tensors import read_tensors
 
-__all__ = ["cached", "fetch", "kept_depths"]
+__all__ = ["cached", "fetch"]
 
 _CONNECT, _READ = 10.0, 60.0  # seconds until a server answers, and between bytes
 _PATIENCE = 180.0  # seconds until the first byte of the file, however many pages come before it
@@ -62,10 +63,12 @@ def fetch(variant: str, url: str, cache_dir: str | Path | None = None) -> Path:
         A `.safetensors` as `softmaxfree convert` writes it.
 
     Raises:
-        InputError: it cannot be had; the message says why and what to do. Nothing is left of what was downloaded.
+        InputError: it cannot be had, or is damaged; the message says why and what to do. Nothing is left of what was
+            downloaded.
     """
     file = cached(variant, cache_dir)
     if file.is_file():
+        _require_whole(file, variant)
         return file
     try:
         with _alone(file) as scratch:
@@ -85,27 +88,15 @@ def fetch(variant: str, url: str, cache_dir: str | Path | None = None) -> Path:
     return file
 
 
-def kept_depths(file: Path, variant: str) -> tuple[int, ...]:
-    """Return how many blocks each stage has in a file of the cache.
-
-    Args:
-        file: from `fetch`.
-        variant: the model that it should be of.
-
-    Returns:
-        The depths.
-
-    Raises:
-        InputError: it is damaged or of another model.
-    """
+def _require_whole(file: Path, variant: str) -> None:
+    """Raises InputError where a file of the cache is damaged or of another model."""
     try:
         with safe_open(str(file), framework="pt") as content:
-            told, names = (content.metadata() or {}).get("architecture"), content.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged ({' '.join(str(error).split())}): delete it") from error
+            told = (content.metadata() or {}).get("architecture")
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged ({error}): delete it") from error
     if told != variant:
         raise InputError(f"{file} should have the weights of {variant}, but is of {told}: delete it")
-    return depths_of(names)
 
 
 @contextmanager
@@ -177,10 +168,12 @@ def _download(url: str, target: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What gdown says, in one line, without its own advice."""
+    """What gdown says, in one line, without its own advice and the inner names of urllib3."""
     line = " ".join(str(error).split()) or type(error).__name__
-    line = line.removeprefix("Failed to retrieve file url: ").partition(" You may still be able to access")[0]
-    return line.partition(" The received bytes are kept")[0][:300]
+    if unreachable := re.search(r'Failed to (resolve|establish)[^"]*', line):
+        return unreachable[0]
+    line = line.removeprefix("Failed to retrieve file url: ")
+    return re.split(r" You may still| The received bytes| Check FAQ|; the partial file is", line)[0][:300]
 
 
 def _checked(raw: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,10 +102,11 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def depths_of(names: Collection[str]) -> tuple[int, ...]:
-    """Returns how many blocks each stage has in weights of these names, ours."""
-    blocks = {(m[1], m[2]) for name in names if (m := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name))}
-    return tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(4))
+def depths_of(names: Iterable[str]) -> tuple[int, ...]:
+    """Returns how many blocks each stage has in weights of these names, ours or the authors'."""
+    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.|block(\d)\.(\d+)\.", name) for name in names]
+    blocks = {(int(match[1] or match[3]), match[2] or match[4]) for match in found if match}
+    return tuple(sum(stage == own for own, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
 
 
 def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
@@ -179,5 +180,4 @@ def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer
 def _describe(state_dict: Mapping[str, Tensor]) -> str | None:
     norms = [state_dict.get(f"stages.{i}.blocks.0.norm1.weight") for i in range(4)]
     dims = tuple(len(norm) for norm in norms if norm is not None)
-    depths = tuple(depth for depth, norm in zip(depths_of(state_dict), norms, strict=True) if norm is not None)
-    return f"embed_dims={dims} depths={depths}" if depths else None
+    return f"embed_dims={dims} depths={depths_of(state_dict)}" if dims else None

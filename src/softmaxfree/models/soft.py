@@ -7,7 +7,7 @@ Papers:
 The released code (https://github.com/fudan-zvg/SOFT) gives the weights' shapes; nothing of it is used here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from softmaxfree.errors import InputError
-from softmaxfree.models.downloads import fetch, kept_depths
+from softmaxfree.models.downloads import fetch
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
-from softmaxfree.models.released import checkpoint_filter_fn
+from softmaxfree.models.released import checkpoint_filter_fn, depths_of
+from softmaxfree.tensors import read_names
 
 __all__ = ["SoftmaxFreeTransformer", "checkpoint_filter_fn"]
 
@@ -33,11 +34,12 @@ _RELEASED = {  # the ImageNet weights that its table links to
 
 
 def _create(variant: str, pretrained: bool, args: dict[str, Any], given: dict[str, Any]) -> SoftmaxFreeTransformer:
-    file = _released_file(variant, given) if pretrained else None
-    if file is not None:
-        args = {**args, "depths": _agreed_depths(variant, file, given.get("depths"))}
-        given = {**given, "pretrained_cfg_overlay": {**(given.get("pretrained_cfg_overlay") or {}), "file": str(file)}}
+    fetched, names = _weights(variant, given) if pretrained else (None, [])
+    if len(depths := depths_of(names)) == len(args["depths"]):
+        args = {**args, "depths": _agreed(depths, variant, given)}
     kwargs: dict[str, Any] = args | given
+    if fetched:
+        kwargs["pretrained_cfg_overlay"] = {**(given.get("pretrained_cfg_overlay") or {}), "file": str(fetched)}
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
     model = build_model_with_cfg(
         SoftmaxFreeTransformer,
@@ -51,30 +53,35 @@ def _create(variant: str, pretrained: bool, args: dict[str, Any], given: dict[st
         },
         **kwargs,
     )
-    if file is not None:
+    if fetched:
         for module in model.modules():  # of `features_only` the network inside too
             getattr(module, "pretrained_cfg", {}).pop("file", None)  # it is saved with the model, a path is not
     return model
 
 
-def _released_file(variant: str, given: dict[str, Any]) -> Path | None:
-    """The authors' file, unless the caller names another source of weights."""
-    source = resolve_pretrained_cfg(variant, given.get("pretrained_cfg"), given.get("pretrained_cfg_overlay"))
-    if source.source or source.state_dict or source.file or source.hf_hub_id:
-        return None
-    if not source.url:
+def _weights(variant: str, given: dict[str, Any]) -> tuple[Path | None, Iterable[str]]:
+    """The authors' file, unless the caller names another source; and the names of the weights, where a file tells."""
+    source: Any = resolve_pretrained_cfg(variant, given.get("pretrained_cfg"), given.get("pretrained_cfg_overlay"))
+    if source.source or source.state_dict:  # the first brings its own arguments
+        return None, source.state_dict or ()
+    if source.file:
+        return None, read_names(Path(source.file)) if Path(source.file).is_file() else ()
+    if not source.has_weights:
         raise InputError(
             f"pretrained=True: the authors published no weights of {variant}, only of {', '.join(_RELEASED)}. Weights "
             "of your own load with checkpoint_path='FILE'"
         )
-    return fetch(variant, source.url, given.get("cache_dir")) if source.url == _RELEASED.get(variant) else None
+    if source.hf_hub_id or source.url != _RELEASED.get(variant):
+        return None, ()
+    file = fetch(variant, source.url, given.get("cache_dir"))
+    return file, read_names(file)
 
 
-def _agreed_depths(variant: str, file: Path, given: Sequence[int] | None) -> tuple[int, ...]:
-    depths = kept_depths(file, variant)
-    if given is not None and tuple(given) != depths:
+def _agreed(depths: tuple[int, ...], variant: str, given: dict[str, Any]) -> tuple[int, ...]:
+    """The depths of the weights: of SOFT-Small the authors have two."""
+    if tuple(given.get("depths", depths)) != depths:
         raise InputError(
-            f"depths={tuple(given)} contradicts the weights of {variant}, which have {depths}: leave it out"
+            f"depths={tuple(given['depths'])} contradicts the weights of {variant}, which have {depths}: leave it out"
         )
     return depths
 
@@ -100,7 +107,7 @@ _CFGS: dict[str, Any] = (
 default_cfgs = generate_default_cfgs(_CFGS)
 
 _TINY = dict(embed_dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), depths=(1, 2, 3, 2))
-# depths of the paper; pretrained=True takes those of the file, depths= loads (1, 3, 20, 4) of the released code
+# depths of the paper; the released code builds (1, 3, 20, 4), which pretrained=True takes from the file
 _SMALL = dict(_TINY, depths=(1, 3, 7, 4))
 _MEDIUM = dict(embed_dims=(64, 128, 288, 512), num_heads=(2, 4, 9, 16), depths=(1, 3, 29, 5))
 _LARGE = dict(_TINY, depths=(1, 3, 40, 5))
