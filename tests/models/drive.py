@@ -8,7 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-from requests.adapters import HTTPAdapter
+import pytest
+
+pytest.importorskip("gdown")  # of the extras `weights` and `dev`
+HTTPAdapter = pytest.importorskip("requests.adapters").HTTPAdapter
 
 CONFIRM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
 <p class="uc-warning-caption">Google Drive can't scan this file for viruses.</p>

@@ -93,8 +93,8 @@ def _require_whole(file: Path, variant: str) -> None:
     try:
         with safe_open(str(file), framework="pt") as content:
             told = (content.metadata() or {}).get("architecture")
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged ({error}): delete it") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or cannot be read ({error}): delete it") from error
     if told != variant:
         raise InputError(f"{file} should have the weights of {variant}, but is of {told}: delete it")
 
