@@ -2,21 +2,18 @@
 
 import errno
 import json
-import pickle
-import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors
-import timm.models
 import torch
 from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import standalone
 from softmaxfree.models.record import NAME, encode
+from softmaxfree.tensors import read_tensors
 
 __all__ = ["Recorded", "complete", "read_notes", "read_record", "read_weights"]
 
@@ -91,11 +88,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     path.open("rb").close()  # whatever fails after this is about the content
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
-            weights = timm.models.load_state_dict(str(path))
-    except Exception as error:  # whatever a decoder makes of foreign bytes
-        raise InputError(_refusal(path, error)) from error
+    weights = read_tensors(path)
     if path.suffix == ".ckpt":
         weights = {k.removeprefix(_TASK_PREFIX): v for k, v in weights.items() if k.startswith(_TASK_PREFIX)}
     if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
@@ -144,14 +137,3 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     if Path(path).suffix == ".ckpt" and Path(path).is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {}
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    cause = error.__cause__ or error
-    if isinstance(cause, pickle.UnpicklingError):
-        code = re.search(r"GLOBAL ([\w.]+)", str(cause))
-        return (
-            f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
-            "hold any code. If you trust it, load it elsewhere and save its state dict alone"
-        )
-    return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"

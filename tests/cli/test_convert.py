@@ -1,6 +1,5 @@
 """Released weights become files that name their model; anything else is refused in one line."""
 
-import argparse
 import collections
 import json
 import os
@@ -14,9 +13,7 @@ import torch
 from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER
 from softmaxfree.ops import as_solver
 from softmaxfree_cli import main
-from tests import golden_files
-
-SHAPES = golden_files.released_shapes()
+from tests.golden_files import release
 
 
 class Code:
@@ -27,16 +24,6 @@ class Code:
 
     def __reduce__(self):
         return os.system, (self.command,)
-
-
-def release(path, name, **change):
-    """Writes what the authors' training script wrote for a model; returns the weights it averaged."""
-    raw = {"head.bias": torch.zeros(1000)}
-    generator = torch.Generator().manual_seed(0)
-    ema = {key: torch.rand(shape, generator=generator) * 0.05 for key, shape in SHAPES[name].items()}
-    ema.update(change)
-    torch.save({"state_dict": raw, "state_dict_ema": ema, "args": argparse.Namespace(lr=1e-3), "epoch": 299}, path)
-    return ema
 
 
 def load(path):

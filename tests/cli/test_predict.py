@@ -241,7 +241,7 @@ def test_no_readable_image_at_all_is_an_error(broken, saved, capsys):
         (["{images}", "--checkpoint", "{saved}", "--device", "warp"], "--device warp cannot be used here"),
         (["{images}", "--checkpoint", "{saved}", "--class-names", "no.txt"], "no.txt: No such file"),
         (["{images}", "--model", "soft_nan"], "no model matches 'soft_nan'; there are soft_nano"),
-        (["{images}", "--model", "soft_tiny"], "no weights of soft_tiny can be downloaded"),
+        (["{images}", "--model", "soft_huge"], "the authors published no weights of soft_huge, only of soft_tiny"),
         (["{images}", "--checkpoint", "{plain}"], "does not name its model: give --model"),
         (
             ["{images}", "--checkpoint", "{plain}", "--model", "soft_tiny"],

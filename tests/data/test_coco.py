@@ -421,9 +421,11 @@ def test_broken_images_are_named_and_counted(root, workers):
         validate(root, on_error="fail")
 
 
-def test_a_training_batch_needs_an_image(root):
+def test_a_training_batch_of_one_of_several_processes_needs_an_image(root):
     data = module(root)
     data.setup("fit")
-    data.trainer = SimpleNamespace(training=True)
+    data.trainer = SimpleNamespace(training=True, world_size=2)
     with pytest.raises(ValueError, match=r"a batch has no image that can be read"):
         data.on_before_batch_transfer(([], []), 0)
+    data.trainer.world_size = 1
+    assert data.on_before_batch_transfer(([], []), 0) == ([], [])

@@ -15,7 +15,8 @@ def test_names():
     sizes = ("tiny", "small", "medium", "large", "huge")
     assert set(NAMES) == {"soft_nano", *(f"soft_{s}" for s in sizes), *(f"soft_norm_{s}" for s in sizes)}
     assert timm.list_models(module="soft") == sorted(NAMES, key=timm.list_models(module="soft").index)
-    assert not timm.list_models("soft_*", pretrained=True)
+    published = ("soft_norm_large", "soft_norm_medium", "soft_norm_small", "soft_norm_tiny", "soft_tiny")
+    assert timm.list_models("soft_*", pretrained=True) == [f"{name}.fudan_in1k" for name in published]
 
 
 @pytest.mark.parametrize("name", NAMES)

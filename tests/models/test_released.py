@@ -7,18 +7,12 @@ import timm
 import torch
 
 from softmaxfree import ops
-from softmaxfree.errors import InputError
 from softmaxfree.models.record import NAME
 from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER
 from softmaxfree.models.soft import checkpoint_filter_fn
-from tests import golden_files
+from tests.golden_files import released_shapes, released_weights
 
-SHAPES = golden_files.released_shapes()
-
-
-def released_weights(name: str) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {k: torch.rand(shape, generator=generator) * 0.1 for k, shape in SHAPES[name].items()}
+SHAPES = released_shapes()
 
 
 def depths_of(name: str) -> dict:
@@ -122,8 +116,3 @@ def test_an_incomplete_released_file_is_named():
     del weights["block4.1.attn.kv.bias"]
     with pytest.raises(ValueError, match=r"incomplete: 'block4.1.attn.kv.bias' is missing"):
         timm.create_model("soft_tiny").load_state_dict(weights)
-
-
-def test_pretrained_says_where_the_weights_are():
-    with pytest.raises(InputError, match=r"github.com/fudan-zvg/SOFT and pass checkpoint_path="):
-        timm.create_model("soft_tiny", pretrained=True)

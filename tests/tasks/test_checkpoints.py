@@ -1,15 +1,20 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import timm
 import torch
 from lightning.pytorch import Trainer
 
-from softmaxfree.tasks import ClassificationTask
+from softmaxfree.models.conversion import convert
+from softmaxfree.models.downloads import cached
+from softmaxfree.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, load_weights
 from softmaxfree.tasks.pretrained import save_pretrained
+from softmaxfree.weights import read_notes
+from tests.golden_files import released_weights
 
 ARGUMENTS = {"in_chans": 1, "embed_dims": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1)}
 DATA_CONFIG = {
@@ -29,11 +34,8 @@ def model(num_classes=3, **arguments):
     return timm.create_model("soft_nano", num_classes=num_classes, **{**ARGUMENTS, **arguments})
 
 
-@pytest.fixture
-def ckpt(tmp_path):
-    """A checkpoint of a Trainer."""
-    path = tmp_path / "best.ckpt"
-    module = task()
+def saved(module, path):
+    """Writes the checkpoint of a Trainer."""
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -44,6 +46,14 @@ def ckpt(tmp_path):
     trainer.strategy.connect(module)
     module.trainer = trainer
     trainer.save_checkpoint(path)
+
+
+@pytest.fixture
+def ckpt(tmp_path):
+    """A checkpoint of a Trainer."""
+    path = tmp_path / "best.ckpt"
+    module = task()
+    saved(module, path)
     return path, module.model
 
 
@@ -70,6 +80,36 @@ def test_a_saved_folder_makes_the_same_model(ckpt, tmp_path):
     assert loaded.pretrained_cfg["label_names"] == ["a", "b", "c"]
     config = timm.data.resolve_model_data_config(loaded)
     assert {key: tuple(config[key]) if key in ("mean", "std") else config[key] for key in DATA_CONFIG} == DATA_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (ClassificationTask, {}),
+        (DetectionTask, {"head": "retinanet"}),
+        (SegmentationTask, {"head": "semantic_fpn"}),
+        (SegmentationTask, {"head": "upernet"}),
+    ],
+)
+def test_a_checkpoint_needs_neither_cache_nor_network_and_keeps_the_depths_of_the_weights(
+    kind, arguments, tmp_path, monkeypatch
+):
+    """The authors' file of SOFT-Small may be deeper than the model of that name."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    weights, depths = released_weights("soft_norm_small"), (1, 3, 20, 4)
+    convert(weights, "soft_norm_small", {"depths": depths}, cached("soft_norm_small"))
+    module = kind("soft_norm_small", 3, model_args={"pretrained": True}, **arguments)
+    first = module.model.state_dict()
+    (conv,) = (value for name, value in first.items() if name.endswith("stages.2.blocks.19.attn.q.weight"))
+    assert torch.equal(conv, weights["block3.19.att.mha.W_q.weight"])
+    saved(module, tmp_path / "best.ckpt")
+
+    shutil.rmtree(tmp_path / "cache")
+    recorded = read_notes(tmp_path / "best.ckpt")["hyper_parameters"]
+    assert recorded["model_args"]["depths"] == depths
+    again = kind(**recorded)
+    load_weights(again.model, tmp_path / "best.ckpt")
+    torch.testing.assert_close(again.model.state_dict(), first, rtol=0, atol=0)
 
 
 def test_transformers_can_load_a_saved_folder(ckpt, tmp_path):

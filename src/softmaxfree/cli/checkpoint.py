@@ -8,9 +8,9 @@ import timm
 from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
-from softmaxfree.cli.convert import arguments_for
 from softmaxfree.cli.models import find_models
 from softmaxfree.errors import InputError
+from softmaxfree.models.conversion import arguments_for
 from softmaxfree.weights import read_notes, read_record, read_weights
 
 __all__ = ["Classifier", "LoadedTask", "load_classifier", "load_task"]

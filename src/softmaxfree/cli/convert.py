@@ -3,27 +3,22 @@
 import json
 import re
 from collections.abc import Mapping
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor
 
-from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.models import find_models
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.errors import InputError
-from softmaxfree.models.released import from_released, is_released, require_fit
+from softmaxfree.models.conversion import arguments_for, convert
+from softmaxfree.models.released import require_fit
 from softmaxfree.models.soft import checkpoint_filter_fn
 from softmaxfree.weights import read_notes, read_weights
 
-__all__ = ["arguments_for", "run"]
-
-# What the authors' code builds under this name is deeper than in their paper, whose depths ours has.
-_RELEASED_SMALL = (1, 3, 20, 4)
+__all__ = ["run"]
 
 
 def run(source: str, target: str, model: str | None = None) -> None:
@@ -45,46 +40,15 @@ def run(source: str, target: str, model: str | None = None) -> None:
     weights = read_weights(source)
     require_free([target], [source], lambda path: "architecture" in read_notes(path), "DST")
     name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
-    arguments = arguments_for(name, weights)
     try:
-        with torch.device("meta"):  # nothing to initialise
-            net = timm.create_model(name, **arguments)
-        net.load_state_dict(weights, assign=True)
+        net = convert(weights, name, arguments_for(name, weights), target)
     except ValueError as error:
         raise InputError(f"{source} as {name}: {error}") from error
-    metadata = {"format": "pt", "architecture": name, "model_args": json.dumps(net._model_args)}
-    with atomic_write(target) as part:
-        part.write_bytes(safetensors.torch.save(net.state_dict(), metadata))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     print(f"model    {name}, {why}")
     print(f"weights  {parameters / 1e6:.2f} M parameters, all loaded, none left over")
-    print(f"config   {metadata['model_args']}")
+    print(f"config   {json.dumps(net._model_args)}")
     print(f"written  {target}, {Path(target).stat().st_size / 1e6:.1f} MB")
-
-
-def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of `timm.create_model` that weights need, apart from their solver.
-
-    Args:
-        name: a model.
-        weights: its state dict; under the authors' names too.
-
-    Returns:
-        `num_classes`, `in_chans` and `img_size` where the weights tell, `depths` for the authors' SOFT-Small.
-    """
-    ours = from_released(weights) if is_released(weights) else weights
-    cfg: Any = timm.get_pretrained_cfg(name)
-    arguments: dict[str, Any] = {}
-    if (head := ours.get(f"{cfg.classifier}.weight")) is not None:
-        arguments["num_classes"] = len(head)
-    if (conv := ours.get(f"{cfg.first_conv}.weight")) is not None:
-        arguments["in_chans"] = conv.shape[1]
-    if (table := ours.get("stages.0.pos_embed.table")) is not None:
-        arguments["img_size"] = 4 * isqrt(table.shape[1])  # a square table of stride 4
-    deepest = f"stages.2.blocks.{_RELEASED_SMALL[2] - 1}.norm1.weight"
-    if name in ("soft_small", "soft_norm_small") and deepest in ours:
-        arguments["depths"] = _RELEASED_SMALL
-    return arguments
 
 
 def _identify(weights: Mapping[str, Tensor], source: Path) -> tuple[str, str]:

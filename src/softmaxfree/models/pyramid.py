@@ -65,7 +65,7 @@ class SoftmaxFreeTransformer(nn.Module):
         InputError: for arguments that do not fit each other.
     """
 
-    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args", "told_args"]
     DEFAULTS: ClassVar[dict[str, Any]] = {"solver": _DEFAULT_SOLVER.to_dict(), "landmark_grid": list(_DEFAULT_GRID)}
     """Of what loading may change."""
 
@@ -102,7 +102,7 @@ class SoftmaxFreeTransformer(nn.Module):
         self.last_stage = last_stage
         if output_stride not in (8, 16, 32):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-        self.num_heads, self.sr_ratios = tuple(num_heads), tuple(sr_ratios)
+        self.depths, self.num_heads, self.sr_ratios = tuple(depths), tuple(num_heads), tuple(sr_ratios)
         self.landmark_sampling = landmark_sampling
         self.landmark_grid = _as_grid(landmark_grid)
         self.output_stride: int = output_stride
@@ -148,13 +148,18 @@ class SoftmaxFreeTransformer(nn.Module):
 
     @property
     def _model_args(self) -> dict[str, Any]:
-        """What timm saves beside the weights: its own record, and what loading or a call may have changed since."""
-        changed = {"solver": self.solver.to_dict(), "landmark_grid": self.landmark_grid or "unbounded"}
-        return {**self.__dict__.get("_recorded_args", {}), **changed}
+        """What timm saves beside the weights: its own record, and what the weights have a say in."""
+        return {**self.__dict__.get("_recorded_args", {}), **self.told_args}
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
         self.__dict__["_recorded_args"] = args
+
+    @property
+    def told_args(self) -> dict[str, Any]:
+        """Arguments that may differ from those of the call: weights tell them, and two can be set later."""
+        grid = self.landmark_grid or "unbounded"
+        return {"depths": self.depths, "solver": self.solver.to_dict(), "landmark_grid": grid}
 
     @torch.jit.ignore
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # what the released normalised models were trained with; an exact inverse would be another function
 RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
 RELEASED_SOLVER = Newton(iters=20, ridge=0.01)
+# what the authors' code builds as SOFT-Small, deeper than in their paper
+RELEASED_SMALL_DEPTHS = (1, 3, 20, 4)
 
 _STEM = {"0": "0.conv", "1": "0.bn", "3": "1.conv", "4": "1.bn", "6": "2.conv", "7": "2.bn"}
 _RENAMED = (
@@ -99,6 +101,13 @@ def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name, value = name.replace(".attn.q.", ".attn.qkv."), torch.cat((value, kv))
         out[name] = value
     return out
+
+
+def depths_of(names: Iterable[str]) -> tuple[int, ...]:
+    """Returns how many blocks each stage has in weights of these names, ours or the authors'."""
+    found = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.|block(\d)\.(\d+)\.", name) for name in names]
+    blocks = {(int(match[1] or match[3]), match[2] or match[4]) for match in found if match}
+    return tuple(sum(stage == own for own, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
 
 
 def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
@@ -183,11 +192,6 @@ def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer
 
 
 def _describe(state_dict: Mapping[str, Tensor]) -> str | None:
-    depths, dims = [], []
-    for i in range(4):
-        blocks = {n.split(".")[3] for n in state_dict if n.startswith(f"stages.{i}.blocks.")}
-        norm = state_dict.get(f"stages.{i}.blocks.0.norm1.weight")
-        if norm is not None:
-            depths.append(len(blocks))
-            dims.append(len(norm))
-    return f"embed_dims={tuple(dims)} depths={tuple(depths)}" if depths else None
+    norms = [state_dict.get(f"stages.{i}.blocks.0.norm1.weight") for i in range(4)]
+    dims = tuple(len(norm) for norm in norms if norm is not None)
+    return f"embed_dims={dims} depths={depths_of(state_dict)}" if dims else None

@@ -248,9 +248,8 @@ class AbstractTask(LightningModule):
         self._check_weights()
         name, arguments = self._architecture
         for module in self.model.modules():
-            if isinstance(module, SoftmaxFreeTransformer):  # loading may have set these two
-                grid = module.landmark_grid or "unbounded"
-                arguments = {**arguments, "solver": module.solver.to_dict(), "landmark_grid": grid}
+            if isinstance(module, SoftmaxFreeTransformer):
+                arguments = {**arguments, **module.told_args}
         arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
         checkpoint["hyper_parameters"] = arguments
         checkpoint["task"] = type(self).__name__

@@ -1,0 +1,65 @@
+"""State dicts from files of any kind, read without running code that they may hold."""
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm.models
+from safetensors import SafetensorError, safe_open
+
+from softmaxfree.errors import InputError
+
+__all__ = ["read_names", "read_tensors"]
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read the state dict of a file that exists.
+
+    Args:
+        path: a `.safetensors`, or what `torch.save` wrote. Averaged weights (EMA) are taken where the file has them.
+
+    Returns:
+        What the file has under the names of weights, on the CPU.
+
+    Raises:
+        InputError: it cannot be read without running code, or not at all.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
+            return timm.models.load_state_dict(str(path))
+    except Exception as error:  # whatever a decoder makes of foreign bytes
+        raise InputError(_refusal(path, error)) from error
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of the weights that `read_tensors` would read; of a `.safetensors` nothing but them is read.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
+    if path.suffix != ".safetensors":
+        return list(read_tensors(path))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise InputError(_refusal(path, error)) from error
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    cause = error.__cause__ or error
+    if isinstance(cause, pickle.UnpicklingError):
+        code = re.search(r"GLOBAL ([\w.]+)", str(cause))
+        return (
+            f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
+            "hold any code. If you trust it, load it elsewhere and save its state dict alone"
+        )
+    return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"
