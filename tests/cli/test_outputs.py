@@ -66,9 +66,7 @@ class Segmenter:
 
 def predict(files, out, **more):
     """Runs a segmenter on images and folders of images."""
-    loaded = SimpleNamespace(
-        task=Segmenter(), kind="segmentation", data_config={"input_size": (3, 16, 16)}, class_names=["a", "b"]
-    )
+    loaded = SimpleNamespace(task=Segmenter(), kind="segmentation", size=(16, 64), class_names=["a", "b"])
     images = [i for f in files for i in ([f] if f.is_file() else sorted(p for p in f.rglob("*") if p.is_file()))]
     predict_dense(images, loaded, out, 0.5, "fail", [str(file) for file in files], **more)
 
