@@ -91,9 +91,9 @@ class Newton(AbstractPinvSolver):
         # an exported graph must run anywhere
         way = steps if torch.compiler.is_exporting() else dispatch.choose("newton", p)
         v = way.run(p, self.alpha(gram), self.iters)
-        # steps that converge leave I - P V with eigenvalues in [0, 1]; those that do not, far outside
-        left = torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - p @ v
-        return torch.where(left.square().sum((-1, -2), keepdim=True) <= 4 * p.shape[-1], v, torch.nan)
+        # each step squares the eigenvalues of I - P V: converging they end in [0, 1], else far above, and so does the sum
+        trace = p.shape[-1] - (p * v.mT).sum((-1, -2), keepdim=True)
+        return torch.where(trace <= 2 * p.shape[-1], v, torch.nan)
 
     def alpha(self, gram: Tensor) -> Tensor:
         """Returns the scale of the first iterate, `(B, H, 1, 1)` or `(B, 1, 1, 1)`."""
