@@ -13,10 +13,10 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Returns the tensors and the metadata of `golden/<name>.safetensors`."""
+    """Returns the tensors, on the default device, and the metadata of `golden/<name>.safetensors`."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         names = list(file.keys())
-        return {key: file.get_tensor(key) for key in names}, file.metadata()
+        return {key: file.get_tensor(key).to(torch.get_default_device()) for key in names}, file.metadata()
 
 
 def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

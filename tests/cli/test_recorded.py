@@ -291,3 +291,92 @@ def test_a_strip_stays_a_strip(dense, tmp_path, monkeypatch):
     assert seen == [(3, 41, 2048)]
     with Image.open(tmp_path / "out" / "strip_classes.png") as classes:
         assert classes.size == (3000, 60)
+
+
+def test_a_run_ends_after_its_time(tmp_path):
+    """One second, of a hundred epochs that take half a minute."""
+    run_dir = train.run(
+        "digits", overrides(trainer__max_time="00:00:00:01", trainer__max_epochs=100), out=str(tmp_path)
+    )
+    assert 1 <= len(read_csv(run_dir / "metrics.csv")) < 50
+
+
+# --- other classes, other images, other optimizers
+
+
+@pytest.fixture(scope="module")
+def renamed(photos, tmp_path_factory):
+    """The same photographs under names in another order."""
+    root = shutil.copytree(photos, tmp_path_factory.mktemp("renamed") / "data")
+    for split in ("train", "val"):
+        (root / split / "brick").rename(root / split / "wall")
+    return root
+
+
+def test_data_of_other_classes_is_refused(tuned, renamed):
+    run, recipe = tuned
+    for weights in ("best.ckpt", "best"):
+        with pytest.raises(
+            ValueError, match=r"other classes than the data has: class 0 is 'brick' there and 'grass' here"
+        ):
+            validate.run(str(recipe), str(run / weights), [f"--data.root={renamed}"])
+    more = [f"--data.root={renamed}", "--trainer.max_epochs=2"]
+    with pytest.raises(ValueError, match=r"other classes than the data has"):
+        train.run(str(recipe), more, resume=str(run / "last.ckpt"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["root"] != str(renamed)
+
+
+def test_another_optimizer_is_refused_and_the_run_stays(run):
+    run_dir, recipe = run
+    config = (run_dir / "config.yaml").read_text()
+    for opt in ("sgd", "muon"):
+        with pytest.raises(ValueError, match=rf"model.opt is {opt}, but the run has the state of adamw"):
+            train.run(str(recipe), [f"--model.opt={opt}", "--trainer.max_epochs=3"], resume=str(run_dir / "last.ckpt"))
+    assert (run_dir / "config.yaml").read_text() == config
+
+
+def test_the_folder_of_the_best_weights_is_prepared_as_they_are(run, capsys, caplog):
+    """A run that goes on at another size measures anew, and so its best weights are of that size."""
+    run_dir, recipe = run
+    train.run(str(recipe), ["--trainer.max_epochs=3", "--data.img_size=32"], resume=str(run_dir / "last.ckpt"))
+    assert "the best score starts anew" in caplog.text
+    best = torch.load(run_dir / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 2
+    assert best["data_config"]["input_size"] == (1, 32, 32)
+    config = json.loads((run_dir / "best" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [1, 32, 32]
+
+
+def test_edits_of_what_weights_are_tied_to_and_edits_under_options_are_told_truly(run, capsys):
+    run_dir, recipe = run
+    recipe.write_text(
+        "base: digits\nmodel: {lr: 0.003, model_args: {solver: eigh}, label_smoothing: 0.1}\ntrainer: {max_epochs: 3}\n"
+    )
+    train.run(str(recipe), ["--model.lr=0.001", "--trainer.max_epochs=4"], resume="last", out=str(run_dir.parent))
+    said = capsys.readouterr().out
+    assert "edited since the run began, and used: model.label_smoothing = 0.1\n" in said
+    assert "and not used, as the weights are tied to theirs: model.model_args.solver = eigh" in said
+    assert len(read_csv(run_dir / "metrics.csv")) == 4
+    recipe.write_text("base: digits\n")
+    train.run(str(recipe), ["--trainer.max_epochs=5"], resume="last", out=str(run_dir.parent))
+    assert "model.lr = 0.004" in capsys.readouterr().out
+
+
+def test_weights_are_no_checkpoint_of_a_run(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.ckpt")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
+    for name in ("a.ckpt", "a.pth"):
+        with pytest.raises(ValueError, match=rf"{name} is no checkpoint of `softmaxfree train`"):
+            train.run("digits", overrides(), resume=str(tmp_path / name), out=str(tmp_path))
+
+
+def test_a_recipe_that_is_its_own_base(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match=r"a.yaml is its own base"):
+        train.run(str(tmp_path / "a.yaml"), out=str(tmp_path))
+
+
+def test_a_run_without_a_step(tmp_path):
+    with pytest.raises(ValueError, match=r"no training step was run"):
+        train.run("digits", overrides(trainer__limit_train_batches=0), out=str(tmp_path))

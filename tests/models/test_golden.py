@@ -10,6 +10,8 @@ from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER, from_release
 from tests import golden_files
 from tests.helpers import MAX_RELATIVE_ERROR, assert_no_worse_than
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def released_model(name: str, dtype: torch.dtype):
     tensors, meta = golden_files.load(name)

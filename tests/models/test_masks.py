@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from tests.helpers import MAX_PADDING_EFFECT
 from tests.models.test_golden import released_model
 
+pytestmark = pytest.mark.usefixtures("device")
+
 # at stride 4 and 8 of the padded size there are 4 x 6 landmarks, of the images 4 x 4, 3 x 2, 2 x 5
 SIZES, PADDED = [(64, 64), (50, 37), (29, 90)], (70, 96)
 BUDGET = dict(landmark_grid=(3, 4))

@@ -46,12 +46,17 @@ def task(**arguments):
 
 def fit(module, data=None, *callbacks, **arguments):
     trainer = Trainer(
-        accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **{"max_epochs": 2, "num_sanity_val_steps": 0, "enable_checkpointing": False, **arguments},
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 2,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": False,
+            **arguments,
+        },
     )
     trainer.fit(module, datamodule=data or Squares())
     return trainer
@@ -67,8 +72,9 @@ class Steps(Callback):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
-def test_it_learns():
-    trainer = fit(task(lr=5e-3, label_smoothing=0.0), max_epochs=40)
+@pytest.mark.parametrize("accelerator", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_it_learns(accelerator):
+    trainer = fit(task(lr=5e-3, label_smoothing=0.0), max_epochs=40, accelerator=accelerator, devices=1)
     assert trainer.callback_metrics["val/top1"] == 1
     assert trainer.callback_metrics["train/loss"] < 0.5
 

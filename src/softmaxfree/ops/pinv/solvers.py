@@ -91,7 +91,7 @@ class Newton(AbstractPinvSolver):
         # an exported graph must run anywhere
         way = steps if torch.compiler.is_exporting() else dispatch.choose("newton", p)
         v = way.run(p, self.alpha(gram), self.iters)
-        # each step squares the eigenvalues of I - P V: converging they end in [0, 1], else far above, and so does the sum
+        # each step squares the eigenvalues of I - P V: converging they end in [0, 1], else far above, as their sum does
         trace = p.shape[-1] - (p * v.mT).sum((-1, -2), keepdim=True)
         return torch.where(trace <= 2 * p.shape[-1], v, torch.nan)
 
