@@ -1,6 +1,7 @@
 """An image padded in a batch, with a mask, against the image alone: maps, logits and every gradient."""
 
 import copy
+import warnings
 
 import pytest
 import timm
@@ -40,6 +41,26 @@ def batch_of(images: list[Tensor], padded: tuple[int, int] = PADDED) -> tuple[Te
         x[i, :, : image.shape[1], : image.shape[2]] = image
         mask[i, : image.shape[1], : image.shape[2]] = True
     return x, mask
+
+
+def test_gradients_of_each_sample_with_a_mask_of_its_own():
+    model = nano()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    x, mask = batch_of([torch.randn(3, *size) for size in SIZES])
+    x = x.nan_to_num()
+
+    def loss(weights, image, valid):
+        out = torch.func.functional_call(model, (weights, buffers), (image[None],), {"mask": valid[None]})
+        return out.square().sum()
+
+    with warnings.catch_warnings(action="ignore"):  # torch's, of operators that it maps one by one
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, mask)
+    for i, size in enumerate(SIZES):
+        model.zero_grad()
+        model(x[i : i + 1, :, : size[0], : size[1]]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            scale = max(parameter.grad.abs().max(), 1e-3)
+            assert (each[name][i] - parameter.grad).abs().max() <= MAX_PADDING_EFFECT * 10 * scale, name
 
 
 def results(model: nn.Module, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:

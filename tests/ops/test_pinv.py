@@ -147,3 +147,17 @@ def test_newton_that_goes_astray_is_nan():
     out = ops.pinv(torch.cat((far, near)), ops.Newton(iters=7, ridge=0.5))
     assert out[0].isnan().all()
     assert out[1].isfinite().all()
+
+
+def test_a_head_of_nan_leaves_the_others_of_its_image_alone():
+    good = torch.rand(3, 3)
+    good = good @ good.mT + torch.eye(3)
+    halving = ops.Newton(ridge=0.0, start="halving")
+    both = ops.pinv(torch.stack([good, torch.full((3, 3), torch.nan)])[None], halving)
+    assert torch.equal(both[:, :1], ops.pinv(good[None, None], halving))
+    assert both[:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("values", [(1.0, -1.0, 2.0), (-1.0, -1.0, -1.0)])
+def test_no_inverse_of_what_is_no_kernel_matrix(values):
+    assert ops.pinv(torch.diag(torch.tensor(values))[None, None], ops.Eigh()).isnan().all()

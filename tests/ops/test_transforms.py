@@ -128,3 +128,15 @@ def test_whole_models(kwargs: dict):
         expected = torch.autograd.grad(F.cross_entropy(model(x[i : i + 1]), labels[i : i + 1]), model.parameters())
         for (name, _), gradient in zip(model.named_parameters(), expected, strict=True):
             torch.testing.assert_close(each[name][i], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_forward_mode_of_forward_mode_is_refused_where_it_would_be_wrong():
+    gram = 2 * torch.eye(2, dtype=torch.float64)[None, None]
+    one = torch.tensor(1.0, dtype=torch.float64)
+
+    def total(a):
+        return ops.pinv(a * gram, ops.Cholesky(ridge=1e-5)).sum()
+
+    with pytest.raises(NotImplementedError, match=r"take one of them in reverse mode"):
+        torch.func.jacfwd(torch.func.jacfwd(total))(one)
+    torch.testing.assert_close(torch.func.hessian(total)(one), torch.func.jacrev(torch.func.jacrev(total))(one))

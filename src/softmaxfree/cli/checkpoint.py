@@ -132,7 +132,7 @@ def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
         return None, {}
     record = read_record(checkpoint)
     if record.task != "ClassificationTask":
-        raise InputError(f"{checkpoint} is of {record.task}: give --task detection or --task segmentation")
+        raise InputError(f"{checkpoint} is of {record.task}: give --task {record.task.removesuffix('Task').lower()}")
     arguments = dict(record.arguments["model_args"])
     # how the training prepared its images, whatever the weights that it started from say
     overlay = {**arguments.get("pretrained_cfg_overlay", {}), **record.data_config, "label_names": record.class_names}

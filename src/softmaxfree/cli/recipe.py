@@ -122,6 +122,9 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     cores, devices = os.cpu_count() or 1, str(arguments.get("devices"))
     if arguments.get("accelerator") == "cpu" and devices.isdigit() and int(devices) > cores:
         raise InputError(f"trainer.devices is {devices}, a process each, but there are {cores} CPU cores")
+    for name, least in (("accumulate_grad_batches", 1), ("log_every_n_steps", 0), ("gradient_clip_val", 0)):
+        if (given := arguments.get(name)) is not None and not given >= least:
+            raise InputError(f"trainer.{name} must be {least} or more, got {given}")
     try:
         return Trainer(**arguments)
     except OSError:

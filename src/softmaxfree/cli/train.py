@@ -1,6 +1,6 @@
 """`softmaxfree train`: runs a recipe, or goes on with a run."""
 
-import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.draw import draw_samples
@@ -81,7 +82,8 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
 def _new_folder(folder: Path) -> Iterator[Path]:
     """Makes the next numbered folder, which no other run takes; a run that leaves nothing in it takes it back."""
     number = max(_numbers(folder), default=-1) + 1
-    if int(os.environ.get("RANK", "0")) == 0:  # the others are told
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # the other processes are told
+    if first:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -92,8 +94,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield folder / str(number)
     finally:
-        with suppress(OSError):  # it is not empty
-            (folder / str(number)).rmdir()
+        begun = (folder / str(number) / "config.yaml").exists()
+        if first and not begun:  # what is there is the head of a log
+            shutil.rmtree(folder / str(number), ignore_errors=True)
+        with suppress(OSError):  # it holds other runs
+            folder.rmdir()
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from softmaxfree.arguments import require_whole
 from softmaxfree.data.loaders import eval_loader, train_loader
 
 __all__ = ["DigitsDataModule", "read_digits", "split_digits"]
@@ -46,6 +47,9 @@ class DigitsDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        require_whole("data.batch_size", batch_size, 1)
+        require_whole("data.num_workers", num_workers, 0)
+        require_whole("data.img_size", img_size, 1)
         self.batch_size = batch_size
         self.img_size = img_size
         self.augment = augment

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from softmaxfree.arguments import require_whole
 from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
@@ -189,6 +190,8 @@ class AbstractImagesDataModule(LightningDataModule):
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
         self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
+        require_whole("data.batch_size", batch_size, 1)
+        require_whole("data.num_workers", num_workers, 0)
         if max_pixels is not None and max_pixels < 1:
             raise InputError(f"data.max_pixels must be 1 or more, or null for no limit, got {max_pixels}")
         self.batch_size = batch_size

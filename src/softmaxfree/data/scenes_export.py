@@ -86,7 +86,10 @@ def _is_there(root: Path, manifest: dict[str, Any]) -> bool:
     file = root / _MANIFEST
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else "other files"
     if found != manifest:
-        raise InputError(f"root: {root} holds {found}, and not the scenes {manifest}; name another folder or remove it")
+        raise InputError(
+            f"data.root: {root} holds {found}, and not the scenes {manifest}; name another folder; for data of your "
+            "own take a recipe coco_* or ade20k_* as base"
+        )
     return True
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
+from softmaxfree.arguments import require_whole, require_whole_numbers
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
 from softmaxfree.models.detection_networks import (
@@ -67,6 +68,7 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         _check(head, num_classes, anchor_sizes, kwargs)
+        require_whole("fpn_channels", fpn_channels, 1)
         net = create_model(backbone, features_only=True, **(model_args or {}))
         self.head, self.num_classes = head, num_classes
         pyramid = Pyramid(net, backbone, head, fpn_channels)
@@ -104,6 +106,8 @@ class Detector(nn.Module):
             InputError: `short` is above `long`, or below what the backbone needs.
         """
         smallest = self.network.transform.min_img_size
+        require_whole("size: the shorter side", short, 1)
+        require_whole("size: the longer side", long, 1)
         if not smallest <= short <= long:
             raise InputError(
                 f"size must be a shorter side of {smallest} pixels or more and a longer one not below it, "
@@ -185,10 +189,8 @@ def _in_float32(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def _check(head: str, num_classes: int, anchor_sizes: Sequence[int], kwargs: dict[str, Any]) -> None:
     if head not in HEADS:
         raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
-    if num_classes < 1:
-        raise InputError(f"num_classes must be 1 or more, got {num_classes}")
-    if len(anchor_sizes) != 5:
-        raise InputError(f"anchor_sizes must be five, one a level, got {list(anchor_sizes)}")
+    require_whole("num_classes", num_classes, 1)
+    require_whole_numbers("anchor_sizes, one a level,", anchor_sizes, 5, 1)
     # torchvision passes what it does not know on, to where nobody looks.
     allowed = [n for n, p in inspect.signature(HEADS[head]).parameters.items() if isinstance(p.default, int | float)]
     if unknown := sorted(kwargs.keys() - set(allowed)):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers.padding import extents, zero_padding
+from softmaxfree.ops import transforms
 
 _CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def check_mask(mask: Tensor, x: Tensor, min_img_size: int, training: bool = Fals
 
     A mask on the CPU is checked there, and another device never waits for it. One on a device is asked about once; in
     training not even that: an image with a wrong mask becomes nan then. What a mask holds is not checked while
-    compiling or exporting.
+    compiling, exporting, or under `torch.func`.
 
     Args:
         mask: is to be `(B, height, width)` bool, True in a rectangle at the top left of each image; on the device of
@@ -55,7 +56,7 @@ def check_mask(mask: Tensor, x: Tensor, min_img_size: int, training: bool = Fals
     if mask.device not in (x.device, _CPU):
         raise InputError(f"mask must be on the device of x, {x.device}, or on the CPU, got {mask.device}")
     own = mask.to(x.device, non_blocking=True)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transforms.at_work():
         return zero_padding(x, own), own
     facts = _facts(mask)
     if training and mask.device != _CPU:

@@ -9,6 +9,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.arguments import require, require_number, require_whole, require_whole_numbers
 from softmaxfree.errors import InputError
 from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
 from softmaxfree.layers.landmarks import Sampling
@@ -94,6 +95,12 @@ class SoftmaxFreeTransformer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels)
+        require_whole("in_chans", in_chans, 1)
+        require_whole("num_classes", num_classes, 0)
+        sides = [img_size, img_size] if isinstance(img_size, int) else img_size
+        require_whole_numbers("img_size", sides, 2, 1)
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            require_number(name, rate, 0, 1)
         if last_stage not in ("softmax", "softmax_free"):
             raise InputError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
         self.solver = as_solver(solver)
@@ -365,6 +372,8 @@ def _min_img_size(sr_ratios: tuple[int, ...], reductions: list[int]) -> int:
 def _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels) -> None:
     given = dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
     for name, values in (given | {"value_kernels": value_kernels}).items():
+        whole = isinstance(values, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in values)
+        require(whole, name, values, "a whole number for each stage")
         if len(values) != 4:
             raise InputError(f"{name} must have one entry for each of the 4 stages, got {values!r}")
     for name, values in given.items():

@@ -147,11 +147,11 @@ class ClassTokenStage(nn.Module):
 
     @torch.jit.unused
     def _run(self, block: nn.Module, tokens: Tensor, keys: Tensor | None) -> Tensor:
-        if self.grad_checkpointing:
-            return checkpoint(block, tokens, keys)
         if transforms.at_work():
             with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
                 return block(tokens, keys)
+        if self.grad_checkpointing:
+            return checkpoint(block, tokens, keys)
         return block(tokens, keys)
 
 

@@ -49,6 +49,11 @@ def inverse(gram: Tensor, solver: str) -> Tensor:
     if torch.compiler.is_exporting():
         return solver_from_json(solver).compute(gram)
     if transforms.at_work():
+        if not torch.compiler.is_compiling() and transforms.forward_of_forward():
+            raise NotImplementedError(
+                "the inverse has no forward-mode derivative of a forward-mode derivative; take one of them in reverse "
+                "mode, as torch.func.hessian does"
+            )
         return Pinv.apply(gram, solver)
     return torch.ops.softmaxfree.pinv(gram, solver)
 

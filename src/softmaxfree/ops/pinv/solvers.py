@@ -20,6 +20,8 @@ from softmaxfree.ops import dispatch
 from softmaxfree.ops.pinv.finite import finite_matrices
 from softmaxfree.ops.pinv.newton import steps
 
+_ROUNDING = 1e-3  # of the largest eigenvalue, which a small one may lie below 0
+
 
 @dataclasses.dataclass(frozen=True)
 class AbstractPinvSolver(abc.ABC):
@@ -100,6 +102,8 @@ class Newton(AbstractPinvSolver):
         rowsum = gram.sum(-1)
         if self.start == "rowsum":
             return (1.8 / rowsum.amax(-1).square())[..., None, None]
+        gram, _ = finite_matrices(gram)  # the heads of an image share the start, and none of them a NaN
+        rowsum = gram.sum(-1)
         alpha = 2 / rowsum.amax((-1, -2), keepdim=True).unsqueeze(-1).square()
         p = add_ridge(gram, self.ridge)
         p2, eye = p @ p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device)
@@ -158,7 +162,9 @@ class Eigh(AbstractPinvSolver):
         p, finite = finite_matrices(add_ridge(gram, self.ridge))
         w, vectors = torch.linalg.eigh(p)
         inverse = torch.where(w > self.rcond * w[..., -1:], w.reciprocal(), 0)
-        return torch.where(finite, (vectors * inverse.unsqueeze(-2)) @ vectors.mT, torch.nan)
+        # an eigenvalue far below 0 is no rounding: this is no kernel matrix
+        positive = (w[..., :1] > -_ROUNDING * w[..., -1:]).unsqueeze(-1)
+        return torch.where(finite & positive, (vectors * inverse.unsqueeze(-2)) @ vectors.mT, torch.nan)
 
     def flops(self, num_landmarks: int) -> int:
         return 11 * num_landmarks**3  # tridiagonalisation, QL with vectors, reassembly
