@@ -83,6 +83,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """Makes the next numbered folder, which no other run takes; a run that leaves nothing in it takes it back."""
     number = max(_numbers(folder), default=-1) + 1
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # the other processes are told
+    made = first and not folder.exists()
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
@@ -97,8 +98,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         begun = (folder / str(number) / "config.yaml").exists()
         if first and not begun:  # what is there is the head of a log
             shutil.rmtree(folder / str(number), ignore_errors=True)
-        with suppress(OSError):  # it holds other runs
-            folder.rmdir()
+        if made:
+            with suppress(OSError):  # it holds a run
+                folder.rmdir()
 
 
 def _numbers(folder: Path) -> list[int]:
