@@ -38,6 +38,15 @@ def test_commands_are_understood():
         assert arguments.get("recipe", "digits") in softmaxfree_cli.recipes()
 
 
+def test_recipes_of_ones_own_are_recipes(tmp_path):
+    recipe = pytest.importorskip("softmaxfree.cli.recipe")
+    assert len(blocks("yaml")) == 3
+    for block in blocks("yaml"):
+        (tmp_path / "own.yaml").write_text(block, encoding="utf-8")
+        job = recipe.load_job(str(tmp_path / "own.yaml"), [])
+        assert job.task.hparams["lr_scaling"] == "none"
+
+
 def test_make_targets_exist():
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.M)
     makefile = (FOLDER / "Makefile").read_text()
