@@ -14,6 +14,7 @@ from skimage import data as photographs
 from softmaxfree.cli import train, validate
 from softmaxfree.cli.checkpoint import load_classifier, load_task
 from softmaxfree.models.segmentation import Segmenter
+from softmaxfree.tasks import DetectionTask, loading
 from softmaxfree.weights import read_record
 from softmaxfree_cli import main
 from tests.cli.quick_run import overrides, read_csv
@@ -272,6 +273,10 @@ def test_dense_tasks_are_validated_at_the_size_of_training(dense, task, key, cap
 
 
 def test_dense_tasks_predict_at_the_size_of_training(dense):
+    task, _ = loading.load_task(dense["detection"][0] / "best.ckpt")  # which draws the pictures of a run
+    assert task.model.size == (64, 64)
+    again = DetectionTask.load_from_checkpoint(dense["detection"][0] / "best.ckpt", map_location="cpu")
+    assert again.model.size == (64, 64)
     detector = load_task(str(dense["detection"][0] / "best.ckpt"), "detection")
     assert detector.task.model.size == detector.size == (64, 64)
     assert load_task(str(dense["detection"][0] / "best.ckpt"), "detection", size=96).task.model.size == (96, 96)

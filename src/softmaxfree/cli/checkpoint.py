@@ -56,8 +56,8 @@ def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> Loa
     short, long = record.data_config["size"]
     if size is not None:
         short, long = size, round(size * long / short)
-    if kind == "detection":
-        task.model.set_size(short, long)
+        if kind == "detection":
+            task.model.set_size(short, long)
     names = record.class_names or [str(i) for i in range(record.arguments["num_classes"])]
     return LoadedTask(task, kind, (short, long), names)
 

@@ -100,6 +100,20 @@ class DetectionTask(AbstractTask):
                 )
         self.model.set_size(*size)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights, and without a Trainer, which has data of its own, the image size of their training.
+
+        Args:
+            checkpoint: what the Trainer saved.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        super().on_load_checkpoint(checkpoint)
+        size = (checkpoint.get("data_config") or {}).get("size")
+        if self._trainer is None and size is not None:
+            self.model.set_size(*size)
+
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Return what is detected in each image (3, h, w), in evaluation mode."""
         return self.model(images)

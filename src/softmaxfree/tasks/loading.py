@@ -24,7 +24,8 @@ def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]
         kind: "classification", "detection" or "segmentation"; None takes any.
 
     Returns:
-        The LightningModule, in evaluation mode, and what the checkpoint says of it.
+        The LightningModule, in evaluation mode and at the image size of its training, and what the checkpoint says of
+        it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,5 +38,7 @@ def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]
         wanted = f"--task {kind} needs a checkpoint of such a task, but " if kind else ""
         raise InputError(f"{wanted}{path} is of {record.task}")
     task = _TASKS[record.task](**record.arguments)
+    if isinstance(task, DetectionTask):
+        task.model.set_size(*record.data_config["size"])
     load_state(task.model, read_sharded(task.model, path) if weights is None else weights, str(path))
     return task.eval(), record
