@@ -110,7 +110,7 @@ def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
     if "resampled" in record:
         warnings.warn(
             f"position tables are resampled, from {' and '.join(record['resampled'])} tokens: the model has another "
-            "img_size than the weights, and its logits are others",
+            "img_size or output_stride than the weights, and its logits are others",
             stacklevel=2,
         )
     own, default = record_of(model), model.DEFAULTS
