@@ -5,7 +5,8 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Callable
+from types import FrameType, TracebackType
 from typing import Self
 
 __all__ = ["Signals", "Stop"]
@@ -44,6 +45,7 @@ class Signals:
         self._left = threading.Event()
         self._process = os.getpid()
         self._before: dict[int, object] = {}
+        self._hook: Callable | None = None
 
     def __enter__(self) -> Self:
         """Install the handlers, but for a signal that is ignored, as under nohup."""
@@ -51,11 +53,14 @@ class Signals:
             for number in _WORDS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._handle)
+            self._hook, sys.excepthook = sys.excepthook, self._tell
         return self
 
     def __exit__(self, *error: object) -> None:
         """Put back what was there."""
         self._left.set()
+        if self._hook is not None:
+            sys.excepthook = self._hook
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -71,6 +76,12 @@ class Signals:
         """
         first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
         return f"{self.label}: {_WORDS[signal.Signals(number)]}{notes}\n" if first else ""
+
+    def _tell(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Prints an error that nobody caught, but for that of a forked worker whose parent leaves in mid-sentence."""
+        lost = issubclass(kind, ConnectionError | EOFError) and os.getpid() != self._process
+        if self._hook is not None and not lost:
+            self._hook(kind, error, trace)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker, which its parent ends

@@ -311,7 +311,7 @@ print(*sorted({"lightning", "jsonargparse", "torchmetrics", "matplotlib", "rich"
         ("data.num_workers=-1", "data.num_workers must be 0 or more, got -1"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches must be 1 or more, got 0"),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must be 0 or more, got -1"),
-        ("model.ema_decay=2", "model.ema_decay must be in [0, 1), got 2"),
+        ("model.ema_decay=2", "model.ema_decay must be from 0 to 1, got 2"),
         ("trainer.accelerator=quantum", "invalid accelerator name"),
         ("trainer.accelerator=tpu", "torch_xla"),
         ("trainer.devices=999", "trainer.devices is 999"),

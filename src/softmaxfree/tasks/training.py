@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
-from softmaxfree.arguments import require_number
+from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
@@ -217,7 +217,7 @@ class AbstractTask(LightningModule):
         decay = self.hparams["ema_decay"]
         if decay is None:
             return []
-        require_number("model.ema_decay", decay, 0, 1)
+        require(0 <= decay <= 1, "model.ema_decay", decay, "from 0 to 1")
         if self._sharded():
             raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
         if self._trainer is not None and str(self._trainer.precision) in ("16-true", "bf16-true"):
