@@ -202,9 +202,40 @@ class AbstractImagesDataModule(LightningDataModule):
         self.collate_fn = collate_fn
         self._sets: dict[str, Dataset] = {}
         self._told: dict[str, set[int]] = {}  # unreadable images, by split
+        self.decided: dict[str, tuple[Any, str]] = {}
+        """After `setup`: arguments that were "auto", each with its value and why."""
+        self.split_rows: list[tuple[str, str]] = []
+        """After `setup`: file, relative to the root, and split, where the images were split here; else empty."""
 
     preparation: ClassVar[tuple[str, ...]] = ()
     """Arguments that say how an evaluated image is prepared, which validation and prediction take from a checkpoint."""
+
+    @property
+    def found(self) -> str:
+        """After `setup`: in one line what was found: images, classes and their counts, splits."""
+        return ", ".join(f"{len(images)} images in {split}" for split, images in self._sets.items())  # type: ignore[arg-type]
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        """After `setup`: number of images of each split that was set up."""
+        return {split: len(images) for split, images in self._sets.items()}  # type: ignore[arg-type]
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """After `setup`: images (of masks: pixels) of each class in the training split; empty where unknown."""
+        return ()
+
+    def decide(self, argument: str, value: Any, why: str) -> None:
+        """Replace an argument that was "auto", also in what is saved with the weights.
+
+        Args:
+            argument: its name, which is that of an attribute.
+            value: what it is from now on.
+            why: in few words.
+        """
+        setattr(self, argument, value)
+        self.hparams[argument] = value
+        self.decided[argument] = value, why
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of the training split."""
