@@ -22,12 +22,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
+from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
 
 __all__ = ["Job", "as_list", "class_of", "create_trainer", "load_job", "read_recipe"]
 
 _SECTIONS = ("run", "model", "data", "trainer")
+_SOME_CLASSES = 2
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,36 @@ class Job:
     data: Any  # a LightningDataModule
     trainer: dict[str, Any]  # arguments of the Trainer
     seed: int
+    patience: int | None  # epochs without a better score that end the run early
+    settings: Settings  # what was given as options, and what was decided
     config: str  # the whole recipe with every default, as YAML
 
 
-def load_job(recipe: str, overrides: Sequence[str], content: Mapping[str, Any] | None = None) -> Job:
-    """Build what a recipe describes, with its seed set.
+def load_job(
+    recipe: str, overrides: Sequence[str], content: Mapping[str, Any] | None = None, *, training: bool = True
+) -> Job:
+    """Build what a recipe describes, with its seed set and what is "auto" decided.
 
     Args:
         recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
         overrides: `--section.key=value`, for any key of the recipe.
         content: what `read_recipe` returned, if it is to be another than it says now.
+        training: whether a training follows; else what is "auto" in it is left undecided.
 
     Returns:
         The job.
 
     Raises:
+        FileNotFoundError: the data is not there, and something follows from it.
         InputError: there is no such key, with the nearest names; or a value is not allowed.
     """
     content = read_recipe(recipe) if content is None else dict(content)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
+    content, overrides, autos, given = take_autos(content, overrides)
     for key in classes:
         del content[key]
+    if "model.num_classes" in autos:  # until it is decided
+        content["model"] = {**content["model"], "num_classes": _SOME_CLASSES}
     parser = _parser(**classes)
     try:
         config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
@@ -69,11 +80,25 @@ def load_job(recipe: str, overrides: Sequence[str], content: Mapping[str, Any] |
         torch.set_num_threads(config.run.threads)
     if config.run.keep_memory:
         keep_freed_memory()
-    built = parser.instantiate(config)
+    data = classes["datamodule"](**_plain(config.data))
+    settings = dict(given)
+    if autos or AUTO in _plain(config.data).values():
+        data.prepare_data()
+        data.setup("fit" if training else "validate")
+        for name, (value, why) in getattr(data, "decided", {}).items():
+            config[f"data.{name}"] = value
+            settings[f"data.{name}"] = Setting(value, f"auto: {why}")
+        settings |= decide(autos, config, data, training)
+    arguments = parser.instantiate(config)  # what they name by class path
+    task = classes["task"](**_plain(arguments.model))
     del config["recipe"]
     names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}
     text = yaml.safe_dump(names) + parser.dump(config, skip_unset=False)
-    return Job(built.model, built.data, built.trainer.as_dict(), config.run.seed, text)
+    return Job(task, data, _plain(arguments.trainer), config.run.seed, config.run.early_stopping, settings, text)
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return section.as_dict()
 
 
 def class_of(recipe: str, content: Mapping[str, Any], key: str) -> type:
@@ -144,8 +169,9 @@ def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) 
     parser.add_argument("--run.seed", type=int, default=42)
     parser.add_argument("--run.threads", type=PositiveInt | None, default=None)  # None: as many as torch takes
     parser.add_argument("--run.keep_memory", type=bool, default=False)  # do not return it to the system
-    parser.add_class_arguments(task, "model")
-    parser.add_class_arguments(datamodule, "data")
+    parser.add_argument("--run.early_stopping", type=PositiveInt | None, default=None)
+    parser.add_class_arguments(task, "model", instantiate=False)
+    parser.add_class_arguments(datamodule, "data", instantiate=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
     parser.link_arguments("run.seed", "data.seed")
     return parser

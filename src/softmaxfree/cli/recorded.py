@@ -11,7 +11,10 @@ from softmaxfree.errors import InputError
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.weights import read_notes, read_record
 
-__all__ = ["resumed_recipe", "trained_names", "with_record"]
+__all__ = ["SPLIT", "resumed_recipe", "trained_names", "with_record", "with_split"]
+
+SPLIT = "split.csv"
+"""In the folder of a run: which file is of which split, where the run drew them."""
 
 _Content = dict[str, Any]
 _TAKEN_OUT = object()
@@ -53,6 +56,7 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
     data = {key: _plain(arguments[key]) for key in prepared if key in arguments}
+    content = with_split(content, path.parent)
     sections = {"model": _plain(model), "data": data}
     changes = [
         f"{section}.{key} {content[section][key]} -> {value}"
@@ -61,6 +65,20 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         if key in (content.get(section) or {}) and _plain(content[section][key]) != value and key != "model_args"
     ]
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
+
+
+def with_split(content: Mapping[str, Any], run_dir: Path) -> _Content:
+    """Return a recipe whose images are split as a run has split them, if it has.
+
+    Args:
+        content: of the recipe.
+        run_dir: folder of the run.
+
+    Returns:
+        The content.
+    """
+    file, data = run_dir / SPLIT, content.get("data") or {}
+    return {**content, "data": {**data, "split": str(file)}} if file.is_file() else dict(content)
 
 
 def trained_names(checkpoint: str) -> list[str]:
@@ -107,6 +125,7 @@ def resumed_recipe(
     if now and class_of(recipe, now, "task") is not class_of(str(own), content, "task"):
         raise InputError(f"{recipe} is a recipe of {now.get('task')}, the run in {run_dir} is of {content['task']}")
     content["model"].update(_model(checkpoint))
+    content = with_split(content, run_dir)
     if now and kept.is_file():
         given = [keys_of(option) for option in overrides]
         edits = {k: v for k, v in _edits(read_recipe(str(kept)), now).items() if k not in given}

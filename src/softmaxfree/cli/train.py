@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.draw import draw_samples
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
-from softmaxfree.cli.recorded import resumed_recipe
+from softmaxfree.cli.recorded import SPLIT, resumed_recipe
 from softmaxfree.cli.report import plot_confusion, plot_curve
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.errors import InputError
@@ -27,6 +27,8 @@ from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
 
 __all__ = ["run"]
+
+_SHOWN = 8  # entries of a list in a line
 
 
 def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, out: str | None = None) -> Path:
@@ -136,16 +138,34 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
 
 
 def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer: Trainer, run_dir: Path) -> None:
-    """Note what is run, once model, data and what a run goes on from are found to be good."""
+    """Note and tell what is run, once model, data and what a run goes on from are found to be good."""
     if trainer.is_global_zero:
         with atomic_write(run_dir / "config.yaml") as part:
             part.write_text(job.config, encoding="utf-8")
         if recipe is not None:  # by which a resumed run tells what was edited
             with atomic_write(run_dir / "recipe.yaml") as part:
                 part.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        for line in told:
+        if rows := getattr(job.data, "split_rows", ()):
+            write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
+        for line in [*told, *_first_lines(job, trainer, run_dir)]:
             print(line, flush=True)
-        print(f"{job.task.hparams['name']}, {trainer.world_size} process(es), into {run_dir}", flush=True)
+
+
+def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
+    """What was found in the data and what was decided."""
+    yield f"data      {job.data.found}"
+    parameters = sum(parameter.numel() for parameter in job.task.model.parameters())
+    loaded = job.task.loaded or "from scratch"
+    yield f"model     {job.task.hparams['name']}, {parameters / 1e6:.2f} M parameters, {loaded}"
+    settings = [f"{key} {_short(value)} ({why})" for key, (value, why) in job.settings.items()]
+    yield f"settings  {', '.join(settings) or 'all as in the recipe'}"
+    yield f"run       {run_dir}, {trainer.world_size} process(es)"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _SHOWN:
+        return f"[{', '.join(_short(one) for one in value[:_SHOWN])}, ... {len(value)} in all]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float) -> None:

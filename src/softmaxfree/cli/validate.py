@@ -31,7 +31,7 @@ def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str
         InputError: recipe, key or value are not as they must be, or the weights are those of another model.
     """
     content, changes = with_record(recipe, read_recipe(recipe), checkpoint)
-    job = load_job(recipe, overrides, content)
+    job = load_job(recipe, overrides, content, training=False)
     load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
     compare = LambdaCallback(on_validation_start=lambda _, task: task.check_names(names))

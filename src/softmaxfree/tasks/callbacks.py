@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -10,6 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from softmaxfree.atomic import write_csv
 
 __all__ = ["EpochRecord", "EpochSeed"]
+
+_WORTH_TELLING = 60  # seconds
 
 
 class EpochSeed(Callback):
@@ -63,7 +66,8 @@ class EpochRecord(Callback):
         if trainer.is_global_zero:
             write_csv(self.path, self.rows)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s")
+        left = _told((trainer.max_epochs or 0) - trainer.current_epoch - 1, self.rows)
+        pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s{left}")
         sys.stdout.flush()  # so that a log file shows it at once
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,3 +77,11 @@ class EpochRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the rows of the run that goes on."""
         self.rows = list(state_dict["rows"])  # a new list: who holds the old one keeps it
+
+
+def _told(epochs: int, rows: list[dict[str, float]]) -> str:
+    """How long the epochs that are left will take, by those that were."""
+    seconds = epochs * median(row["seconds"] for row in rows)
+    if epochs < 1 or seconds < _WORTH_TELLING:
+        return ""
+    return f", about {seconds / 60:.0f} min to go" if seconds < 3 * 3600 else f", about {seconds / 3600:.0f} h to go"

@@ -59,6 +59,8 @@ class AbstractTask(LightningModule):
     """The metric that the best checkpoint has most of."""
     summary: ClassVar[dict[str, tuple[str, float, int]]]
     """Metrics of the final table, in order: label, factor and digits by key."""
+    loaded = ""
+    """What was loaded to start from, left out and made anew; in one line."""
 
     fewest_classes: ClassVar[int] = 2
 

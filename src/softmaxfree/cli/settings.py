@@ -1,0 +1,175 @@
+"""Settings of model, trainer and run that follow from the data, where a recipe says "auto"."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from softmaxfree.errors import InputError
+
+__all__ = ["AUTO", "Setting", "Settings", "decide", "take_autos"]
+
+AUTO = "auto"
+
+_UPDATES = 4000  # of a run: nearly constant work, whatever the number of images
+_EPOCHS = (20, 100)
+_WARMUP_UPDATES = 500
+
+
+class Setting(NamedTuple):
+    """A value and where it is from: "given", or "auto: " and why."""
+
+    value: Any
+    why: str
+
+
+Settings = dict[str, Setting]
+
+
+def take_autos(
+    content: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str], list[str], Settings]:
+    """Take what is "auto" out of a recipe and the options over it.
+
+    Args:
+        content: of a recipe.
+        overrides: `--section.key=value`.
+
+    Returns:
+        Content and options without them, the keys that are auto, and what options give.
+    """
+    left = {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
+    autos = []
+    for key in _RULES:
+        section, name = key.split(".")
+        if (left.get(section) or {}).get(name) == AUTO:
+            autos.append(key)
+            del left[section][name]
+    options: list[str] = []
+    given: Settings = {}
+    for option in overrides:
+        key, _, value = option.removeprefix("--").partition("=")
+        if value == AUTO and key in _RULES:
+            autos.append(key)
+        else:
+            options.append(option)
+            given[key] = Setting(value, "given")
+    return left, options, [key for key in dict.fromkeys(autos) if key not in given], given
+
+
+def decide(autos: Sequence[str], config: Any, data: Any, training: bool) -> Settings:
+    """Decide what is auto.
+
+    Args:
+        autos: keys.
+        config: the parsed recipe; what is decided is put in.
+        data: its data module, set up.
+        training: whether a training follows; else only what the model needs is decided.
+
+    Returns:
+        What was decided.
+
+    Raises:
+        InputError: the data does not tell what a setting follows from.
+    """
+    run = _Run(config, data)
+    settings = {}
+    for key, rule in _RULES.items():
+        if key in autos and (training or key in _ALWAYS):
+            value, why = rule(run)
+            config[key] = value
+            settings[key] = Setting(value, f"auto: {why}")
+    return settings
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the rules look at."""
+
+    config: Any
+    data: Any
+    trained: bool = field(init=False)
+    frozen: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        model = self.config.model
+        arguments = model.get("model_args") or {}
+        started = bool(model.get("init_from") or arguments.get("pretrained") or arguments.get("checkpoint_path"))
+        object.__setattr__(self, "trained", started)
+        object.__setattr__(self, "frozen", model.get("freeze") == "backbone")
+
+    @property
+    def updates_per_epoch(self) -> int:
+        images, batch = self.data.num_images.get("train"), self.data.batch_size
+        if not images:
+            raise InputError("the data does not tell how many images it has: give trainer.max_epochs a number")
+        return max(images // (batch * (self.config.trainer.accumulate_grad_batches or 1)), 1)
+
+
+_Rule = Callable[[_Run], tuple[Any, str]]
+
+
+def _classes(run: _Run) -> tuple[int, str]:
+    if not run.data.num_classes:
+        raise InputError("the data does not tell its classes: give model.num_classes a number")
+    return run.data.num_classes, "of the data"
+
+
+def _epochs(run: _Run) -> tuple[int, str]:
+    low, high = _EPOCHS
+    wanted, per_epoch = _UPDATES / run.updates_per_epoch, run.updates_per_epoch
+    if run.trained:
+        wanted, low, high = wanted / 2, low // 2, high // 2
+    epochs = round(min(max(wanted, low), high))
+    return epochs, f"{epochs * per_epoch:,} updates" + (" of trained weights" if run.trained else "")
+
+
+def _rate(run: _Run) -> tuple[float, str]:
+    return 1e-3, "the head's, of trained weights" if run.trained else "from scratch"
+
+
+def _backbone_rate(run: _Run) -> tuple[float, str]:
+    return (0.1, "trained weights") if run.trained and not run.frozen else (1.0, "from scratch")
+
+
+def _decay(run: _Run) -> tuple[float, str]:
+    return (0.0, "of a head alone") if run.frozen else (0.05, "usual for AdamW")
+
+
+def _warmup(run: _Run) -> tuple[float, str]:
+    if run.frozen:
+        return 0.0, "of a head alone"
+    epochs = run.config.trainer.max_epochs
+    if not epochs or epochs < 0:
+        return 1.0, "without a number of epochs"
+    updates = min(_WARMUP_UPDATES, math.ceil(0.1 * epochs * run.updates_per_epoch))
+    return round(updates / run.updates_per_epoch, 3), f"{updates} updates"
+
+
+def _weights(run: _Run) -> tuple[list[float], str]:
+    from softmaxfree.tasks.weights import balanced
+
+    counts = run.data.class_counts
+    if not counts:
+        raise InputError("the data does not count its classes: give model.class_weights numbers")
+    return balanced(counts), "inverse square root of the frequency"
+
+
+def _patience(run: _Run) -> tuple[int | None, str]:
+    epochs = run.config.trainer.max_epochs
+    if not epochs or epochs < 0:
+        return None, "without a number of epochs"
+    return max(10, epochs // 4), "a quarter of the epochs, in the second half"
+
+
+_RULES: dict[str, _Rule] = {  # in this order: some follow from the number of epochs
+    "model.num_classes": _classes,
+    "trainer.max_epochs": _epochs,
+    "model.lr": _rate,
+    "model.backbone_lr_scale": _backbone_rate,
+    "model.weight_decay": _decay,
+    "model.warmup_epochs": _warmup,
+    "model.class_weights": _weights,
+    "run.early_stopping": _patience,
+}
+_ALWAYS = ("model.num_classes",)
