@@ -12,6 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
+from softmaxfree.tasks.class_weights import weights_of
+from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
 
 __all__ = ["ClassificationTask"]
@@ -29,6 +31,8 @@ class ClassificationTask(AbstractTask):
         mixup_prob: probability that a batch is mixed.
         mixup_switch_prob: probability of CutMix rather than mixup, where both are on.
         label_smoothing: part of the target that is spread over all classes.
+        class_weights: weight of each class in the loss of training; null weighs all alike. `balanced` of
+            `softmaxfree.tasks.class_weights` makes them of counts.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
         compile: run the model through `torch.compile`.
         **kwargs: how to optimize, see `AbstractTask`.
@@ -41,6 +45,8 @@ class ClassificationTask(AbstractTask):
         "val/loss": ("validation loss", 1, 4),
     }
 
+    class_weights: Tensor
+
     def __init__(
         self,
         name: str,
@@ -51,6 +57,7 @@ class ClassificationTask(AbstractTask):
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
         label_smoothing: float = 0.1,
+        class_weights: list[float] | None = None,
         grad_checkpointing: bool = False,
         compile: bool = False,
         **kwargs: Any,
@@ -73,6 +80,7 @@ class ClassificationTask(AbstractTask):
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
             )
+        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
         self.val_loss = MeanMetric()
         # Over all images, as papers count, not the mean over classes.
         self.accuracy = MetricCollection(
@@ -80,6 +88,12 @@ class ClassificationTask(AbstractTask):
             prefix="val/",
         )
         self.confusion = MulticlassConfusionMatrix(num_classes)
+        self._class_scores: dict[str, Tensor] = {}
+
+    @property
+    def class_scores(self) -> dict[str, Tensor]:
+        """Precision, recall and F1 of each class after a validation; nan where there is nothing to count."""
+        return self._class_scores
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, num_classes) of images (B, C, H, W)."""
@@ -120,9 +134,11 @@ class ClassificationTask(AbstractTask):
         images, labels = batch
         if self.mixup is not None:
             images, targets = self._mix(images, labels)
-            loss = F.cross_entropy(self(images), targets)
+            loss = F.cross_entropy(self(images), targets, self.class_weights, reduction="sum")
+            loss = loss / (targets @ self.class_weights).sum()  # torch's own mean of such targets is over images
         else:
-            loss = F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+            smoothing = self.hparams["label_smoothing"]
+            loss = F.cross_entropy(self(images), labels, self.class_weights, label_smoothing=smoothing)
         self.log_loss(loss, batch_idx, len(images))
         return loss
 
@@ -141,6 +157,17 @@ class ClassificationTask(AbstractTask):
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch's confusions; the last ones stay readable after the run."""
         self.confusion.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Score each class, and look whether one is given to all images."""
+        confusion = self.confusion.compute()
+        right, there, given = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+        self._class_scores = {
+            "precision": right / given,  # 0 / 0 is nan
+            "recall": right / there,
+            "F1": 2 * right / (there + given),
+        }
+        self.note(one_class_for_all(confusion, "image", self))
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix each image with its mirror in the batch; an odd batch borrows its first image for a moment."""

@@ -4,11 +4,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchmetrics import SumMetric
 from torchmetrics.detection import MeanAveragePrecision
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.detection import Detector
+from softmaxfree.tasks.remarks import nothing_found
 from softmaxfree.tasks.training import AbstractTask
 
 __all__ = ["DetectionTask"]
@@ -68,6 +70,7 @@ class DetectionTask(AbstractTask):
         }
         self.average_precision = MeanAveragePrecision(iou_type=kinds, class_metrics=True, backend="pycocotools")
         self.average_precision.warn_on_many_detections = False  # COCO counts the best 100
+        self.num_found = SumMetric()
         self.class_precision: dict[str, Tensor] = {}
         """After a validation: AP of each class, nan for one without objects, by "bbox" and "segm"."""
 
@@ -148,7 +151,9 @@ class DetectionTask(AbstractTask):
             return
         # COCO's tools read the crowds as numbers.
         targets = [{**t, "iscrowd": t["iscrowd"].long()} if "iscrowd" in t else t for t in targets]
-        self.average_precision.update(self(images), targets)
+        detections = self(images)
+        self.num_found.update(sum(len(each["scores"]) for each in detections))
+        self.average_precision.update(detections, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log the precisions over all images."""
@@ -164,6 +169,8 @@ class DetectionTask(AbstractTask):
             per_class = torch.full((self.hparams["num_classes"],), torch.nan)
             per_class[classes] = _none_is_nan(found[f"{of_kind}map_per_class"].reshape(-1)).float()
             self.class_precision[kind] = per_class
+        self.note(nothing_found(int(self.num_found.compute()), self))
+        self.num_found.reset()
 
 
 def _prefix(kind: str) -> str:

@@ -1,16 +1,27 @@
 """Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
+from torch import nn
 from torch.optim import Optimizer
 
 from softmaxfree.errors import InputError
 
-__all__ = ["LrScaling", "ScheduleName", "create_schedule", "epochs_done", "scaled_lr"]
+__all__ = [
+    "LrScaling",
+    "ScheduleName",
+    "check_optimizer",
+    "create_optimizer",
+    "create_schedule",
+    "epochs_done",
+    "scaled_lr",
+]
 
 LrScaling = Literal["none", "linear", "sqrt"]
 ScheduleName = Literal["cosine", "tanh", "wsd", "poly", "multistep", "constant"]
@@ -38,6 +49,38 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
         raise InputError(f"model.lr_scaling = {scaling!r} needs a data module with a batch_size")
     ratio = batch_size * trainer.world_size * trainer.accumulate_grad_batches / base_batch
     return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
+
+
+def check_optimizer(name: str) -> None:
+    """Raises InputError, with the nearest names, where timm has no such optimizer."""
+    base, names = name.lower().removeprefix("lookahead_"), list_optimizers()
+    if base not in names:
+        close = difflib.get_close_matches(base, names)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        raise InputError(f"model.opt: timm has no optimizer {name!r}; {hint}")
+
+
+def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str, Any]) -> Optimizer:
+    """Return an optimizer of timm for the weights that train.
+
+    Args:
+        model: whose weights are trained; tells what does not decay, and its layers.
+        name: of the optimizer.
+        lr: its rate.
+        arguments: further ones of `timm.optim.create_optimizer_v2`.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        InputError: it does not take these arguments.
+    """
+    try:
+        return create_optimizer_v2(model, name, lr=lr, **arguments)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AssertionError) as error:
+        raise InputError(f"model.opt {name!r} with {arguments}: {error}") from error
 
 
 def create_schedule(

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.segmentation import Segmenter, at_scales, slide
+from softmaxfree.tasks.class_weights import weights_of
+from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
 
 __all__ = ["SegmentationTask"]
@@ -71,14 +73,11 @@ class SegmentationTask(AbstractTask):
         self.model: Any = Segmenter(head, name, num_classes, model_args=model_args, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
-        if class_weights is not None and len(class_weights) != num_classes:
-            raise InputError(f"class_weights must have {num_classes} entries, one for each class, got {class_weights}")
-        weights = torch.ones(num_classes) if class_weights is None else torch.tensor(class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
         self.val_loss = MeanMetric()
         counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
         self.pixel_accuracy = MulticlassAccuracy(**counted, average="micro")
-        self.jaccard = MulticlassJaccardIndex(**counted, average="none", zero_division=torch.nan)
+        self.confusion = MulticlassConfusionMatrix(**counted)
         self.class_iou = torch.full((num_classes,), torch.nan)
         """After a validation: IoU of each class, nan for one that is nowhere."""
 
@@ -133,15 +132,18 @@ class SegmentationTask(AbstractTask):
             self.val_loss.update(self._loss([logits], [label]), weight=labelled)
             predicted = logits.argmax(0)
             self.pixel_accuracy.update(predicted, label)
-            self.jaccard.update(predicted, label)
+            self.confusion.update(predicted, label)
         scores = {"val/loss": self.val_loss, "val/pixel_accuracy": self.pixel_accuracy}
         self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(images))
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the classes that there are, of their IoU over all pixels."""
-        self.class_iou = self.jaccard.compute()
-        self.jaccard.reset()
+        confusion = self.confusion.compute()
+        self.confusion.reset()
+        right = confusion.diagonal()
+        self.class_iou = right / (confusion.sum(0) + confusion.sum(1) - right)  # 0 / 0 is nan
         self.log("val/miou", self.class_iou.nanmean())
+        self.note(one_class_for_all(confusion, "pixel", self))
 
     def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """Weighted mean over all labelled pixels; 0 if there are none."""

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
@@ -22,7 +21,15 @@ from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
-from softmaxfree.tasks.optimization import LrScaling, ScheduleName, create_schedule, epochs_done, scaled_lr
+from softmaxfree.tasks.optimization import (
+    LrScaling,
+    ScheduleName,
+    check_optimizer,
+    create_optimizer,
+    create_schedule,
+    epochs_done,
+    scaled_lr,
+)
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.weights import complete
 
@@ -91,9 +98,13 @@ class AbstractTask(LightningModule):
         for name, highest in _HIGHEST.items():
             if not 0 <= self.hparams.get(name, 0) <= highest:
                 raise InputError(f"model.{name} must be 0 to {highest:g}, got {self.hparams[name]}")
+        check_optimizer(opt)
         self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
         self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
         self._unchecked: list[tuple[str, Tensor]] = []
+        self._warned = False
+        self.remark = ""
+        """After a validation: what is wrong with all its predictions together, in one line; "" if nothing is."""
 
     @property
     def class_scores(self) -> dict[str, Tensor]:
@@ -182,15 +193,12 @@ class AbstractTask(LightningModule):
             Both, as the Trainer takes them.
 
         Raises:
-            InputError: there is no such optimizer, or it does not take these arguments.
+            InputError: the optimizer does not take these arguments.
         """
         h = self.hparams
         lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
         arguments = {"weight_decay": h["weight_decay"], "layer_decay": h["layer_decay"], **(h["opt_args"] or {})}
-        try:
-            optimizer = create_optimizer_v2(self.model, h["opt"], lr=lr, **arguments)
-        except (ValueError, TypeError, AssertionError) as error:  # unknown, or not with these arguments
-            raise InputError(f"model.opt {h['opt']!r} with {arguments}: {error}") from error
+        optimizer = create_optimizer(self.model, h["opt"], lr, arguments)
         schedule = create_schedule(
             optimizer,
             h["sched"],
@@ -233,9 +241,32 @@ class AbstractTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Tell what the run is too short for."""
+        for line in too_short_for(self.trainer, dict(self.hparams)):
+            self._tell(line)
+
+    def note(self, remark: str) -> None:
+        """Take the remark of a validation, and warn of it: once the warm-up is over, and again only after a good one.
+
+        Args:
+            remark: a line, the same in all processes; "" if nothing is wrong.
+        """
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            return
+        warming_up = trainer.state.fn == TrainerFn.FITTING and trainer.current_epoch < self.hparams["warmup_epochs"]
+        if remark and not self._warned and not warming_up:
+            self._tell(remark)
+        self._warned = bool(remark) and not warming_up
+        self.remark = remark
+
+    def on_train_end(self) -> None:
+        """Repeat the remark of the last validation, if there is one."""
+        if self.remark:
+            self._tell(f"the run ends, and {self.remark}")
+
+    def _tell(self, line: str) -> None:
         if self.trainer.is_global_zero:
-            for line in too_short_for(self.trainer, dict(self.hparams)):
-                _log.warning(line)
+            _log.warning(line)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note all that is needed to use the weights, without the files that the run started from.

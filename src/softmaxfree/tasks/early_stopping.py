@@ -1,0 +1,77 @@
+"""Stopping a run that no longer improves."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from softmaxfree.arguments import require_whole
+from softmaxfree.errors import InputError
+
+__all__ = ["LateEarlyStopping"]
+
+
+class LateEarlyStopping(EarlyStopping):
+    """Lightning's early stopping in the second half of the epochs, whose best score is that of this half.
+
+    In the first half the rate is high and scores are noisy: a lucky early one would end a run that still improves.
+
+    Args:
+        monitor: the metric to have most of.
+        patience: epochs without a better score; None takes a quarter of all, 10 at least.
+    """
+
+    def __init__(self, monitor: str, patience: int | None = None) -> None:
+        if patience is not None:
+            require_whole("early_stopping", patience, 1)
+        super().__init__(monitor, mode="max", check_finite=False)  # an average precision may be nan
+        self.epochs = patience
+        self._best_epoch = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Turn epochs into validations.
+
+        Args:
+            trainer: tells how many epochs there are, and after how many of them it validates.
+            pl_module: not used.
+            stage: what the Trainer is about to do.
+
+        Raises:
+            InputError: the run has no validation, or no number of epochs.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if trainer.limit_val_batches == 0:
+            raise InputError("early_stopping needs a validation, but trainer.limit_val_batches is 0")
+        if not trainer.max_epochs or trainer.max_epochs < 0:
+            raise InputError("early_stopping needs trainer.max_epochs, of which it leaves out the first half")
+        epochs = self.epochs or max(10, math.ceil(trainer.max_epochs / 4))
+        every = trainer.check_val_every_n_epoch
+        if every is None or trainer.val_check_interval != 1.0:
+            raise InputError("early_stopping needs one validation an epoch: leave out trainer.val_check_interval")
+        self.patience = math.ceil(epochs / every)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what a run that goes on knows; its patience is that of now."""
+        self._best_epoch = state_dict["best_epoch"]
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on."""
+        return {**super().state_dict(), "best_epoch": self._best_epoch}
+
+    def _should_skip_check(self, trainer: Trainer) -> bool:
+        return super()._should_skip_check(trainer) or trainer.current_epoch < (trainer.max_epochs or 0) // 2
+
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        super()._run_early_stopping_check(trainer)
+        if self.wait_count == 0:
+            self._best_epoch = trainer.current_epoch
+        elif trainer.should_stop and self.wait_count >= self.patience:
+            waited, best = trainer.current_epoch - self._best_epoch, self.best_score.item()
+            trainer.lightning_module.print(
+                f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {self.monitor} has not "
+                f"risen for {waited} epochs, since {best:.4g} in epoch {self._best_epoch + 1}"
+            )

@@ -1,0 +1,42 @@
+import pytest
+
+from softmaxfree.errors import InputError
+from softmaxfree.tasks.early_stopping import LateEarlyStopping
+from tests.tasks.test_classification import Squares, fit, task
+
+
+def scored(scores, patience=None, **arguments):
+    """Runs epochs of given scores; returns the Trainer."""
+    module, scores = task(warmup_epochs=0), iter(scores)
+
+    def log():
+        module.log("val/score", next(scores))
+
+    module.on_validation_epoch_end = log
+    stop = LateEarlyStopping("val/score", patience)
+    return fit(module, Squares(num_images=8), stop, limit_train_batches=1, **arguments)
+
+
+def test_it_stops_in_the_second_half_and_says_why(capsys):
+    scores = [0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.25, 0.1, 0.1, 0.1]  # the best of all is a lucky early one
+    assert scored(scores, 2, max_epochs=12).current_epoch == 9
+    assert "stopped after epoch 9 of 12: val/score has not risen for 2 epochs, since 0.3 in epoch 7" in (
+        capsys.readouterr().out
+    )
+
+
+def test_patience_is_a_quarter_of_the_epochs_and_ten_at_least():
+    assert scored([0.5] * 24, max_epochs=24).current_epoch == 24 - 12 + 11
+    trainer = scored([0.5] * 12, max_epochs=24, check_val_every_n_epoch=2)
+    assert trainer.early_stopping_callback.patience == 5
+
+
+def test_it_needs_a_validation():
+    with pytest.raises(InputError, match=r"early_stopping needs a validation"):
+        scored([], max_epochs=4, limit_val_batches=0)
+
+
+def test_an_unknown_optimizer():
+    with pytest.raises(InputError, match=r"model.opt: timm has no optimizer 'adamww'; did you mean adamw"):
+        task(opt="adamww")
+    task(opt="lookahead_adamw")
