@@ -17,7 +17,7 @@ CLASSES = ("cat", "dog", "owl")
 
 def write_images(folder, count, size=(40, 30)):
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(list(folder.as_posix().encode()))  # else both splits had the same images
     for i in range(count):
         pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.jpg")
@@ -262,7 +262,9 @@ def test_a_missing_root(tmp_path):
 
 def test_a_missing_split(root):
     (root / "val").rename(root / "away")
-    with pytest.raises(ValueError, match=r"needs a folder val or validation; it holds away, train"):
+    with pytest.raises(
+        ValueError, match=r"needs a folder val, valid, validation, dev, test or testing beside .*; it holds away, t"
+    ):
         module(root).setup("fit")
 
 

@@ -5,6 +5,7 @@ from softmaxfree.data.coco import CocoDataModule
 from softmaxfree.data.digits import DigitsDataModule
 from softmaxfree.data.folders import ImageFolderDataModule
 from softmaxfree.data.scenes import ScenesDetectionDataModule, ScenesSegmentationDataModule
+from softmaxfree.data.solar import SolarCellsDataModule
 
 __all__ = [
     "Ade20kDataModule",
@@ -13,4 +14,5 @@ __all__ = [
     "ImageFolderDataModule",
     "ScenesDetectionDataModule",
     "ScenesSegmentationDataModule",
+    "SolarCellsDataModule",
 ]

@@ -1,7 +1,8 @@
 """timm's image transforms, checked, and with a posterize that every Pillow can run."""
 
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -13,6 +14,7 @@ from softmaxfree.errors import InputError
 
 __all__ = ["create_eval_transform", "create_train_transform"]
 
+_TURNS = (None, *Image.Transpose)  # all seven
 _NUMBER = r"\d+(\.\d+)?"
 _AUTO_AUGMENT = {
     r"rand": rf"(m|n|mmax)\d+|p{_NUMBER}|mstd{_NUMBER}|inc[01]|t(weights|3aw?)",
@@ -47,7 +49,8 @@ def create_train_transform(data_config: dict[str, Any], augment: dict[str, Any])
 
     Args:
         data_config: as for `create_eval_transform`.
-        augment: further arguments of `timm.data.create_transform`, `interpolation` among them.
+        augment: further arguments of `timm.data.create_transform`, `interpolation` among them; and `orientation`:
+            "upright", or "any" for images that have no up, which are also mirrored vertically and turned by quarters.
 
     Returns:
         From an image to a tensor (channels, height, width).
@@ -55,6 +58,11 @@ def create_train_transform(data_config: dict[str, Any], augment: dict[str, Any])
     Raises:
         InputError: an argument is not allowed.
     """
+    augment = dict(augment)
+    orientation = augment.pop("orientation", "upright")
+    if orientation not in ("upright", "any"):
+        raise InputError(f"data.orientation must be upright or any, got {orientation!r}")
+    augment["color_jitter"] = _checked_jitter(augment["color_jitter"])
     name = augment["auto_augment"] or None
     if name is not None:
         _check_auto_augment(name)
@@ -67,10 +75,20 @@ def create_train_transform(data_config: dict[str, Any], augment: dict[str, Any])
         if not 0 <= augment[key] <= 1:
             raise InputError(f"data.{key} must be a probability from 0 to 1, got {augment[key]}")
     transform: Any = create_transform(**{**data_config, **augment, "auto_augment": name, "is_training": True})
+    if orientation == "any":
+        transform.transforms.insert(1, _AnyOrientation())  # of the crop, which is smaller than the image
     for op in _operations(transform):
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
     return transform
+
+
+class _AnyOrientation:
+    """Shows an image in one of the eight ways in which a square tile can lie, each as likely."""
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        turn = random.choice(_TURNS)
+        return image if turn is None else image.transpose(turn)
 
 
 def _operations(transform: Any) -> Iterator[AugmentOp]:
@@ -88,6 +106,16 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
     return ImageOps.posterize(image, bits_to_keep)
+
+
+def _checked_jitter(jitter: float | Sequence[float]) -> float | tuple[float, ...]:
+    values = tuple(jitter) if isinstance(jitter, Sequence) else (jitter,)
+    if len(values) in (1, 3, 4) and min(values) >= 0 and (len(values) < 4 or values[3] <= 0.5):
+        return values[0] if len(values) == 1 else values
+    raise InputError(
+        "data.color_jitter must be one number or [brightness, contrast, saturation] or these with hue, each 0 or more "
+        f"and hue at most 0.5, got {jitter}"
+    )
 
 
 def _check_auto_augment(name: str) -> None:

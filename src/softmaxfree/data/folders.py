@@ -1,49 +1,64 @@
-"""Labelled images in folders (ImageNet's layout), in tar files, or from any source that timm can name."""
+"""Labelled images in folders (ImageNet's layout), in tar files, in a table, or from any source that timm can name."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+import statistics
 from typing import Any, ClassVar, Literal
 
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_dataset
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Dataset, IterableDataset
 
+from softmaxfree.data import automatic, sources
 from softmaxfree.data.augmentation import create_eval_transform, create_train_transform
-from softmaxfree.data.class_folders import ClassFolders
-from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable, warn_left_out
+from softmaxfree.data.class_folders import LabelledImages
+from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
+from softmaxfree.data.labelled import LabelledSplits, find_splits
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, check_resized, convert_image, read_image, upright
+from softmaxfree.images import MAX_PIXELS, check_resized, convert_image, upright
 
 __all__ = ["ImageFolderDataModule"]
-
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 
 
 class ImageFolderDataModule(AbstractImagesDataModule):
     """Images by class, augmented as timm does.
 
-    Without a `source`, `root` holds `train` and `val` (or `validation`), each with a folder of images a
-    class, or `train.tar` and `val.tar` with such folders inside. A class may have folders inside: its images are
-    those at any depth.
+    Without a `source` the images are one of these:
+
+    - `root` with the folders `train` and `val` (or `valid`, `validation`, `dev`, or `test` where there is no other; in
+      any case), each with a folder of images a class; or `train.tar` and `val.tar` with such folders inside.
+    - `root` with a folder a class. A part of each class is held out, drawn by `seed`: a fifth of up to 2,500 images, a
+      tenth from 5,000 on, between them in proportion; one image at least on each side.
+    - a table, `train_csv`: a CSV file with the columns `image` and `label`, and `split` if wanted. Its paths begin at
+      `root`. Without a split of its own and without `val_csv`, images are drawn as above.
+
+    A class may have folders inside: its images are those at any depth. Classes are numbered in natural order.
 
     Args:
-        root: folder of the data; for a named source what timm makes of it, mostly a cache.
+        root: folder of the data, or a table; for a named source what timm makes of it, mostly a cache. Null is the
+            folder of `train_csv`.
+        train_csv: table of the training images, or of all.
+        val_csv: table of the validation images.
+        split: CSV file with the columns `file` (below the root) and `split` (train or val), which replaces the drawing.
         source: empty, or a name for `timm.data.create_dataset`: `torch/...`, `hfds/...`, `wds/...`.
         source_args: further arguments of `create_dataset`, such as `input_key` and `target_key`; without a source
             only `class_map`.
         train_split: the source's name of the training split.
         val_split: the source's name of the validation split.
-        img_size: height and width in pixels.
+        img_size: height and width in pixels; "auto" is the median of the images' shorter sides, as a multiple of 32
+            from 64 to 224.
         in_chans: 3 for colour, 1 for grey.
-        batch_size: images a process and step.
-        num_workers: worker processes.
+        batch_size: images a process and step; "auto" gives an epoch eight steps or more, with 8 to 64 images. With
+            "auto", batch and then size are reduced where a step of 3 kB a pixel would fill half of the free memory.
+        num_workers: worker processes; "auto" is one a core, at most 8, and none where all images decode in a second.
         mean: of each channel, of values in [0, 1].
         std: of each channel.
         scale: part of the image's area that a training crop covers.
         ratio: width over height of a training crop.
         hflip: probability of a mirrored training image.
-        color_jitter: strength of the colour jitter; not used where `auto_augment` is.
+        orientation: "any" for images without an up, such as those from above or through a microscope: training images
+            are also mirrored vertically and turned by quarters.
+        color_jitter: strength of the colour jitter: one number, or those of brightness, contrast, saturation and, if
+            wanted, hue; not used where `auto_augment` is.
         auto_augment: timm's name of the augmentation, such as `rand-m9-mstd0.5-inc1`; null for none.
         train_interpolation: of training images: bilinear, bicubic or random.
         re_prob: probability of erasing a part of a training image.
@@ -60,21 +75,25 @@ class ImageFolderDataModule(AbstractImagesDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
+        train_csv: str | None = None,
+        val_csv: str | None = None,
+        split: str | None = None,
         source: str = "",
         source_args: dict[str, Any] | None = None,
         train_split: str = "train",
         val_split: str = "validation",
-        img_size: int = 224,
+        img_size: int | Literal["auto"] = 224,
         in_chans: Literal[1, 3] = 3,
-        batch_size: int = 128,
-        num_workers: int = 8,
+        batch_size: int | Literal["auto"] = 128,
+        num_workers: int | Literal["auto"] = 8,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         hflip: float = 0.5,
-        color_jitter: float = 0.4,
+        orientation: Literal["upright", "any"] = "upright",
+        color_jitter: float | list[float] = 0.4,
         auto_augment: str | None = "rand-m9-mstd0.5-inc1",
         train_interpolation: str = "random",
         re_prob: float = 0.25,
@@ -88,11 +107,11 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_readable)
         if not len(mean) == len(std) == in_chans:
             raise InputError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
-        self.root = Path(root).expanduser()
+        self.root, self.train_csv, self.val_csv, self.split = root, train_csv, val_csv, split
         self.source = source
         self.source_args = source_args or {}
+        self.img_size = img_size
         self.data_config: dict[str, Any] = {
-            "input_size": (in_chans, img_size, img_size),
             "mean": tuple(mean),
             "std": tuple(std),
             "interpolation": interpolation,
@@ -104,6 +123,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             "scale": scale,
             "ratio": ratio,
             "hflip": hflip,
+            "orientation": orientation,
             "color_jitter": color_jitter,
             "auto_augment": auto_augment,
             "interpolation": train_interpolation,
@@ -111,6 +131,8 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             "re_mode": re_mode,
         }
         self._mode: Literal["RGB", "L"] = "RGB" if in_chans == 3 else "L"
+        self._found, self._counts = "", tuple[int, ...]()
+        self._set_size(224 if img_size == "auto" else img_size)
         self._transform("train"), self._transform("val")  # which name a wrong argument now
 
     @property
@@ -118,50 +140,104 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         """Number of classes; None where the source does not tell."""
         return len(self.class_names) or None
 
+    @property
+    def found(self) -> str:
+        """After `setup`: in one line what was found: images, classes and their counts, splits."""
+        return self._found
+
+    @property
+    def num_images(self) -> dict[str, int]:
+        """After `setup`: number of images of each split whose source tells it."""
+        return {split: len(images) for split, images in self._sets.items() if hasattr(images, "__len__")}
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """After `setup`: training images of each class; empty where the source does not tell."""
+        return self._counts
+
     def setup(self, stage: str) -> None:
-        """Find the images.
+        """Find the images, and decide what is "auto".
 
         Args:
             stage: what the Trainer is about to do.
 
         Raises:
-            FileNotFoundError: there is no such folder.
-            InputError: a split is missing or has no images, or the splits differ in their classes.
+            FileNotFoundError: there is no such folder or table.
+            InputError: a split is missing or has no images, a class has no training images, or a table is wrong.
         """
         if self._sets:
             return
-        datasets = {split: self._open(split) for split in ("train", "val")}
-        names = {split: _class_names(dataset) for split, dataset in datasets.items()}
-        if names["train"] != names["val"]:
-            raise InputError(f"the classes of the splits differ: {_difference(names)}")
-        self.class_names = names["val"]
+        datasets = self._of_source() if self.source else self._of_files()
+        self._decide(datasets["train"])
         self._sets = {split: self._prepare(split, dataset) for split, dataset in datasets.items()}
 
-    def _open(self, split: str) -> Any:
-        if not self.source:
-            if unknown := self.source_args.keys() - {"class_map"}:
-                raise InputError(f"data.source_args without a data.source may be class_map, got {', '.join(unknown)}")
-            root = _split_folder(self.root, split)
-            folders = ClassFolders(root, _FOLDERS[split], self._mode, self.max_pixels, **self.source_args)
-            warn_left_out(root, folders.left_out)
-            return folders
-        try:
-            return create_dataset(
-                self.source,
-                root=str(self.root),
-                split=self._splits[split],
-                search_split=True,
-                is_training=split == "train",
-                batch_size=self.batch_size,
-                seed=self.seed,
-                input_img_mode="" if self._streamed() else self._mode,  # streams are converted below
-                **self.source_args,
-            )
-        except (RuntimeError, AssertionError) as error:  # timm's for "nothing there"
-            raise InputError(f"data.root: no images in {self.root}: {error}") from error
+    def _of_files(self) -> dict[str, Dataset]:
+        if unknown := self.source_args.keys() - {"class_map"}:
+            raise InputError(f"data.source_args without a data.source may be class_map, got {', '.join(unknown)}")
+        splits: LabelledSplits = find_splits(
+            self.root, self.train_csv, self.val_csv, self.split, self.seed, self.source_args.get("class_map")
+        )
+        self.class_names = tuple(splits.class_to_idx)
+        self.split_rows = splits.rows
+        datasets: dict[str, Dataset] = {
+            split: LabelledImages(listing, splits.class_to_idx, self._mode, self.max_pixels)
+            for split, listing in splits.listings.items()
+        }
+        self._counts, self._found = splits.class_counts, splits.found
+        return datasets
 
-    def _streamed(self) -> bool:
-        return self.source.lower().startswith(("wds/", "hfids/"))
+    def _of_source(self) -> dict[str, Any]:
+        if given := [name for name in ("train_csv", "val_csv", "split") if getattr(self, name)]:
+            raise InputError(f"data.{given[0]} is not for a data.source, which has splits of its own")
+        datasets = {
+            split: sources.open_source(
+                self.source, self.root, name, split == "train", self.batch_size, self.seed,
+                self._mode, self.max_pixels, self.source_args,
+            )
+            for split, name in self._splits.items()
+        }  # fmt: skip
+        names = {split: sources.class_names(dataset) for split, dataset in datasets.items()}
+        if names["train"] != names["val"]:
+            raise InputError(f"data.source: the classes of its splits differ: {names['train']} and {names['val']}")
+        self.class_names = names["val"]
+        self._counts = sources.class_counts(datasets["train"], len(self.class_names))
+        self._found = sources.tell(self.source, datasets, self.class_names)
+        return datasets
+
+    def _decide(self, train: Any) -> None:
+        auto = [name for name in ("img_size", "batch_size", "num_workers") if getattr(self, name) == "auto"]
+        if not auto:
+            return
+        shapes = automatic.sample_shapes(train)
+        count = len(train) if hasattr(train, "__len__") else 0
+        wanted = {
+            "img_size": automatic.image_size([min(shape) for shape in shapes]) if shapes else 224,
+            "batch_size": automatic.batch_size(count) if count else 32,
+            "num_workers": automatic.num_workers(
+                count * statistics.mean(height * width for height, width in shapes or [(0, 0)])
+            ),
+        }
+        why = {
+            "img_size": "the images' shorter side" if shapes else "the source does not tell the images' size",
+            "batch_size": f"{count} training images" if count else "the source does not tell how many images it has",
+            "num_workers": "all images decode in a second" if not wanted["num_workers"] else "of the CPU cores",
+        }
+        given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
+        memory, kind = automatic.free_memory()
+        batch, side = automatic.fitting(
+            given["batch_size"], given["img_size"], memory,
+            change_batch="batch_size" in auto, change_side="img_size" in auto,
+        )  # fmt: skip
+        for name, fits in (("batch_size", batch), ("img_size", side)):
+            if fits < given[name]:
+                why[name] += f", and {memory / 2**30:.1f} GiB of free {kind}"
+                given[name] = fits
+        for name in auto:
+            self.decide(name, given[name], why[name])
+        self._set_size(side)
+
+    def _set_size(self, side: int) -> None:
+        self.data_config["input_size"] = (1 if self._mode == "L" else 3, side, side)
 
     def _transform(self, split: str) -> Any:
         if split == "train":
@@ -172,8 +248,6 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         short = None if split == "train" else int(self.data_config["input_size"][-1] / self.data_config["crop_pct"])
         transform = _Converted(self._mode, self._transform(split), short)
         if not isinstance(dataset, IterableDataset):
-            if hasattr(dataset, "loader"):  # torchvision's data sets of files
-                dataset.loader = partial(read_image, mode=self._mode, max_pixels=self.max_pixels)
             return ReadableImages(dataset, transform, max_pixels=self.max_pixels)
         stream: Any = dataset
         stream.transform = transform
@@ -191,32 +265,3 @@ class _Converted:
         if self.short is not None:
             check_resized(image, self.short)
         return self.transform(image)
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.root: there is no folder {root}")
-    if len(folders := [name for name in _FOLDERS[split] if (root / name).is_dir()]) > 1:
-        raise InputError(f"data.root: {root} has both {' and '.join(folders)}; one of them must go")
-    for name in _FOLDERS[split]:
-        for candidate in (root / name, root / f"{name}.tar"):
-            if candidate.exists():
-                return candidate
-    found = ", ".join(sorted(path.name for path in root.iterdir())) or "nothing"
-    raise InputError(f"data.root: {root} needs a folder {' or '.join(_FOLDERS[split][:2])}; it holds {found}")
-
-
-def _class_names(dataset: Any) -> tuple[str, ...]:
-    reader = getattr(dataset, "reader", dataset)
-    classes = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
-    return tuple(str(name) for name in sorted(classes, key=classes.__getitem__))
-
-
-def _difference(names: dict[str, tuple[str, ...]]) -> str:
-    train, val = set(names["train"]), set(names["val"])
-    parts = [
-        f"only in {split}: {', '.join(sorted(only))}"
-        for split, only in (("train", train - val), ("val", val - train))
-        if only
-    ]
-    return "; ".join(parts)

@@ -170,8 +170,8 @@ class AbstractImagesDataModule(LightningDataModule):
     """Data whose `setup` fills `_sets` with a data set for each of the splits "train" and "val".
 
     Args:
-        batch_size: images a process and step.
-        num_workers: worker processes.
+        batch_size: images a process and step; "auto" is decided in `setup`.
+        num_workers: worker processes; "auto" is decided in `setup`.
         on_error: what an unreadable image does: stop the run, or be left out, named and counted.
         seed: seed of the run.
         max_pixels: height times width from which an image counts as unreadable; None is no limit.
@@ -180,8 +180,8 @@ class AbstractImagesDataModule(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
+        batch_size: int | Literal["auto"],
+        num_workers: int | Literal["auto"],
         on_error: Literal["skip", "fail"],
         seed: int,
         max_pixels: int | None,
@@ -190,12 +190,13 @@ class AbstractImagesDataModule(LightningDataModule):
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
         self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
-        require_whole("data.batch_size", batch_size, 1)
-        require_whole("data.num_workers", num_workers, 0)
+        for name, given, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if given != "auto":
+                require_whole(f"data.{name}", given, least)
         if max_pixels is not None and max_pixels < 1:
             raise InputError(f"data.max_pixels must be 1 or more, or null for no limit, got {max_pixels}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size: Any = batch_size  # a number after `setup`
+        self.num_workers: Any = num_workers
         self.on_error = on_error
         self.seed = seed
         self.max_pixels = max_pixels

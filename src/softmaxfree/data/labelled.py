@@ -1,0 +1,199 @@
+"""From files to training and validation images with one numbering of their classes."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from timm.data.readers.class_map import load_class_map
+
+from softmaxfree.data.class_folders import Listing
+from softmaxfree.data.class_tables import list_table
+from softmaxfree.data.images import warn_left_out
+from softmaxfree.data.splitting import draw_held_out, equal_files, held_out_part, list_folder, read_split
+from softmaxfree.errors import InputError
+from softmaxfree.images import natural_key
+
+__all__ = ["LabelledSplits", "find_splits"]
+
+_MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
+_SHOWN = 5  # classes in one message
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """Images of both splits.
+
+    Attributes:
+        listings: the images of "train" and "val".
+        class_to_idx: label of each class, the same for both.
+        rows: file, relative to the root, and split, where the images were split here; else empty.
+        found: in one line what there is.
+    """
+
+    listings: dict[str, Listing]
+    class_to_idx: dict[str, int]
+    rows: list[tuple[str, str]]
+    found: str
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Training images of each class."""
+        counts = Counter(self.listings["train"].classes)
+        return tuple(counts[name] for name in self.class_to_idx)
+
+
+def find_splits(
+    root: str | None, train_csv: str | None, val_csv: str | None, split: str | None, seed: int, class_map: Any = None
+) -> LabelledSplits:
+    """Find training and validation images.
+
+    Args:
+        root: folder, tar file or table.
+        train_csv: table of the training images, or of all.
+        val_csv: table of the validation images.
+        split: table of which image is in which split.
+        seed: of the drawing of images that are held out.
+        class_map: labels by class, or a text file with a class a line; None numbers the classes in natural order.
+
+    Returns:
+        What was found.
+
+    Raises:
+        InputError: there are no images, they have fewer than two classes, or a class is only in "val".
+        FileNotFoundError: there is no such folder or table.
+    """
+    listings, where, unused = _list(root, train_csv, val_csv)
+    for place, left_out in {listing.root: listing.left_out for listing in listings.values()}.items():
+        warn_left_out(place, left_out)
+    listings, class_to_idx = _with_labels(listings, class_map)
+    if len(class_to_idx) < 2:
+        raise InputError(_one_class(listings, where))
+    parts = [f"not used: {unused}"] if unused else []
+    rows: list[tuple[str, str]] = []
+    how = ""
+    if "all" in listings:
+        listings, rows, how = _divide(listings["all"], where, split, seed)
+    elif split:
+        raise InputError(f"data.split: {where} has a training and a validation split of its own")
+    _check(listings, class_to_idx, where, drawn=bool(rows))
+    train, val = (len(listings[name].names) for name in ("train", "val"))
+    counts = Counter(name for listing in listings.values() for name in listing.classes).values()
+    each = f"{min(counts)} each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} each"
+    parts.insert(0, f"{train} to train, {val} to validate{how}")
+    found = f"{where}: {train + val} images of {len(class_to_idx)} classes ({each}); {'; '.join(parts)}"
+    return LabelledSplits(listings, class_to_idx, rows, found)
+
+
+def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple[dict[str, Listing], Path, str]:
+    folder = Path(root).expanduser() if root is not None else None
+    argument = "data.train_csv"
+    if folder is not None and folder.is_file() and folder.suffix.lower() in (".csv", ".tsv", ".txt"):
+        if train_csv:
+            raise InputError(f"data.root: {folder} is a table, and data.train_csv is another; root is their folder")
+        train_csv, folder, argument = str(folder), None, "data.root"
+    if not train_csv:
+        if val_csv:
+            raise InputError("data.val_csv needs data.train_csv")
+        if folder is None:
+            raise InputError("data.root is missing: a folder with a folder a class; or data.train_csv, a table")
+        listings, unused = list_folder(folder)
+        return listings, folder, unused
+    table = Path(train_csv).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"data.root: there is no folder {folder}")
+    listings, unused = list_table(table, folder or table.parent, argument)
+    if not val_csv:
+        return listings, table, unused
+    second = Path(val_csv).expanduser()
+    of_val, more = list_table(second, folder or second.parent, "data.val_csv")
+    for listed, name, path in ((listings, "train_csv", table), (of_val, "val_csv", second)):
+        if listed.keys() != {"all"}:
+            raise InputError(f"data.{name}: {path} has a column of splits; with data.val_csv neither table may")
+    return {"train": listings["all"], "val": of_val["all"]}, table, ", ".join(filter(None, (unused, more)))
+
+
+def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int]]:
+    if not class_map:
+        names = sorted({name for listing in listings.values() for name in listing.classes}, key=natural_key)
+        return listings, {name: i for i, name in enumerate(names)}
+    root = next(iter(listings.values())).root
+    try:
+        class_to_idx = load_class_map(class_map, str(root))
+    except (AssertionError, ValueError) as error:  # timm's for a file that is not there or of another kind
+        raise InputError(f"data.source_args.class_map: {error}") from error
+    if sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
+        count = len(class_to_idx)
+        raise InputError(f"data.source_args.class_map must number {count} classes from 0 to {count - 1}")
+    kept = {}
+    for split, listing in listings.items():
+        keep = [i for i, name in enumerate(listing.classes) if name in class_to_idx]
+        if left := len(listing.classes) - len(keep):
+            warn_left_out(listing.root, Counter({"of no class in class_map": left}))
+        kept[split] = listing.select(keep)
+    return kept, dict(sorted(class_to_idx.items(), key=lambda item: item[1]))
+
+
+def _divide(
+    listing: Listing, where: Path, split: str | None, seed: int
+) -> tuple[dict[str, Listing], list[tuple[str, str]], str]:
+    """The listing in two, the split of each file below the root, and in words how."""
+    base = where if where.is_dir() else listing.root
+    prefix = "" if listing.root == base else f"{listing.root.relative_to(base).as_posix()}/"
+    names = [prefix + name for name in listing.names]
+    if split:
+        held, how = read_split(Path(split).expanduser(), names), f" (by {split})"
+    else:
+        part = held_out_part(len(names))
+        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))  # a table has an order of its own
+        drawn = draw_held_out([listing.classes[i] for i in order], part, seed)
+        held = sorted(order[i] for i in drawn)
+        how = f" ({100 * part:.3g} % of each class, drawn by seed {seed})"
+        if not held:
+            raise InputError(f"{where}: no class has two images, so none can be held out to validate")
+    val = set(held)
+    rows = [(name, "val" if i in val else "train") for i, name in enumerate(names)]
+    listings = {"train": listing.select([i for i in range(len(names)) if i not in val]), "val": listing.select(held)}
+    return listings, ([] if split else rows), how
+
+
+def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Path, drawn: bool) -> None:
+    """Compare the splits with each other: their classes, and whether they share images."""
+    train, val = (listings[split] for split in ("train", "val"))
+    counts = {split: Counter(listing.classes) for split, listing in listings.items()}
+    for split, name in (("train", "train on"), ("val", "validate")):
+        if not counts[split]:
+            raise InputError(f"{where}: there are no images to {name}")
+    only = {
+        split: sorted(counts[split].keys() - counts[other].keys(), key=natural_key)
+        for split, other in (("train", "val"), ("val", "train"))
+    }
+    if only["val"]:
+        told = "; ".join(f"only in {split}: {_named(names)}" for split, names in only.items() if names)
+        raise InputError(f"{where}: the classes of the splits differ: {told}; a class needs images to train on")
+    if missing := [name for name in class_to_idx if name not in counts["val"]]:
+        why = "one image, which is trained on" if drawn else "no images in the validation split"
+        has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
+        rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
+    if rank_zero_only.rank == 0 and len(train.names) + len(val.names) <= _MOST_COMPARED:  # type: ignore[attr-defined]
+        if pairs := equal_files(train, val):
+            first, second = pairs[0]
+            rank_zero_warn(
+                f"{where}: {len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which "
+                f"makes the score too good: {second} is the same file as {first}"
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _one_class(listings: dict[str, Listing], where: Path) -> str:
+    listing = next(iter(listings.values()))
+    name = listing.classes[0]
+    message = f"{where}: all images are of one class, {name}; a classifier needs two"
+    if len({file.split("/")[1] for file in listing.names if file.count("/") > 1}) < 2:
+        return message
+    return f"{message}; if its folders are the classes, data.root is {listing.root / name}"

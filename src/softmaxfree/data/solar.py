@@ -1,0 +1,159 @@
+"""Photographs of solar cells, functional or defective, that come with a Python package."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from softmaxfree.arguments import require_whole
+from softmaxfree.data.augmentation import create_eval_transform, create_train_transform
+from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
+from softmaxfree.errors import InputError
+
+__all__ = ["CITATION", "SolarCellsDataModule", "read_cells", "split_cells"]
+
+CITATION = """\
+Solar cells: the ELPV data set, licence CC-BY-NC-SA-4.0 (no commercial use). Who uses it cites:
+  C. Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
+  Imagery", EU PVSEC 2018; S. Deitsch et al., "Automatic classification of defective photovoltaic module cells in
+  electroluminescence images", Solar Energy 185, 2019."""
+
+_MEAN, _STD = 0.5965, 0.1611  # of the training images
+
+
+class SolarCellsDataModule(AbstractImagesDataModule):
+    """The 2,624 electroluminescence images (300 x 300, grey) of `elpv_dataset`: functional or defective cells.
+
+    The package tells for each cell the probability of a defect, 0, 1/3, 2/3 or 1; above 1/2 it counts as defective.
+    A quarter is held out, with as many of each probability and kind of cell (mono- or polycrystalline). The split is
+    the same for every seed. Training images are cropped, mirrored, turned by quarters, and made a little brighter or
+    darker.
+
+    Args:
+        batch_size: images a process and step.
+        img_size: height and width in pixels.
+        num_workers: worker processes; the images are in memory.
+        scale: part of the image's area that a training crop covers.
+        ratio: width over height of a training crop.
+        color_jitter: strength of the change of brightness and contrast.
+        soft_targets: train on the probability of a defect rather than on the class.
+        seed: seed of the run.
+    """
+
+    num_classes = 2
+    class_names = ("functional", "defective")
+    preparation: ClassVar[tuple[str, ...]] = ("img_size",)
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        img_size: int = 112,
+        num_workers: int = 0,
+        scale: tuple[float, float] = (0.5, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        color_jitter: float | Sequence[float] = (0.1, 0.1, 0),
+        soft_targets: bool = False,
+        seed: int = 42,
+    ) -> None:
+        super().__init__(batch_size, num_workers, "fail", seed, None, collate_readable)
+        require_whole("data.img_size", img_size, 1)
+        self.soft_targets = soft_targets
+        self.data_config = {
+            "input_size": (1, img_size, img_size),
+            "mean": (_MEAN,),
+            "std": (_STD,),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        }
+        augment = {
+            "scale": scale, "ratio": ratio, "color_jitter": color_jitter, "interpolation": "bilinear",
+            "orientation": "any", "hflip": 0, "auto_augment": None, "re_prob": 0,
+        }  # fmt: skip
+        self._transforms = {
+            "train": create_train_transform(self.data_config, augment),
+            "val": create_eval_transform(self.data_config),
+        }
+        self._counts: tuple[int, ...] = ()
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """After `setup`: training images of each class."""
+        return self._counts
+
+    def setup(self, stage: str) -> None:
+        """Read the images and split them; tell the licence.
+
+        Args:
+            stage: what the Trainer is about to do.
+
+        Raises:
+            InputError: the package is not installed.
+        """
+        if self._sets:
+            return
+        images, probabilities, kinds = read_cells()
+        rank_zero_only(print)(CITATION)
+        labels = (probabilities > 0.5).long()
+        for split, chosen in zip(("train", "val"), split_cells(probabilities, kinds), strict=True):
+            soft = torch.stack([1 - probabilities, probabilities], dim=1)
+            targets = soft if self.soft_targets and split == "train" else labels
+            cells = _Cells(images[chosen.numpy()], targets[chosen])
+            self._sets[split] = ReadableImages(cells, self._transforms[split])
+            if split == "train":
+                self._counts = tuple(labels[chosen].bincount(minlength=2).tolist())
+
+
+class _Cells(Dataset):
+    def __init__(self, images: np.ndarray, targets: Tensor) -> None:
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
+        return Image.fromarray(self.images[index]), self.targets[index]
+
+
+@functools.cache
+def read_cells() -> tuple[np.ndarray, Tensor, np.ndarray]:
+    """Read the package's images.
+
+    Returns:
+        Images (2624, 300, 300) uint8, the probability of a defect (2624,) float32, and "mono" or "poly" (2624,).
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        from elpv_dataset.utils import load_dataset  # imported late: only this data set needs it
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the solar cells come with the package elpv-dataset: pip install 'softmaxfree[solar]' ({error})"
+        ) from error
+    images, probabilities, kinds = load_dataset()
+    return images, torch.tensor(probabilities.tolist()), kinds
+
+
+def split_cells(probabilities: Tensor, kinds: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Split the cells, the same way each time.
+
+    Args:
+        probabilities: of a defect (cells,).
+        kinds: "mono" or "poly" (cells,).
+
+    Returns:
+        Indices of the training cells and of the held-out quarter, in order.
+    """
+    generator = torch.Generator().manual_seed(0)
+    held = torch.zeros(len(probabilities), dtype=torch.bool)
+    for kind in ("mono", "poly"):
+        for probability in probabilities.unique():
+            group = ((probabilities == probability) & torch.from_numpy(kinds == kind)).nonzero().flatten()
+            held[group[torch.randperm(len(group), generator=generator)[: round(len(group) / 4)]]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
