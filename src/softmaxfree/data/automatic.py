@@ -1,12 +1,19 @@
 """Settings that follow from the data where they are "auto"."""
 
 import math
+import os
 from collections.abc import Sequence
 from statistics import median
 
-__all__ = ["batch_size", "image_size"]
+import psutil
+import torch
+
+__all__ = ["batch_size", "fitting", "free_memory", "image_size", "num_workers"]
 
 _STEP = 32  # image sizes are multiples of it: the coarsest stride
+_BYTES_A_PIXEL = 3000  # that a training step keeps of an input pixel: of soft_tiny and its like in float32, rounded up
+_PIXELS_A_WORKER = 50_000_000  # that are decoded in a second or less
+_MOST_WORKERS = 8
 
 
 def batch_size(num_images: int, least: int = 8, most: int = 64) -> int:
@@ -36,3 +43,49 @@ def image_size(short_sides: Sequence[int], least: int = 64, most: int = 224) -> 
         Pixels.
     """
     return min(max(round(median(short_sides) / _STEP) * _STEP, least), most)
+
+
+def num_workers(num_pixels: float, processes: int = 1) -> int:
+    """Return the worker processes that decode images: a core each, at most 8; none where it takes a second an epoch.
+
+    Args:
+        num_pixels: of all training images.
+        processes: that train on this machine.
+
+    Returns:
+        Worker processes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if num_pixels < _PIXELS_A_WORKER else min(max(cores // processes, 1), _MOST_WORKERS)
+
+
+def free_memory() -> tuple[int, str]:
+    """Return the free bytes where a model trains, on the GPU if there is one, and the words for it."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0], "GPU memory"
+    return psutil.virtual_memory().available, "memory"
+
+
+def fitting(batch: int, side: int, memory: int, *, change_batch: bool, change_side: bool) -> tuple[int, int]:
+    """Return batch and image size of which a training step should fit into half of the memory.
+
+    It is a rough rule, as the model is not known here: 3 kB an input pixel. The batch is halved down to 8; then the
+    size is reduced down to 64; then the batch is halved further.
+
+    Args:
+        batch: images a step.
+        side: height and width of an image, pixels.
+        memory: free bytes.
+        change_batch: whether the batch may be smaller.
+        change_side: whether the size may be smaller.
+
+    Returns:
+        Batch and size.
+    """
+    pixels = memory / 2 / _BYTES_A_PIXEL
+    for least in (8, 1):
+        while change_batch and batch > least and batch * side**2 > pixels:
+            batch = max(batch // 2, least)
+        while change_side and side > 2 * _STEP and batch * side**2 > pixels:
+            side -= _STEP
+    return batch, side

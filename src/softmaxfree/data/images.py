@@ -180,8 +180,8 @@ class AbstractImagesDataModule(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
+        batch_size: int | Literal["auto"],
+        num_workers: int | Literal["auto"],
         on_error: Literal["skip", "fail"],
         seed: int,
         max_pixels: int | None,
@@ -190,12 +190,13 @@ class AbstractImagesDataModule(LightningDataModule):
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
         self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
-        require_whole("data.batch_size", batch_size, 1)
-        require_whole("data.num_workers", num_workers, 0)
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value != "auto":  # which `setup` decides
+                require_whole(f"data.{name}", value, least)
         if max_pixels is not None and max_pixels < 1:
             raise InputError(f"data.max_pixels must be 1 or more, or null for no limit, got {max_pixels}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size: Any = batch_size
+        self.num_workers: Any = num_workers
         self.on_error = on_error
         self.seed = seed
         self.max_pixels = max_pixels
