@@ -143,7 +143,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         for split in ("val", "train") if stage == "fit" else ("val",):
             self._use(split, [pairs[name] for name in names[split]], classes)
         ignored = sum(count for own in counts if own for value, count in own.items() if value in classes.ignored)
-        self._found = self._tell(folders, names, how, ignored)
+        self._found = self._describe(folders, names, how, ignored)
 
     def _scan(self, pairs: Sequence[MaskPair]) -> tuple[list[dict[int, int] | None], MaskClasses]:
         """Of each mask how many pixels have each value, and the classes."""
@@ -185,7 +185,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
         return {split: [name for name, own in self.split_rows if own == split] for split in ("train", "val")}, how
 
-    def _tell(self, folders: MaskFolders, names: dict[str, list[str]], how: str, ignored: int) -> str:
+    def _describe(self, folders: MaskFolders, names: dict[str, list[str]], how: str, ignored: int) -> str:
         pixels = sum(self._pixels.values(), Counter())
         total = sum(pixels.values())
         shares = [f"{name} {pixels[label] / total:.1%}" for label, name in enumerate(self.class_names)]
