@@ -28,6 +28,7 @@ __all__ = [
     "open_upright",
     "read_image",
     "resized_shape",
+    "shown_shape",
     "stored_shape",
     "tell_left_out",
     "upright",
@@ -242,6 +243,16 @@ def stored_shape(file: str | os.PathLike) -> tuple[int, int]:
     """Return height and width of an image as it is stored, before its EXIF orientation turns it."""
     with _pillow_limit(None), Image.open(file) as image:
         return image.height, image.width
+
+
+def shown_shape(file: str | os.PathLike) -> tuple[int, int]:
+    """Return height and width of an image as it is shown, turned by its EXIF orientation; only its head is read."""
+    with _pillow_limit(None), Image.open(file) as image:
+        try:
+            turn = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # as in `upright`
+            turn = 1
+        return (image.width, image.height) if turn in (5, 6, 7, 8) else (image.height, image.width)
 
 
 def resized_shape(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -156,7 +156,7 @@ def test_labels_of_another_size(root):
 
 
 def test_labels_in_colour(root):
-    Image.new("RGB", (44, 30)).save(root / "annotations" / "validation" / "ADE_2.png")
+    Image.new("RGB", (44, 30), "red").save(root / "annotations" / "validation" / "ADE_2.png")
     with pytest.raises(
         ValueError, match=r"ADE_2.png is an array of shape \(30, 44, 3\) \(mode RGB\); labels are the numbers of"
     ):

@@ -4,6 +4,7 @@ from softmaxfree.data.ade20k import Ade20kDataModule
 from softmaxfree.data.coco import CocoDataModule
 from softmaxfree.data.digits import DigitsDataModule
 from softmaxfree.data.folders import ImageFolderDataModule
+from softmaxfree.data.masks import MaskFolderDataModule
 from softmaxfree.data.scenes import ScenesDetectionDataModule, ScenesSegmentationDataModule
 from softmaxfree.data.solar import SolarCellsDataModule
 
@@ -12,6 +13,7 @@ __all__ = [
     "CocoDataModule",
     "DigitsDataModule",
     "ImageFolderDataModule",
+    "MaskFolderDataModule",
     "ScenesDetectionDataModule",
     "ScenesSegmentationDataModule",
     "SolarCellsDataModule",

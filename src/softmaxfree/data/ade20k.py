@@ -1,21 +1,20 @@
 """Images with a class for each pixel in the layout of ADE20K's scene parsing benchmark."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from softmaxfree.data.images import MIN_SIDE, AbstractImagesDataModule, ReadableImages, collate_lists, warn_left_out
+from softmaxfree.data.images import warn_left_out
 from softmaxfree.data.label_scan import scan_labels
-from softmaxfree.data.scene_parse import IGNORED, SceneParse
-from softmaxfree.data.segment_transforms import ClassLimitedCrop, RandomRatio, Resize
+from softmaxfree.data.mask_classes import IGNORED, MaskClasses
+from softmaxfree.data.mask_folders import by_name, pair_by_name
+from softmaxfree.data.mask_images import MaskImages, MaskPair
+from softmaxfree.data.segmentation import AbstractMasksDataModule
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS
+from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, is_hidden
 
 __all__ = ["IGNORED", "Ade20kDataModule"]
 
@@ -23,17 +22,12 @@ _FOLDERS = {"train": "training", "val": "validation"}
 _NAMES_FILE = "objectInfo150.txt"
 
 
-class Ade20kDataModule(AbstractImagesDataModule):
+class Ade20kDataModule(AbstractMasksDataModule):
     """Semantic segmentation: `root/images/{training,validation}`, `root/annotations/{training,validation}`.
 
     This is the layout of SceneParse150, `ADEChallengeData2016`, with a PNG of labels for each image: grey of 8 or 16
-    bits, or a palette, whose indices count. A batch is
-    `(images, labels)`, two lists: float32 (3, height, width) in [0, 1], and int64 (height, width) from 0 to
-    `num_classes - 1`, or 255 where a pixel is ignored.
-
-    A training image is resized by a random ratio, cropped to at most `img_size` squared (smaller where the image
-    is), mirrored and distorted in colour. A validation image is resized to a shorter side of `img_size`, while its
-    labels keep the size of their file, at which scores are to be taken.
+    bits, or a palette, whose indices count. See `AbstractMasksDataModule` for batches and augmentation, and
+    `MaskFolderDataModule` for data of your own.
 
     Args:
         root: folder of the data, or the one that holds `ADEChallengeData2016`.
@@ -56,8 +50,6 @@ class Ade20kDataModule(AbstractImagesDataModule):
         max_pixels: height times width from which an image counts as unreadable; null is no limit.
     """
 
-    preparation: ClassVar[tuple[str, ...]] = ("img_size", "max_size")
-
     def __init__(
         self,
         root: str,
@@ -78,39 +70,34 @@ class Ade20kDataModule(AbstractImagesDataModule):
         missing_classes: Literal["allow", "fail"] = "fail",
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
+        super().__init__(
+            batch_size=batch_size,
+            num_workers=num_workers,
+            img_size=img_size,
+            max_size=max_size,
+            augment=augment,
+            scale=scale,
+            hflip=hflip,
+            orientation="upright",
+            cat_max_ratio=cat_max_ratio,
+            photometric=photometric,
+            on_error=on_error,
+            seed=seed,
+            max_pixels=max_pixels,
+        )
         most = IGNORED - 1 if reduce_zero_label else IGNORED
         if not 2 <= num_classes <= most:  # one class is always right
             raise InputError(
                 f"data.num_classes must be from 2 to {most}, got {num_classes}; to tell one class from what is "
                 "around it, both are classes, and data.reduce_zero_label is false"
             )
-        if not MIN_SIDE <= img_size <= max_size:
-            raise InputError(f"data.img_size must be from {MIN_SIDE} to data.max_size = {max_size}, got {img_size}")
-        if not 0 < scale[0] <= scale[1]:
-            raise InputError(f"data.scale needs two positive numbers in order, got {scale}")
         if class_names is not None and len(class_names) != num_classes:
             raise InputError(f"data.class_names has {len(class_names)} names for data.num_classes = {num_classes}")
         self.root = Path(root).expanduser()
-        self.img_size = img_size
-        self.max_size = max_size
         self.num_classes = num_classes
         self.class_names = tuple(class_names or ())
         self.reduce_zero_label = reduce_zero_label
-        self.augment = augment
-        self.scale = scale
-        self.hflip = hflip
-        self.cat_max_ratio = cat_max_ratio
-        self.photometric = photometric
         self.missing_classes = missing_classes
-        self.data_config: dict[str, Any] = {
-            "input_size": (3, img_size, img_size),
-            "size": (img_size, max_size),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-        }
 
     def setup(self, stage: str) -> None:
         """Find the images, and those of the training split only to fit.
@@ -127,57 +114,62 @@ class Ade20kDataModule(AbstractImagesDataModule):
         self.class_names = self.class_names or _read_names(root, self.num_classes)
         for split in ("val", "train") if stage == "fit" else ("val",):
             if split not in self._sets:
-                images = SceneParse(
-                    root,
-                    _FOLDERS[split],
-                    self.num_classes,
-                    self.reduce_zero_label,
-                    self._smallest(split == "train"),
-                    self.max_pixels,
-                )
-                warn_left_out(root / "images" / _FOLDERS[split], images.left_out)
-                self._check_classes(images, split == "train")
-                self._sets[split] = ReadableImages(images, self._transform(split == "train"), dense=True)
+                pairs = _pairs(root, _FOLDERS[split])
+                self._check_classes(root, split, pairs)
+                self._use(split, pairs, self._classes())
 
-    def _smallest(self, training: bool) -> tuple[int, int]:
-        """Shorter and longer side of the smallest image that the transform makes."""
-        size = self.img_size, self.max_size
-        return RandomRatio.scaled(size, self.scale[0]) if training and self.augment else size
+    def _classes(self) -> MaskClasses:
+        first = int(self.reduce_zero_label)
+        allowed = (
+            f"allowed are 0 to {self.num_classes - 1 + first}, for data.num_classes = {self.num_classes} and "
+            f"data.reduce_zero_label = {self.reduce_zero_label}, and {IGNORED} for what is ignored"
+            + (", as is 0" if first else "")
+        )
+        values = tuple(range(first, self.num_classes + first))
+        return MaskClasses(values, self.class_names, frozenset({IGNORED, *range(first)}), allowed)
 
-    def _check_classes(self, images: SceneParse, training: bool) -> None:
-        scan = scan_labels(images.values, len(images), images.class_values, str(images.folder))
-        absent = [value for value in images.class_values if value not in scan.pixels]
+    def _check_classes(self, root: Path, split: str, pairs: Sequence[MaskPair]) -> None:
+        folder, classes = root / "annotations" / _FOLDERS[split], self._classes()
+        images = MaskImages(pairs, classes, self._smallest(split == "train"), self.max_pixels)
+        scan = scan_labels(images.values, len(images), classes.values, str(folder))
+        self._pixels[split] = Counter({label: scan.pixels.get(value, 0) for label, value in enumerate(classes.values)})
+        absent = [value for value in classes.values if value not in scan.pixels]
         if not scan.looked or not absent:
             return
-        named = ", ".join(f"{value} ({self.class_names[value - images.class_values[0]]})" for value in absent[:5])
+        named = ", ".join(f"{value} ({self.class_names[value - classes.values[0]]})" for value in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        message = f"{images.folder}: {named}{more} occur nowhere; {scan}"
+        message = f"{folder}: {named}{more} occur nowhere; {scan}"
         if len(absent) == self.num_classes:
-            raise InputError(f"{images.folder}: every pixel is ignored; {scan}; {images.allowed}")
+            raise InputError(f"{folder}: every pixel is ignored; {scan}; {classes.allowed}")
         if self.missing_classes == "fail":
-            if training:
-                raise InputError(f"{message}; {images.allowed}; data.missing_classes = allow lets it be so")
+            if split == "train":
+                raise InputError(f"{message}; {classes.allowed}; data.missing_classes = allow lets it be so")
             rank_zero_warn(f"{message}; they have no score")
 
-    def _transform(self, training: bool) -> v2.Transform:
-        size = self.img_size, self.max_size
-        plain = [
-            v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
-            v2.ToPureTensor(),
-        ]
-        if not training:
-            return v2.Compose([Resize(size, with_labels=False), *plain])
-        if not self.augment:
-            return v2.Compose([Resize(size), *plain])
-        return v2.Compose(
-            [
-                RandomRatio(size, self.scale),
-                ClassLimitedCrop(self.img_size, self.cat_max_ratio),
-                v2.RandomHorizontalFlip(self.hflip),
-                v2.RandomPhotometricDistort(p=self.photometric),
-                *plain,
-            ]
-        )
+
+def _pairs(root: Path, split: str) -> list[MaskPair]:
+    left_out: Counter[str] = Counter()
+    images = _files(root / "images" / split, IMAGE_SUFFIXES, left_out)
+    labels = _files(root / "annotations" / split, (".png",), left_out)
+    warn_left_out(root / "images" / split, left_out)
+    return pair_by_name(images, labels)
+
+
+def _files(folder: Path, suffixes: Collection[str], left_out: Counter[str]) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data.root: there is no folder {folder}")
+    files = []
+    for path in sorted(folder.iterdir()):
+        if is_hidden(path.name):
+            continue
+        suffix = path.suffix.lower()
+        if suffix in suffixes:
+            files.append(path)
+        else:
+            left_out["folder" if path.is_dir() else suffix or "without suffix"] += 1
+    if not files:
+        raise InputError(f"data.root: {folder} has no files {', '.join(sorted(suffixes))}")
+    return by_name(files, folder)
 
 
 def _find_root(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Images with boxes and masks in the layout of COCO."""
+"""Images with boxes and masks in COCO's JSON."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from softmaxfree.data.coco_annotations import CocoAnnotations
+from softmaxfree.data.coco_layout import CocoFiles, find_coco
+from softmaxfree.data.dense_sizes import decide_sizes
 from softmaxfree.data.images import (
     AbstractImagesDataModule,
     AnnotationError,
@@ -20,14 +22,28 @@ from softmaxfree.data.images import (
     collate_lists,
     frame_hint,
 )
+from softmaxfree.data.splits import draw_split, read_split, val_share
+from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, read_image
+from softmaxfree.images import MAX_PIXELS, natural_key, read_image
 
 __all__ = ["CocoDataModule"]
 
+_ZOOM = (6, 7, 8, 9, 10)  # eighths of the decided size, that a training image may have
+_SHOWN = 12  # classes in a line
+
 
 class CocoDataModule(AbstractImagesDataModule):
-    """Object detection: images in `root/{train,val}2017`, `root/annotations/instances_{train,val}2017.json`.
+    """Object detection by COCO's JSON: one's own files, or COCO's layout.
+
+    `train_json` and `val_json` name the files; without the second a part of the first validates: a fifth to 2,500
+    images, a tenth from 5,000, the same by seed, so that each class is on both sides as far as that can be. Their
+    images are in `train_images` and `val_images`, else in the folder in which most of them are found: `root`, the
+    file's own, the one above its `annotations`, and `images`, `train`, `val` and the like in these.
+
+    `root` alone holds `{train,val}2017` and `annotations/instances_{train,val}2017.json`, as COCO does; or one JSON
+    file, or one for `train` and one for `val`, in it or in its `annotations`; or Roboflow's
+    `{train,valid}/_annotations.coco.json`.
 
     A batch is `(images, targets)`, two lists. An image is float32 (3, height, width) in [0, 1]. A target has
     `boxes (n, 4)` float32 x1 y1 x2 y2 in pixels, `labels (n,)` int64 from 0, in the order of category ids,
@@ -38,33 +54,51 @@ class CocoDataModule(AbstractImagesDataModule):
     of the image before it is turned, this is an error.
 
     Args:
-        root: folder of the data.
-        batch_size: images a process and step.
-        num_workers: worker processes.
+        root: folder of the data; with `train_json` that of the images.
+        train_json: file of the images to train on.
+        val_json: file of the images to validate with.
+        train_images: folder of the images of `train_json`.
+        val_images: folder of the images of `val_json`.
+        split: where one file is for both: CSV with the head `file,split`, whose files are as the JSON names them and
+            whose splits are train and val; images that it does not list are left out.
+        batch_size: images a process and step; "auto" is 2 to 8, so that an epoch has eight steps.
+        num_workers: worker processes; "auto" is none for few pixels.
         with_masks: whether targets have masks.
         augment: whether training images are mirrored and resized.
         hflip: probability of a mirrored training image.
-        min_size: shorter sides in pixels, of which a training image gets one by chance.
-        max_size: a training image's longer side is at most this.
+        orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
+        min_size: shorter sides in pixels, of which a training image gets one by chance; "auto" is 6 to 10 eighths of
+            the median of the shorter sides, as a multiple of 32, at most 512.
+        max_size: a training image's longer side is at most this; "auto" is as much as all but the longest twentieth
+            need, at most twice the shorter.
+        eval_size: shorter side, pixels, of the images that the network gets in validation; null is the largest of
+            `min_size`, or where that is "auto" the size that it is around.
         zero_boxes: what a box without width or height does: it is left out and counted, or an error. COCO has two.
         on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run.
+        seed: seed of the run, and of the split.
         bad_annotations: what any annotation that is not as COCO's are does: it is left out and counted, or an error.
         max_pixels: height times width from which an image counts as unreadable; null is no limit.
     """
 
-    preparation: ClassVar[tuple[str, ...]] = ("min_size", "max_size")
+    preparation: ClassVar[tuple[str, ...]] = ("min_size", "max_size", "eval_size")
 
     def __init__(
         self,
-        root: str,
-        batch_size: int = 2,
-        num_workers: int = 8,
+        root: str | None = None,
+        train_json: str | None = None,
+        val_json: str | None = None,
+        train_images: str | None = None,
+        val_images: str | None = None,
+        split: str | None = None,
+        batch_size: int | Literal["auto"] = 2,
+        num_workers: int | Literal["auto"] = 8,
         with_masks: bool = False,
         augment: bool = True,
         hflip: float = 0.5,
-        min_size: Sequence[int] = (800,),
-        max_size: int = 1333,
+        orientation: Literal["upright", "any"] = "upright",
+        min_size: Sequence[int] | Literal["auto"] = (800,),
+        max_size: int | Literal["auto"] = 1333,
+        eval_size: int | None = None,
         zero_boxes: Literal["drop", "fail"] = "fail",
         on_error: Literal["skip", "fail"] = "skip",
         seed: int = 42,
@@ -72,33 +106,80 @@ class CocoDataModule(AbstractImagesDataModule):
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
-        if not min_size or min(min_size) < 1 or max(min_size) > max_size:
-            raise InputError(f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}")
-        self.root = Path(root).expanduser()
+        sizes = [] if min_size == "auto" else [*min_size, *([eval_size] if eval_size else [])]
+        most = float("inf") if max_size == "auto" else max_size
+        if min_size != "auto" and (not min_size or min(sizes) < 1 or max(sizes) > most):
+            raise InputError(
+                f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}"
+                + (f", and data.eval_size {eval_size}" if eval_size else "")
+            )
+        if not 0 <= hflip <= 1:
+            raise InputError(f"data.hflip must be a probability from 0 to 1, got {hflip}")
+        self.root = _path(root)
+        self.train_json, self.val_json = _path(train_json), _path(val_json)
+        self.train_images, self.val_images = _path(train_images), _path(val_images)
+        self.split = split
         self.with_masks = with_masks
         self.augment = augment
         self.hflip = hflip
-        self.min_size = tuple(min_size)
-        self.max_size = max_size
+        self.orientation = orientation
+        self.min_size: Any = min_size if min_size == "auto" else tuple(min_size)
+        self.max_size: Any = max_size
+        self.eval_size: Any = eval_size
         self.zero_boxes: Literal["drop", "fail"] = zero_boxes
         self.bad_annotations: Literal["drop", "fail"] = bad_annotations
         self.class_names: tuple[str, ...] = ()
-        self.data_config: dict[str, Any] = {
-            "input_size": (3, max(min_size), max_size),
-            "size": (max(min_size), max_size),
+        self._read: dict[str, CocoAnnotations] = {}  # by split; that of one file for both is in both
+        self._chosen: dict[str, list[int]] = {}  # images of each split
+        self._how = ""
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How an image is prepared; sizes that are "auto" are not there before `setup`."""
+        config = {
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "interpolation": "bilinear",
             "crop_pct": 1.0,
         }
+        if "auto" in (self.min_size, self.max_size, self.eval_size):
+            return config
+        size = self.eval_size or max(self.min_size), self.max_size
+        return {"input_size": (3, *size), "size": size, **config}
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None before `setup`."""
         return len(self.class_names) or None
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """After `setup("fit")`: boxes of each class in the training split, without crowds."""
+        return self._counts("train")
+
+    @property
+    def found(self) -> str:
+        """After `setup`: images, boxes, splits and classes in one line."""
+        images = ", ".join(f"{len(chosen)} {split}" for split, chosen in sorted(self._chosen.items()))
+        counts = {split: self._counts(split) for split in self._chosen}
+        totals = [sum(column) for column in zip(*counts.values(), strict=True)]
+        named = [f"{name} {total}" for name, total in zip(self.class_names, totals, strict=True)]
+        shown = ", ".join(named[:_SHOWN]) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
+        files = ", ".join(dict.fromkeys(f"{own.file} (images in {own.folder})" for own in self._read.values()))
+        parts = [
+            f"{sum(map(len, self._chosen.values()))} images of {files}: {images}{self._how}; {sum(totals)} boxes of "
+            f"{len(named)} classes: {shown}"
+        ]
+        for split, own in sorted(counts.items()):
+            absent = [name for name, count in zip(self.class_names, own, strict=True) if not count]
+            if absent:
+                parts.append(f"no box in {split} of {', '.join(absent)}")
+            if empty := sum(not self._read[split].labels_of(i) for i in self._chosen[split]):
+                parts.append(f"{empty} images in {split} without boxes")
+        return "; ".join(parts)
+
     def setup(self, stage: str) -> None:
-        """Read the annotations, and those of the training split only to fit.
+        """Read the annotations, and those of the training split only to fit; split, and decide what is "auto".
 
         Args:
             stage: what the Trainer is about to do.
@@ -107,33 +188,87 @@ class CocoDataModule(AbstractImagesDataModule):
             FileNotFoundError: a folder, an annotation file or an image is not there.
             InputError: an annotation file contradicts itself, or the splits differ in their categories.
         """
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"data.root: there is no folder {self.root}")
-        for split in ("val", "train") if stage == "fit" else ("val",):
-            if split in self._sets:
+        wanted = [split for split in ("val", "train") if split == "val" or stage == "fit"]
+        if all(split in self._sets for split in wanted):
+            return
+        files = find_coco(self.root, self.train_json, self.val_json, self.train_images, self.val_images)
+        if "" in files:
+            self._read_one(files[""], wanted)
+        else:
+            self._read_each(files, wanted)
+        sizes = self._read["train" if stage == "fit" else "val"].sizes.tolist()
+        self._decide(sizes, len(self._chosen.get("train", sizes)))
+        for split in wanted:
+            if split not in self._sets:
+                augment = split == "train" and self.augment
+                size = self.data_config["size"] if split == "val" else None  # of the image that the network gets
+                if augment:
+                    size = min(self.min_size), self.max_size
+                images = _CocoImages(self._read[split], self._chosen[split], split == "val", size, self.max_pixels)
+                transform = self._train_transform() if augment else _plain()
+                self._sets[split] = ReadableImages(images, transform, dense=True)
+
+    def _annotations(self, files: CocoFiles) -> CocoAnnotations:
+        return CocoAnnotations(files.json, files.folders, self.with_masks, self.bad_annotations, self.zero_boxes)
+
+    def _read_each(self, files: dict[str, CocoFiles], wanted: Sequence[str]) -> None:
+        if self.split:
+            raise InputError("data.split says which images of one file validate, but there is a file for each split")
+        for split in wanted:
+            if split in self._read:
                 continue
-            annotations = CocoAnnotations(
-                self.root / "annotations" / f"instances_{split}2017.json",
-                self.root / f"{split}2017",
-                self.with_masks,
-                self.bad_annotations,
-                self.zero_boxes,
-            )
+            if split not in files:
+                raise InputError(f"data.{split}_json is missing: there is only {next(iter(files.values())).json}")
+            annotations = self._annotations(files[split])
             if self.class_names and annotations.class_names != self.class_names:
                 names = sorted(set(annotations.class_names) ^ set(self.class_names))
                 raise InputError(f"{annotations.file} has other categories than the validation file: {names}")
             self.class_names = annotations.class_names
-            augment = split == "train" and self.augment
-            size = self.data_config["size"] if split == "val" else None  # of the image that the network gets
-            if augment:
-                size = min(self.min_size), self.max_size
-            images = _CocoImages(annotations, split == "val", size, self.max_pixels)
-            self._sets[split] = ReadableImages(images, self._train_transform() if augment else _plain(), dense=True)
+            self._read[split], self._chosen[split] = annotations, list(range(len(annotations)))
+
+    def _read_one(self, files: CocoFiles, wanted: Sequence[str]) -> None:
+        annotations = next(iter(self._read.values()), None) or self._annotations(files)
+        self.class_names = annotations.class_names
+        names = annotations.names
+        if self.split:
+            chosen = read_split(self.split, names)
+            self._how = f" (by {self.split}" + (
+                f", which leaves {len(names) - len(chosen)} out)" if len(chosen) < len(names) else ")"
+            )
+        elif len(names) < 2:
+            raise InputError(f"{annotations.file} has a single image, of which no part can validate")
+        else:
+            order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
+            drawn = draw_split([annotations.labels_of(i) for i in order], self.seed)
+            chosen = {names[i]: "val" if val else "train" for i, val in zip(order, drawn, strict=True)}
+            self._how = f" ({val_share(len(names)):.0%} drawn by seed {self.seed})"
+        self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
+        for split in wanted:
+            self._read[split] = annotations
+            self._chosen[split] = [i for i, name in enumerate(names) if chosen.get(name) == split]
+            if not self._counts(split) or not sum(self._counts(split)):
+                raise InputError(f"{annotations.file}: no image in {split} has a box")
+
+    def _decide(self, shapes: Sequence[tuple[int, int]], num_train: int) -> None:
+        auto = self.min_size == "auto"
+        if auto and self.eval_size is None:
+            self.eval_size = "auto"
+        zoom = _ZOOM[-1] / 8 if auto and self.augment else 1.0
+        decide_sizes(self, "eval_size", shapes, num_train, zoom)
+        if auto:
+            sizes = [self.eval_size * eighths // 8 for eighths in _ZOOM] if self.augment else [self.eval_size]
+            self.decide("min_size", tuple(sizes), "around data.eval_size")
+
+    def _counts(self, split: str) -> tuple[int, ...]:
+        if split not in self._read:
+            return ()
+        return tuple(self._read[split].class_counts(self._chosen[split]).tolist())
 
     def _train_transform(self) -> v2.Transform:
         return v2.Compose(
             [
                 v2.RandomHorizontalFlip(self.hflip),
+                *([AnyOrientation()] if self.orientation == "any" else []),
                 v2.RandomShortestSize(self.min_size, self.max_size),
                 v2.ClampBoundingBoxes(),  # the next one drops what reaches over the edge by a rounding error
                 v2.SanitizeBoundingBoxes(labels_getter=_per_box),
@@ -142,31 +277,41 @@ class CocoDataModule(AbstractImagesDataModule):
         )
 
 
+def _path(name: str | None) -> Path | None:
+    return Path(name).expanduser() if name else None
+
+
 class _CocoImages(Dataset):
     def __init__(
-        self, annotations: CocoAnnotations, with_crowds: bool, size: tuple[int, int] | None, max_pixels: int | None
+        self,
+        annotations: CocoAnnotations,
+        chosen: Sequence[int],
+        with_crowds: bool,
+        size: tuple[int, int] | None,
+        max_pixels: int | None,
     ) -> None:
-        self.annotations, self.with_crowds, self.size, self.max_pixels = annotations, with_crowds, size, max_pixels
+        self.annotations, self.chosen = annotations, chosen
+        self.with_crowds, self.size, self.max_pixels = with_crowds, size, max_pixels
 
     def __len__(self) -> int:
-        return len(self.annotations)
+        return len(self.chosen)
 
     def filename(self, index: int, absolute: bool = True) -> str:
-        name = self.annotations.names[index]
+        name = self.annotations.names[self.chosen[index]]
         return str(self.annotations.folder / name) if absolute else name
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         name = self.filename(index)
         image = tv_tensors.Image(v2.functional.pil_to_tensor(read_image(name, "RGB", self.max_pixels)))
         height, width = size = tuple(image.shape[-2:])
-        listed = tuple(self.annotations.sizes[index].tolist())
+        listed = tuple(self.annotations.sizes[self.chosen[index]].tolist())
         if size != listed:
             raise AnnotationError(
                 f"{name} is {height} high and {width} wide, {self.annotations.file} says {listed}"
                 + frame_hint(name, listed)
             )
         check_side(name, height, width, self.size)
-        target = self.annotations.target(index, self.with_crowds)
+        target = self.annotations.target(self.chosen[index], self.with_crowds)
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
         if "masks" in target:
             target["masks"] = tv_tensors.Mask(target["masks"])

@@ -22,7 +22,7 @@ class CocoAnnotations:
 
     Args:
         file: the JSON file.
-        folder: folder of its images.
+        folders: of its images; of several the one that has most of them.
         with_masks: whether each instance needs a mask (polygons, or a run-length code).
         bad: what a bad annotation does: it is left out, named and counted, or an error.
         zero_boxes: the same of a box without width or height.
@@ -32,6 +32,7 @@ class CocoAnnotations:
         class_names: in the order of labels.
         image_ids: one an image.
         names: file name of each image, within `folder`.
+        folder: of the images.
         sizes: (images, 2) height and width of each image.
 
     Raises:
@@ -42,13 +43,12 @@ class CocoAnnotations:
     def __init__(
         self,
         file: Path,
-        folder: Path,
+        folders: Sequence[Path],
         with_masks: bool,
         bad: Literal["drop", "fail"] = "fail",
         zero_boxes: Literal["drop", "fail"] = "fail",
     ) -> None:
         self.file = file
-        self.folder = folder
         content = _load(file)
         categories, images = content["categories"], content["images"]
         self._check("categories", categories, category_problem)
@@ -60,12 +60,14 @@ class CocoAnnotations:
         self.names = [image["file_name"] for image in images]
         sizes = [(int(image["height"]), int(image["width"])) for image in images]
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self._check_files()
+        self.folder = self._choose(folders)
+        self._check_files(folders)
         known = KnownIds(_positions(self.image_ids), _positions(self.category_ids), sizes)
         instances = self._good(content["annotations"], known, with_masks, {"bad": bad, "zero": zero_boxes})
         owners = np.array([known.images[row["image_id"]] for row in instances], np.int64)
         order = np.argsort(owners, kind="stable").tolist()  # an image's instances side by side
         self._ends = np.searchsorted(owners[order], np.arange(len(images)), side="right")
+        self._owners = torch.from_numpy(owners[order])
         instances = [instances[i] for i in order]
         boxes = np.array([row["bbox"] for row in instances], np.float64)
         areas = [row.get("area", row["bbox"][2] * row["bbox"][3]) for row in instances]
@@ -79,6 +81,18 @@ class CocoAnnotations:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def class_counts(self, indices: Sequence[int]) -> Tensor:
+        """Return how many boxes of each class some images have, crowds left out; int64 (classes,)."""
+        wanted = torch.zeros(len(self), dtype=torch.bool)
+        wanted[list(indices)] = True
+        chosen = wanted[self._owners] & ~self._crowds
+        return self._labels[chosen].bincount(minlength=len(self.class_names))
+
+    def labels_of(self, index: int) -> set[int]:
+        """Return the labels that occur in an image, crowds left out."""
+        begin, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        return set(self._labels[begin:end][~self._crowds[begin:end]].tolist())
 
     def target(self, index: int, with_crowds: bool) -> dict[str, Any]:
         """Return the instances of an image.
@@ -120,7 +134,12 @@ class CocoAnnotations:
                     first = seen[key, entry[key]]
                     raise InputError(f"{self.file}: {section}[{first}] and [{i}] have the same {key}, {entry[key]!r}")
 
-    def _check_files(self) -> None:
+    def _choose(self, folders: Sequence[Path]) -> Path:
+        """The folder in which most images are, of those that are looked for: a hundred, from all parts of the list."""
+        some = self.names[:: len(self.names) // 100 + 1]
+        return max(folders, key=lambda folder: sum((folder / name).is_file() for name in some))
+
+    def _check_files(self, folders: Sequence[Path]) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"data.root: there is no folder {self.folder}, whose images {self.file} lists")
         present = set(os.listdir(self.folder))  # one call, where a look at each file takes minutes on network disks
@@ -128,6 +147,7 @@ class CocoAnnotations:
         if absent:
             raise FileNotFoundError(
                 f"{self.file} lists {absent[0]}, which is not in {self.folder} ({len(absent)} of {len(self)} absent)"
+                + (f"; looked for in {', '.join(map(str, folders))}" if len(folders) > 1 else "")
             )
 
     def _good(self, entries: list, known: KnownIds, with_masks: bool, what_to_do: dict[str, str]) -> list[dict]:

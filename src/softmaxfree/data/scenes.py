@@ -65,11 +65,16 @@ class ScenesDetectionDataModule(CocoDataModule):
             on_error=on_error,
             seed=seed,
         )
-        self.data_config |= {"input_size": (3, img_size, img_size), "size": (img_size, img_size)}
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """How an image is prepared."""
+        side = self.scenes["img_size"]
+        return {**super().data_config, "input_size": (3, side, side), "size": (side, side)}
 
     def prepare_data(self) -> None:
         """Write the scenes, if they are not there."""
-        export_scenes(self.root, **self.scenes)
+        export_scenes(str(self.root), **self.scenes)
 
 
 class ScenesSegmentationDataModule(Ade20kDataModule):
@@ -131,7 +136,7 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
 
     def prepare_data(self) -> None:
         """Write the scenes, if they are not there."""
-        export_scenes(self.root, **self.scenes)
+        export_scenes(str(self.root), **self.scenes)
 
 
 def _cache_folder(scenes: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from softmaxfree.data.images import MIN_SIDE
-from softmaxfree.data.scene_parse import IGNORED
+from softmaxfree.data.mask_classes import IGNORED
 from softmaxfree.images import resized_shape
 
 __all__ = ["ClassLimitedCrop", "RandomRatio", "Resize"]

@@ -1,0 +1,50 @@
+"""Sizes of batches and images of dense tasks where they are "auto"."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from softmaxfree.data import automatic
+
+__all__ = ["decide_sizes"]
+
+_MOST = 512  # of the shorter side, pixels
+_BATCH = 2, 8  # least and most
+_LONGEST = 2.0  # times the shorter side
+_COMMON = 0.95  # part of the images whose longer side is not cut
+
+
+def decide_sizes(data: Any, side_name: str, shapes: Sequence[tuple[int, int]], num_train: int, zoom: float = 1) -> None:
+    """Decide batch, image size, longer side and workers of a data module, those of them that are "auto".
+
+    Args:
+        data: module with `batch_size`, `num_workers`, `max_size` and `side_name`.
+        side_name: its argument for the shorter side.
+        shapes: height and width of the images.
+        num_train: number of images to train on.
+        zoom: how much larger than the shorter side a training image may be.
+    """
+    ratios = sorted(max(shape) / min(shape) for shape in shapes)
+    ratio = min(ratios[int(_COMMON * (len(ratios) - 1))], _LONGEST)
+    auto = {name for name in ("batch_size", side_name, "max_size", "num_workers") if getattr(data, name) == "auto"}
+    side, batch = getattr(data, side_name), data.batch_size
+    if side_name in auto:
+        side = automatic.image_size([min(shape) for shape in shapes], most=_MOST)
+    if "batch_size" in auto:
+        batch = automatic.batch_size(num_train, *_BATCH)
+    if auto & {side_name, "batch_size"}:
+        free, kind = automatic.free_memory()
+        can_change = {"change_batch": "batch_size" in auto, "change_side": side_name in auto}
+        fitted = automatic.fitting(batch, side, int(free / ratio / zoom**2), **can_change)
+        whys = f"{num_train} training images", "median of the shorter sides, in steps of 32"
+        for name, why, wanted, value in zip(("batch_size", side_name), whys, (batch, side), fitted, strict=True):
+            if name in auto:
+                less = f"; less, for {free / 2**30:.1f} GiB of free {kind}" if value < wanted else ""
+                data.decide(name, value, why + less)
+        side = fitted[1]
+    if "max_size" in auto:
+        data.decide(
+            "max_size", round(side * ratio * zoom), f"longer side of {_COMMON:.0%} of the images, at most twice"
+        )
+    if "num_workers" in auto:
+        pixels = sum(height * width for height, width in shapes) / len(shapes) * num_train
+        data.decide("num_workers", automatic.num_workers(pixels), f"{pixels / 1e6:.0f} megapixels an epoch")
