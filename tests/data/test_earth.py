@@ -67,9 +67,10 @@ def test_windows_of_one_half_train_and_all_of_the_other_is_validated(data):
     assert data.class_counts == tuple(np.bincount(labels[:, :HEIGHT].ravel(), minlength=4))
     tiles = [data._sets["val"][i] for i in range(9)]
     rows = [torch.cat([image for image, _ in tiles[i : i + 3]], 2) for i in (0, 3, 6)]
-    assert (torch.cat(rows, 1) * 255).round().byte().numpy().transpose(1, 2, 0).tolist() == relief[:, HEIGHT:].tolist()
+    whole = (torch.cat(rows, 1) * 255).round().byte()
+    assert torch.equal(whole, torch.tensor(relief[:, HEIGHT:]).permute(2, 0, 1))
     rows = [torch.cat([labels for _, labels in tiles[i : i + 3]], 1) for i in (0, 3, 6)]
-    assert torch.equal(torch.cat(rows), torch.from_numpy(labels[:, HEIGHT:]).long())
+    assert torch.equal(torch.cat(rows), torch.tensor(labels[:, HEIGHT:]).long())
     images, classes = next(iter(data.train_dataloader()))
     assert [tuple(image.shape) for image in images] == [(3, 64, 64)] * 8
     assert [tuple(own.shape) for own in classes] == [(64, 64)] * 8
