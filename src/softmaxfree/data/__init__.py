@@ -3,6 +3,7 @@
 from softmaxfree.data.ade20k import Ade20kDataModule
 from softmaxfree.data.coco import CocoDataModule
 from softmaxfree.data.digits import DigitsDataModule
+from softmaxfree.data.earth import EarthDataModule
 from softmaxfree.data.folders import ImageFolderDataModule
 from softmaxfree.data.masks import MaskFolderDataModule
 from softmaxfree.data.scenes import ScenesDetectionDataModule, ScenesSegmentationDataModule
@@ -12,6 +13,7 @@ __all__ = [
     "Ade20kDataModule",
     "CocoDataModule",
     "DigitsDataModule",
+    "EarthDataModule",
     "ImageFolderDataModule",
     "MaskFolderDataModule",
     "ScenesDetectionDataModule",
