@@ -8,7 +8,14 @@ import tables
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "CITATION.cff", "benchmarks/**/*.*", "src/softmaxfree/ops/*/README.md")
+PAGES = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "CITATION.cff",
+    "benchmarks/**/*.*",
+    "src/softmaxfree/ops/*/README.md",
+)
 
 
 def on_files(files: Files, config: Any) -> Files:

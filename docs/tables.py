@@ -33,8 +33,8 @@ def scenes() -> str:
         scores = {"mask AP50": "mask_ap50", "box AP50": "box_ap50", "box AP": "box_ap", "mIoU": "miou"}
         result = ", ".join(f"{percent(last[key])} % {name}" for name, key in scores.items() if last[key])
         seconds = sum(float(row["seconds"]) for row in epochs)
-        threads = last["threads"]
-        lines.append([f"`{RECIPES[head]}`", head, f"`{backbone}`", last["parameters_m"], result, f"{seconds:.0f}", threads])
+        cost = [f"{seconds:.0f}", last["threads"]]
+        lines.append([f"`{RECIPES[head]}`", head, f"`{backbone}`", last["parameters_m"], result, *cost])
     head = ["recipe", "head", "backbone", "parameters (M)", "result", "seconds", "threads"]
     return markdown(head, lines) + told("scenes-cpu", rows)
 
@@ -44,7 +44,8 @@ def digits() -> str:
     rows = read("digits-cpu")
     best = max(rows, key=lambda row: float(row["val/top1"]))
     seconds = sum(float(row["seconds"]) for row in rows)
-    line = [percent(best["val/top1"]), percent(best["val/top5"]), str(int(best["epoch"]) + 1), len(rows), f"{seconds:.0f}"]
+    scores = [percent(best[f"val/top{k}"]) for k in (1, 5)]
+    line = [*scores, int(best["epoch"]) + 1, len(rows), f"{seconds:.0f}"]
     return markdown(["top-1 (%)", "top-5 (%)", "best epoch", "epochs", "seconds"], [line]) + told("digits-cpu", rows)
 
 
@@ -53,9 +54,8 @@ def padding() -> str:
     rows = read("padding-cpu")
     lines = []
     for row in rows:
-        logits, masks = row["largest_logit_difference"], row["largest_mask_difference"]
-        scores = row["largest_score_difference"]
-        lines.append([HEADS[row["head"]], f"`{row['backbone']}`", row["objects"], row["worst_iou"], scores, masks, logits])
+        largest = [row[f"largest_{what}_difference"] for what in ("score", "mask", "logit")]
+        lines.append([HEADS[row["head"]], f"`{row['backbone']}`", row["objects"], row["worst_iou"], *largest])
     head = ["head", "backbone", "objects", "least box IoU", "difference of scores", "of masks", "of logits"]
     return markdown(head, lines) + told("padding-cpu", rows)
 
@@ -137,7 +137,8 @@ def told(name: str, rows: Rows, constant: str = "") -> str:
     keys = {key: ", ".join(dict.fromkeys(row[key] for row in rows)) for key in MACHINE if key in rows[0]}
     threads = f"{keys['threads']} thread{'s' * (keys['threads'] != '1')}"
     versions = " ".join(f"{key} {keys[key]}" for key in ("torch", "timm", "softmaxfree"))
-    return f"\n\n*{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};* [CSV](benchmarks/{name}.csv)"
+    line = f"{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};"
+    return f"\n\n*{line}* [CSV](benchmarks/{name}.csv)"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

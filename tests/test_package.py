@@ -43,7 +43,8 @@ def test_the_wheel_has_the_sources_and_nothing_else(built):
 
 
 def test_the_sdist_has_what_tests_and_site_need(built):
-    names = {name.partition("/")[2] for name in tarfile.open(built[0]).getnames()}
+    with tarfile.open(built[0]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"Makefile", "mkdocs.yml", "docs/hooks.py", "tests/test_package.py", "benchmarks/scenes-cpu.csv"} <= names
     assert [name for name in names if name.startswith(("runs/", "site/", ".venv"))] == []
 

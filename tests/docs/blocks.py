@@ -1,4 +1,4 @@
-"""How the blocks of the pages are run: Python for good, commands where they are cheap, the others as far as the parser."""
+"""How the blocks of the pages are run: Python, and commands where they are cheap; other commands are parsed."""
 
 import os
 import re
@@ -11,10 +11,7 @@ from pathlib import Path
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
-import softmaxfree_cli
-from softmaxfree_cli.commands import parse
-from softmaxfree_cli.keys import check_keys
-from softmaxfree_cli.recipes import read_recipe
+from softmaxfree_cli import commands, keys, main, recipes
 
 __all__ = ["ROOT", "count", "pages", "run_blocks"]
 
@@ -45,7 +42,7 @@ def count(page: Path) -> int:
 def _recipe(example: Example) -> None:
     path = Path("photos.yaml")  # by this name the pages call it
     path.write_text(example.parsed, encoding="utf-8")
-    check_keys(read_recipe(str(path)), ())
+    keys.check_keys(recipes.read_recipe(str(path)), ())
 
 
 def _shell(example: Example) -> None:
@@ -80,6 +77,6 @@ def _ours(words: list[str], several: list[str] | None = None) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
     elif words[0] == "recipes" or "--help" in words or words[:2] == ["models", "soft_nano"]:
-        assert softmaxfree_cli.main(words) == 0, words
+        assert main(words) == 0, words
     else:
-        parse(words[0], words[1:])
+        commands.parse(words[0], words[1:])
