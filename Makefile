@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LINT := .venv-lint/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/.train
 	$(BIN)/softmaxfree train digits
@@ -19,7 +19,11 @@ lint: .venv/.dev .venv-lint/.done
 	PYTHONPATH=src $(LINT)/lint-imports
 	$(BIN)/mypy
 
-.venv/.train .venv/.dev: pyproject.toml
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo site/index.html
+
+.venv/.train .venv/.docs .venv/.dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -e ".[$(subst .,,$(@F))]"
 	touch $@
@@ -31,4 +35,4 @@ lint: .venv/.dev .venv-lint/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lint
+	rm -rf .venv .venv-lint site dist

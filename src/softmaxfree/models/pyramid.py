@@ -169,7 +169,7 @@ class SoftmaxFreeTransformer(nn.Module):
         return {"depths": self.depths, "solver": self.solver.to_dict(), "landmark_grid": grid}
 
     @torch.jit.ignore
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads our weights or released ones.
 
         Args:

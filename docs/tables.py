@@ -1,0 +1,160 @@
+"""Tables of the site, made from the CSVs in `benchmarks` and from the recipes when the site is built."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {"RetinaNet": "scenes_detection", "Mask R-CNN": "scenes_instances", "UPerNet": "scenes_segmentation"}
+HEADS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN", "upernet": "UPerNet"}
+Rows = list[dict[str, str]]
+
+
+def whole(name: str) -> str:
+    """A CSV as it is; columns with one value alone stand in the line below."""
+    rows = read(name)
+    same = {key: rows[0][key] for key in rows[0] if key not in MACHINE and len({row[key] for row in rows}) == 1}
+    columns = [key for key in rows[0] if key not in MACHINE and key not in same]
+    lines = [[row[key] for key in columns] for row in rows]
+    constant = "".join(f"{key.replace('_', ' ')} {value}; " for key, value in same.items() if value)
+    return markdown([key.replace("_", " ") for key in columns], lines) + told(name, rows, constant)
+
+
+def scenes() -> str:
+    """Digit scenes: the last epoch of each run."""
+    rows = read("scenes-cpu")
+    runs: dict[tuple[str, str], Rows] = {}
+    for row in rows:
+        runs.setdefault((row["head"], row["backbone"]), []).append(row)
+    lines = []
+    for (head, backbone), epochs in runs.items():
+        last = epochs[-1]
+        scores = {"mask AP50": "mask_ap50", "box AP50": "box_ap50", "box AP": "box_ap", "mIoU": "miou"}
+        result = ", ".join(f"{percent(last[key])} % {name}" for name, key in scores.items() if last[key])
+        seconds = sum(float(row["seconds"]) for row in epochs)
+        cost = [f"{seconds:.0f}", last["threads"]]
+        lines.append([f"`{RECIPES[head]}`", head, f"`{backbone}`", last["parameters_m"], result, *cost])
+    head = ["recipe", "head", "backbone", "parameters (M)", "result", "seconds", "threads"]
+    return markdown(head, lines) + told("scenes-cpu", rows)
+
+
+def digits() -> str:
+    """Embedded digits: the best epoch, and all of the training."""
+    rows = read("digits-cpu")
+    best = max(rows, key=lambda row: float(row["val/top1"]))
+    seconds = sum(float(row["seconds"]) for row in rows)
+    scores = [percent(best[f"val/top{k}"]) for k in (1, 5)]
+    line = [*scores, int(best["epoch"]) + 1, len(rows), f"{seconds:.0f}"]
+    return markdown(["top-1 (%)", "top-5 (%)", "best epoch", "epochs", "seconds"], [line]) + told("digits-cpu", rows)
+
+
+def padding() -> str:
+    """Images alone and padded in a batch: the worst of all objects."""
+    rows = read("padding-cpu")
+    lines = []
+    for row in rows:
+        largest = [row[f"largest_{what}_difference"] for what in ("score", "mask", "logit")]
+        lines.append([HEADS[row["head"]], f"`{row['backbone']}`", row["objects"], row["worst_iou"], *largest])
+    head = ["head", "backbone", "objects", "least box IoU", "difference of scores", "of masks", "of logits"]
+    return markdown(head, lines) + told("padding-cpu", rows)
+
+
+def transfer() -> str:
+    """mIoU at larger images than those of the training."""
+    rows = [row for row in read("resolution-transfer-cpu") if row["images"] == "rendered"]
+    sizes = sorted({row["size"] for row in rows}, key=int)
+    lines = []
+    for value, name in (("True", "normalised"), ("False", "not normalised")):
+        by_size = {row["size"]: percent(row["miou"]) for row in rows if row["normalize"] == value}
+        lines.append([name, *(by_size[size] for size in sizes)])
+    return markdown(["mIoU (%) by pixels a side", *sizes], lines) + told("resolution-transfer-cpu", rows)
+
+
+def memory() -> str:
+    """MiB of a training step of a detector."""
+    rows = read("detection-memory-cpu")
+    backbones = list(dict.fromkeys(row["backbone"] for row in rows))
+    lines = []
+    for head in dict.fromkeys(row["head"] for row in rows):
+        lines.append([HEADS[head], *(row["total_mib"] for row in rows if row["head"] == head)])
+    return markdown(["MiB", *(f"`{name}`" for name in backbones)], lines) + told("detection-memory-cpu", rows)
+
+
+def freed() -> str:
+    """Time of a pass where freed memory is kept, beside that where it goes back to the system."""
+    rows = read("freed-memory-cpu")
+    times = {(row["model"], row["pixels"], row["freed_memory"]): float(row["median_ms"]) for row in rows}
+    lines = []
+    for model, pixels in dict.fromkeys((row["model"], row["pixels"]) for row in rows):
+        returned, kept = (times[model, pixels, what] for what in ("returned", "kept"))
+        lines.append([f"`{model}`", pixels, f"{returned:.0f}", f"{kept:.0f}", f"{kept / returned:.2f}"])
+    head = ["model", "pixels a side", "ms, memory returned", "ms, memory kept", "kept / returned"]
+    return markdown(head, lines) + told("freed-memory-cpu", rows)
+
+
+def attention() -> str:
+    """Time and memory of the attention's forward pass, batch 1."""
+    return bench("attention", "tokens")
+
+
+def model() -> str:
+    """Time and memory of a model's forward pass, batch 1."""
+    return bench("model", "pixels a side")
+
+
+def bench(suite: str, unit: str) -> str:
+    """Forward passes of a suite of `softmaxfree bench`: milliseconds and MiB by size."""
+    name = f"results/{suite}-cpu"
+    rows = [row for row in read(name) if row["what"] == "forward" and row["batch"] == "1"]
+    sizes = sorted({int(row["size"]) for row in rows})
+    parts = []
+    for key, what in (("median_ms", "ms"), ("peak_mib", "MiB")):
+        cells = {(row["name"], int(row["size"])): f"{float(row[key]):,.3g}" for row in rows if row[key]}
+        cells = {at: f"{float(cell.replace(',', '')):,.0f}" if "e" in cell else cell for at, cell in cells.items()}
+        names = dict.fromkeys(row["name"] for row in rows)
+        lines = [[who, *(cells.get((who, size), "") for size in sizes)] for who in names]
+        parts.append(markdown([f"{what} by {unit}", *(f"{size:,}" for size in sizes)], lines))
+    return "\n\n".join(parts) + told(name, rows)
+
+
+def recipes() -> str:
+    """The recipes and what their first lines say."""
+    lines = []
+    for path in sorted((ROOT / "src/softmaxfree/recipes").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        told_of = dict(re.findall(r"^# (hardware|time|expected): +(.+(?:\n#  +.+)*)", text, re.M))
+        words = [re.sub(r"\n# +", " ", told_of.get(key, "")) for key in ("hardware", "time", "expected")]
+        lines.append([f"`{path.stem}`", text.splitlines()[0].strip("# "), *words])
+    return markdown(["recipe", "what it does", "hardware", "time", "expected"], lines)
+
+
+MACHINE = ("device", "threads", "torch", "timm", "softmaxfree", "commit", "date")
+
+
+def told(name: str, rows: Rows, constant: str = "") -> str:
+    """The line below a table: machine, versions, commit, and the file."""
+    keys = {key: ", ".join(dict.fromkeys(row[key] for row in rows)) for key in MACHINE if key in rows[0]}
+    threads = f"{keys['threads']} thread{'s' * (keys['threads'] != '1')}"
+    versions = " ".join(f"{key} {keys[key]}" for key in ("torch", "timm", "softmaxfree"))
+    line = f"{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};"
+    return f"\n\n*{line}* [CSV](benchmarks/{name}.csv)"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; cells that are numbers stand to the right."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    numeric = [all(re.fullmatch(r"[-\d.,e]*", cell) for cell in cells) for cells in zip(*rows, strict=True)]
+    rule = ["---:" if right else "---" for right in numeric]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
+
+
+def read(name: str) -> Rows:
+    """The rows of a CSV of `benchmarks`."""
+    with (ROOT / "benchmarks" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def percent(part: str) -> str:
+    """A part of one, in percent with one digit."""
+    return f"{100 * float(part):.1f}"

@@ -1,0 +1,43 @@
+"""The README is short, and its numbers are those of the CSVs and of the commands."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+from softmaxfree.cli.models import _rows, find_models
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+tables = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "tables.py")))
+
+
+def rows(text):
+    lines = (line for line in text.splitlines() if line.startswith("|") and not line.startswith("| --"))
+    return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
+
+
+def test_a_reader_has_five_minutes():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert "softmaxfree train classification --data.root photos/" in lines[:25]
+
+
+def test_scores_are_those_of_the_csvs():
+    assert set(rows(tables.scenes())) <= set(rows(README))
+    top1, *_, seconds = rows(tables.digits())[-1]
+    assert ("`digits`", "classifier", "`soft_nano`", "1.24", f"{top1} % top-1", seconds, "1") in rows(README)
+
+
+def test_times_are_those_of_the_csv():
+    measured = {row[0]: row[1:5] for row in rows(tables.model().split("\n\n")[0])}
+    told = {row[0].replace("`", "").replace("as published", "published formulation"): row[1:] for row in rows(README)}
+    named = [name for name in measured if name in told]
+    assert len(named) == 4
+    assert all(measured[name] == told[name] for name in named)
+
+
+def test_the_table_of_models_is_what_the_command_prints():
+    told = [row for row in rows((ROOT / "docs/models.md").read_text(encoding="utf-8")) if row[0].startswith("soft_")]
+    assert {row[0] for row in told} == set(find_models())
+    for name in ("soft_nano", "soft_norm_tiny"):
+        assert [row for row in told if row[0] == name] == _rows(name, None)
