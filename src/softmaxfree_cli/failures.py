@@ -5,10 +5,11 @@ import re
 import sys
 from collections.abc import Iterator
 
+from softmaxfree_cli.errors import InputError
+
 __all__ = ["mendable", "notes"]
 
 _MENDABLE = {
-    "softmaxfree.errors": "InputError",
     "lightning.fabric.utilities.exceptions": "MisconfigurationException",  # arguments of the Trainer
 }
 
@@ -32,7 +33,7 @@ def mendable(error: BaseException, command: str) -> str | None:
     known = tuple(getattr(sys.modules[module], name) for module, name in _MENDABLE.items() if module in sys.modules)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (OSError, *known)) or (isinstance(error, ValueError) and _checked_by_trainer(error)):
+    if isinstance(error, (OSError, InputError, *known)) or (isinstance(error, ValueError) and _checked_by_trainer(error)):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

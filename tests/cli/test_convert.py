@@ -147,4 +147,4 @@ def test_a_damaged_file_is_refused(tmp_path, capsys):
 
 def test_wrong_paths_are_refused(tmp_path, capsys):
     assert "a.pth: there is no such checkpoint" in refused(capsys, tmp_path / "a.pth", tmp_path / "a.safetensors")
-    assert "DST must end in .safetensors" in refused(capsys, tmp_path / "a.pth", tmp_path / "a.pt")
+    assert "TARGET must end in .safetensors" in refused(capsys, tmp_path / "a.pth", tmp_path / "a.pt")

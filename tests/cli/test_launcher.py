@@ -4,16 +4,19 @@ import errno
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-import softmaxfree_cli
 from softmaxfree.errors import InputError
-from softmaxfree_cli import main
+from softmaxfree_cli import COMMANDS, main
+from softmaxfree_cli.commands import bind, parse
 from softmaxfree_cli.failures import mendable
+from softmaxfree_cli.heads import head
+from softmaxfree_cli.recipes import recipes
 from tests.cli.quick_run import overrides
 
 MINIMAL = {
@@ -21,6 +24,8 @@ MINIMAL = {
     "train": ["digits"],
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],
+    "report": ["runs/digits/0"],
+    "recipes": [],
     "models": [],
     "convert": ["a.pth", "b.safetensors"],
 }
@@ -28,12 +33,10 @@ MINIMAL = {
 
 @pytest.fixture
 def command(monkeypatch):
-    """Makes a command `fake` that does what it is given."""
+    """Makes the command `models` do what it is given."""
 
     def make(run):
-        monkeypatch.setitem(sys.modules, "softmaxfree.cli.fake", SimpleNamespace(run=run))
-        fake = softmaxfree_cli._Command("fake", "", False, lambda parser: None)
-        monkeypatch.setitem(softmaxfree_cli._COMMANDS, "fake", fake)
+        monkeypatch.setitem(sys.modules, COMMANDS["models"], SimpleNamespace(run=run))
 
     return make
 
@@ -47,96 +50,132 @@ def fail_with(error):
 
 def refused(capsys, *argv):
     """Runs a command that the user got wrong; returns its one line on stderr."""
-    with pytest.raises(SystemExit) as exit:
-        main(argv)
-    assert exit.value.code == 2
+    assert main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     return captured.err
 
 
+def told(capsys, *argv):
+    """Runs a command that succeeds; returns what it prints."""
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
 def test_help_imports_nothing_heavy():
     code = """
 import contextlib, io, sys
-import softmaxfree_cli
-for argv in [[], ["--help"], ["--version"], *([name, "--help"] for name in softmaxfree_cli._COMMANDS)]:
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-        softmaxfree_cli.main(argv)
-heavy = {"torch", "timm", "numpy", "lightning", "jsonargparse", "rich", "softmaxfree"}
+from softmaxfree_cli import COMMANDS, main
+lines = ["", "--help", "--version", *(f"{name} --help" for name in COMMANDS)]
+lines += ["recipes", "train digits --help", "validate scenes_detection -h", "recipes show imagenet_soft_tiny"]
+lines += ["trian", "train digits --lr 3", "train imagenet_soft_tiny", "train none.yaml", "predict"]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    codes = [main(line.split()) for line in lines]
+assert codes == [0] * (len(lines) - 5) + [2] * 5, codes
+heavy = {"torch", "timm", "numpy", "lightning", "softmaxfree"}
 print(*sorted(heavy & set(sys.modules)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""
 
 
-def test_help_tells_every_command_with_an_example(capsys):
-    assert main([]) == 0
-    text = capsys.readouterr().out
-    for name, summary in ((n, c.summary) for n, c in softmaxfree_cli._COMMANDS.items()):
-        assert re.search(rf"^  {name} +{re.escape(summary)}$", text, re.M)
-        assert re.search(rf"^  softmaxfree {name} ", text, re.M)
+def test_help_tells_every_command(capsys):
+    text = told(capsys)
+    assert text == told(capsys, "--help") == told(capsys, "-h")
+    for name, module in COMMANDS.items():
+        assert re.search(rf"^│ {name} +{re.escape(head(module).summary[:40])}", text, re.M)
+    for line in re.findall(r"^  softmaxfree (.*?)(?:  |$)", text, re.M):
+        bind(*[(name, rest) for name, *rest in [line.split()]][0])
 
 
-@pytest.mark.parametrize("name", softmaxfree_cli._COMMANDS)
-def test_every_command_runs_with_what_it_parses(name):
-    arguments = softmaxfree_cli._parse(name, MINIMAL[name])
-    run = importlib.import_module(f"softmaxfree.cli.{name}").run
-    inspect.signature(run).bind(**arguments)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_takes_what_its_run_takes(name):
+    run = importlib.import_module(COMMANDS[name]).run
+    parameters = inspect.signature(run).parameters.values()
+    own = inspect.signature(head(COMMANDS[name]).function).parameters
+    assert {p.name: p.default for p in parameters} == {p.name: p.default for p in own.values()}
+    inspect.signature(run).bind(**parse(name, MINIMAL[name]))
 
 
-@pytest.mark.parametrize("name", softmaxfree_cli._COMMANDS)
-def test_help_of_a_command_has_examples_that_parse(name, capsys):
-    with pytest.raises(SystemExit) as exit:
-        main([name, "--help"])
-    assert exit.value.code == 0
-    examples = re.findall(rf"softmaxfree ({name} .*)$", capsys.readouterr().out, re.M)[1:]  # the first is the usage
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_meanings_and_examples_that_parse(name, capsys):
+    text = told(capsys, name, "--help")
+    parameters = head(COMMANDS[name]).function.__annotations__.items()
+    assert [key for key, kind in parameters if not kind.__metadata__[-1].help] == []
+    examples = re.findall(rf"^  (?:.* -m )?softmaxfree ({name}\b.*)$", text, re.M)
     assert examples
     for example in examples:
-        softmaxfree_cli._parse(name, example.replace("'", "").split()[1:])
+        bind(name, shlex.split(example)[1:])
 
 
 def test_train_help_lists_the_recipes(capsys):
-    recipes = softmaxfree_cli.recipes()
-    assert "digits" in recipes
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    text = capsys.readouterr().out
-    for name, description in recipes.items():
+    assert "digits" in recipes()
+    text = told(capsys, "train", "--help")
+    for name, description in recipes().items():
         assert re.search(rf"^  {name} +{re.escape(description)}$", text, re.M)
         assert len(description) > 10
 
 
 def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert re.match(r"softmaxfree \S+ torch \S+ timm \S+ Python \S+\n", capsys.readouterr().out)
+    assert re.match(r"softmaxfree \S+ torch \S+ timm \S+ Python \S+\n", told(capsys, "--version"))
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("line", "message"),
     [
-        (["trainn"], "there is no command 'trainn'; did you mean train?"),
-        (["xyz"], "there is no command 'xyz'; choose from train, validate"),
-        (["--verbose"], "--verbose"),
-        (["models", "--markdwn"], "unexpected '--markdwn'; did you mean --markdown?"),
-        (["models", "--img-size", "big"], "argument --img-size: invalid int value: 'big'"),
-        (["predict"], "required: PATH"),
-        (["predict", "a.png", "--format", "xml"], "'xml'"),
-        (["validate", "digits"], "required: --checkpoint"),
-        (["train", "digits", "--model.lr"], "--model.lr needs a value"),
-        (["train", "digits", "--model.lr", "--data.batch_size", "3"], "--model.lr needs a value"),
-        (["convert", "--model.lr", "3", "a", "b"], "unexpected '--model.lr'"),
+        ("trainn", 'softmaxfree: Unknown command "trainn". Did you mean "train"?'),
+        ("xyz", 'Unknown command "xyz". Available commands: train, validate'),
+        ("xyz --help", 'Unknown command "xyz". Available commands: train, validate'),
+        ("--verbose", "--verbose"),
+        ("models --markdwn", "softmaxfree models: Unknown option: --markdwn. Did you mean --markdown?"),
+        ("models -x", "Unknown option: -x. Choose from --markdown, --img-size."),
+        ("models --img-size big", 'Invalid value for --img-size: unable to convert "big" into int.'),
+        ("models --markdown --img-size", "--img-size"),
+        ("predict", "FILES is missing"),
+        ("predict a.png --topk", "--topk needs a value"),
+        ("predict a.png --format xml", 'Invalid value "xml" for --format. Choose from: "table", "json", "csv".'),
+        ("validate digits", "--checkpoint is missing: digits is a recipe"),
+        ("validate digitss --checkpoint a.ckpt", "there is no recipe 'digitss'; did you mean digits?"),
+        ("validate EMPTY", "is a folder without config.yaml, so no run of `softmaxfree train`"),
+        ("validate RUN --data.batchsize 3", "unknown key --data.batchsize; did you mean --data.batch_size?"),
+        ("train RUN", "is a run, not a recipe; its recipe is"),
+        ("train nothing.yaml", "nothing.yaml: No such file or directory"),
+        ("train digits.yml", "digits.yml: No such file or directory"),
+        ("train digits --model.lr", "--model.lr needs a value"),
+        ("train digits --model.lr --data.batch_size 3", "--model.lr needs a value"),
+        ("train digits digits", "unexpected 'digits'"),
+        ("train digits --resum last", "unknown key --resum; did you mean --resume?"),
+        ("train digits --lr 3", "unknown key --lr; did you mean --model.lr?"),
+        ("train digits --epochs 3", "unknown key --epochs; did you mean --trainer.max_epochs or"),
+        ("train digits --batch-size=3", "unknown key --batch-size; did you mean --data.batch_size?"),
+        ("train digits --trainer.lr 3", "unknown key --trainer.lr; did you mean --model.lr?"),
+        ("train digits --in_chans 1", "unknown key --in_chans; did you mean --model.model_args.in_chans?"),
+        ("train digits --data.seed 3", "unknown key --data.seed; did you mean --run.seed"),
+        ("train digits --xy 3 --lr 3", "unknown key --xy; the sections are run, model, data, trainer"),
+        ("train digits --xy 3 --lr 3", "unknown key --lr; did you mean --model.lr?"),
+        ("train digits --print_config", "`softmaxfree recipes show RECIPE` prints a whole recipe"),
+        ("train imagenet_soft_tiny", "required: --data.root (folder of the data"),
+        ("recipes show", "which recipe?"),
+        ("recipes show digitss", "there is no recipe 'digitss'; did you mean digits?"),
+        ("recipes show digits --out EMPTY", "is there already"),
+        ("report", "RUNS is missing"),
+        ("convert --model.lr 3 a b", "Unknown option: --model.lr. Did you mean --model?"),
+        ("convert a b c", "unexpected 'c'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(argv, message, capsys):
-    assert message in refused(capsys, *argv)
+def test_a_wrong_command_line_is_one_line(line, message, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("base: digits")
+    places = {"EMPTY": str(tmp_path / "empty"), "RUN": str(tmp_path / "run")}
+    assert message in refused(capsys, *(places.get(word, word) for word in line.split()))
 
 
 def test_overrides_stand_anywhere_and_keep_their_values():
     line = "--trainer.max_epochs 3 digits --model.lr=1e-3 --out a.b --data.shift -0.1 --model.args {x:[1,2]}"
-    assert softmaxfree_cli._parse("train", line.split()) == {
+    assert bind("train", line.split())[0] == {
         "recipe": "digits",
-        "resume": None,
         "out": "a.b",
         "overrides": [
             "--trainer.max_epochs=3",
@@ -158,30 +197,29 @@ def test_overrides_stand_anywhere_and_keep_their_values():
 )
 def test_an_expected_error_is_one_line(error, message, command, capsys):
     command(fail_with(error))
-    assert main(["fake"]) == 2
-    assert capsys.readouterr().err == f"softmaxfree fake: {message}\n"
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == f"softmaxfree models: {message}\n"
 
 
 def test_traceback_shows_where_an_expected_error_came_from(command):
     command(fail_with(InputError("no")))
     with pytest.raises(InputError, match="no"):
-        main(["--traceback", "fake"])
+        main(["--traceback", "models"])
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), ValueError("deep inside"), RuntimeError("bug"), ImportError("bug")])
 def test_an_unexpected_error_keeps_its_traceback_and_asks_to_be_reported(error, command):
     command(fail_with(error))
     with pytest.raises(type(error)) as caught:
-        main(["fake"])
+        main(["models"])
     assert "please report it" in "".join(caught.value.__notes__)
 
 
 def test_an_unexpected_error_ends_with_code_1():
     code = """
 import sys, types, softmaxfree_cli as cli
-sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=lambda: int("x"))
-cli._COMMANDS["fake"] = cli._Command("", "", False, lambda parser: None)
-sys.exit(cli.main(["fake"]))
+sys.modules["softmaxfree.cli.models"] = types.SimpleNamespace(run=lambda: int("x"))
+sys.exit(cli.main(["models"]))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
@@ -206,9 +244,9 @@ sys.exit(cli.main(["fake"]))
 )
 def test_a_missing_package_tells_what_to_install(module, package, command, capsys):
     command(fail_with(ModuleNotFoundError("no", name=module)))
-    assert main(["fake"]) == 2
+    assert main(["models"]) == 2
     message = f"{module} is not installed; run: pip install '{package}'\n"
-    assert capsys.readouterr().err == f"softmaxfree fake: {message}"
+    assert capsys.readouterr().err == f"softmaxfree models: {message}"
 
 
 def test_a_command_is_told_its_own_extra(capsys):
@@ -219,7 +257,7 @@ def test_a_command_is_told_its_own_extra(capsys):
 
 def test_a_missing_package_that_only_the_message_names(command, capsys):
     command(fail_with(ModuleNotFoundError("`MAP` requires that `pycocotools` is installed. Please install it")))
-    assert main(["fake"]) == 2
+    assert main(["models"]) == 2
     assert "pycocotools is not installed; run: pip install 'softmaxfree[train]'" in capsys.readouterr().err
 
 
@@ -227,7 +265,7 @@ def test_a_missing_package_that_only_the_message_names(command, capsys):
 def test_a_missing_module_that_no_extra_brings_is_a_bug(name, command):
     command(fail_with(ModuleNotFoundError("no", name=name)))
     with pytest.raises(ModuleNotFoundError):
-        main(["fake"])
+        main(["models"])
 
 
 @pytest.mark.parametrize(
@@ -257,17 +295,16 @@ sys.exit(main({argv!r}))
 
 def test_an_interrupt_is_one_line(command, capsys):
     command(fail_with(KeyboardInterrupt()))
-    assert main(["fake"]) == 130
-    assert capsys.readouterr().err == "softmaxfree fake: interrupted\n"
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "softmaxfree models: interrupted\n"
 
 
 def test_a_closed_pipe_is_silent():
     code = """
 import sys, types, softmaxfree_cli as cli
 run = lambda: [print("x" * 1000) for _ in range(1000)]
-sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=run)
-cli._COMMANDS["fake"] = cli._Command("", "", False, lambda parser: None)
-sys.exit(cli.main(["fake"]))
+sys.modules["softmaxfree.cli.models"] = types.SimpleNamespace(run=run)
+sys.exit(cli.main(["models"]))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -156,7 +156,7 @@ def test_convert_replaces_neither_its_source_nor_a_foreign_file(target, tmp_path
     (tmp_path / "link.safetensors").symlink_to("source.safetensors")
     before = content(tmp_path)
     assert main(["convert", str(tmp_path / "source.safetensors"), str(tmp_path / target)]) == 2
-    assert f"DST: {tmp_path / target} " in capsys.readouterr().err
+    assert f"TARGET: {tmp_path / target} " in capsys.readouterr().err
     assert content(tmp_path) == before
 
 

@@ -100,7 +100,7 @@ def test_prediction_at_another_size_is_asked_for(tuned, photos, capsys):
 @pytest.mark.parametrize("weights", ["best.ckpt", "best"])
 def test_validation_needs_no_other_file_and_takes_the_size_of_the_training(tuned, weights, capsys):
     run, recipe = tuned
-    metrics = validate.run(str(recipe), str(run / weights), ["--data.crop_pct=0.875"])
+    metrics = validate.run(str(recipe), ["--data.crop_pct=0.875"], checkpoint=str(run / weights))
     assert metrics["val/loss"] == pytest.approx(float(read_csv(run / "metrics.csv")[0]["val/loss"]), rel=1e-5)
 
 
@@ -110,10 +110,10 @@ def test_a_size_in_the_recipe_gives_way_to_the_trained_one_and_an_option_does_no
     content = yaml.safe_load(recipe.read_text())
     content["data"]["img_size"] = 64
     other.write_text(yaml.safe_dump(content))
-    metrics = validate.run(str(other), str(run / "best.ckpt"))
+    metrics = validate.run(str(other), checkpoint=str(run / "best.ckpt"))
     assert metrics["val/loss"] == pytest.approx(float(read_csv(run / "metrics.csv")[0]["val/loss"]), rel=1e-5)
     assert "not as the recipe says: data.img_size 64 -> 32" in capsys.readouterr().out
-    assert validate.run(str(other), str(run / "best.ckpt"), ["--data.img_size=64"]) != metrics
+    assert validate.run(str(other), ["--data.img_size=64"], checkpoint=str(run / "best.ckpt")) != metrics
 
 
 def test_a_run_goes_on_without_the_weights_that_it_started_from(tuned, tmp_path):
@@ -135,12 +135,12 @@ def test_validate_of_a_converted_file_of_0_1_0(tmp_path, photos):
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "new.safetensors", metadata)
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(FOLDERS.replace("ROOT", str(photos)))
-    old, new = (validate.run(str(recipe), str(tmp_path / f"{name}.safetensors")) for name in ("old", "new"))
+    old, new = (validate.run(str(recipe), checkpoint=str(tmp_path / f"{name}.safetensors")) for name in ("old", "new"))
     assert old == new
     trained.set_solver("newton")
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "other.safetensors", metadata)
     with pytest.warns(UserWarning, match="which is used"):  # the weights know better than what stands beside them
-        assert validate.run(str(recipe), str(tmp_path / "other.safetensors")) != new
+        assert validate.run(str(recipe), checkpoint=str(tmp_path / "other.safetensors")) != new
 
 
 # --- runs that go on
@@ -267,7 +267,7 @@ def dense(tmp_path_factory):
 @pytest.mark.parametrize(("task", "key"), [("detection", "val/map"), ("segmentation", "val/loss")])
 def test_dense_tasks_are_validated_at_the_size_of_training(dense, task, key, capsys):
     run_dir, recipe = dense[task]
-    metrics = validate.run(recipe, str(run_dir / "best.ckpt"), ["--data.train=4", "--data.val=2"])
+    metrics = validate.run(recipe, ["--data.train=4", "--data.val=2"], checkpoint=str(run_dir / "best.ckpt"))
     assert "data.img_size" not in read_csv(run_dir / "metrics.csv")[0]
     assert metrics[key] == pytest.approx(float(read_csv(run_dir / "metrics.csv")[0][key]), rel=1e-5)
 
@@ -324,7 +324,7 @@ def test_data_of_other_classes_is_refused(tuned, renamed):
         with pytest.raises(
             ValueError, match=r"other classes than the data has: class 0 is 'brick' there and 'grass' here"
         ):
-            validate.run(str(recipe), str(run / weights), [f"--data.root={renamed}"])
+            validate.run(str(recipe), [f"--data.root={renamed}"], checkpoint=str(run / weights))
     more = [f"--data.root={renamed}", "--trainer.max_epochs=2"]
     with pytest.raises(ValueError, match=r"other classes than the data has"):
         train.run(str(recipe), more, resume=str(run / "last.ckpt"))

@@ -101,9 +101,8 @@ class Holder:
 def run():
     {body}
     time.sleep(60)
-sys.modules["softmaxfree.cli.fake"] = types.SimpleNamespace(run=run)
-cli._COMMANDS["fake"] = cli._Command("", "", False, lambda parser: None)
-sys.exit(cli.main(["fake"]))
+sys.modules["softmaxfree.cli.models"] = types.SimpleNamespace(run=run)
+sys.exit(cli.main(["models"]))
 """
 
 
@@ -117,4 +116,4 @@ sys.exit(cli.main(["fake"]))
 )
 def test_a_swallowed_exception_is_raised_again(body):
     code, _, err = stop([sys.executable, "-c", SWALLOWED.format(body=body)], signal.SIGTERM, "ready")
-    assert (code, err) == (143, "softmaxfree fake: terminated\n")
+    assert (code, err) == (143, "softmaxfree models: terminated\n")

@@ -51,7 +51,7 @@ def test_the_exported_folder_holds_the_best_weights(run_dir):
 
 @pytest.mark.parametrize("weights", ["best.ckpt", "best", "best/model.safetensors"])
 def test_validate_finds_the_best_epochs_numbers(run_dir, weights, capsys):
-    metrics = validate.run("digits", str(run_dir / weights), overrides())
+    metrics = validate.run("digits", overrides(), checkpoint=str(run_dir / weights))
     best = max(read_csv(run_dir / "metrics.csv"), key=lambda row: float(row["val/top1"]))
     for key, value in metrics.items():
         assert value == pytest.approx(float(best[key]), rel=1e-6)

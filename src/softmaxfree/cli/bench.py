@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -10,6 +11,7 @@ from softmaxfree.bench import results
 from softmaxfree.bench.plot import plot
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.run import run as measure
+from softmaxfree.cli.device import find_device
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.table import markdown_table, print_table
 from softmaxfree.errors import InputError
@@ -27,37 +29,48 @@ An empty cell was not measured: too long, or nothing to measure.
 
 
 def run(
-    suites: Sequence[str],
-    device: str,
-    dtype: str,
-    out: str,
-    only: Sequence[str] | None,
-    sizes: Sequence[int] | None,
-    max_seconds: float,
-    forward_only: bool,
-    compile: bool,
-    explain: bool,
-    report: bool,
+    suites: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    out: str = "benchmarks",
+    only: Sequence[str] = (),
+    size: Sequence[int] = (),
+    max_seconds: float = 60,
+    forward_only: bool = False,
+    compile: bool = False,
+    explain: bool = False,
+    report: bool = False,
 ) -> None:
-    """Measure, write CSVs, and make tables and plots from them.
+    """Time the attention and the models against their peers.
+
+    Each contestant is compared with float64 before it is timed. Results are added to OUT/results/*.csv, and the tables
+    in OUT/README.md and the plots beside it are made again.
 
     Args:
-        suites: what to time; none: all.
-        device: such as cpu or cuda.
-        dtype: name of a float dtype.
-        out: folder of results, tables and plots.
-        only: contestants; None: all.
-        sizes: sizes; None: all.
-        max_seconds: leave out what is expected to take longer for one run.
-        forward_only: leave out the backward pass.
-        compile: time the contestants under torch.compile.
-        explain: say which implementation runs and why, and measure nothing.
-        report: make tables and plots from the CSVs that are there, and measure nothing.
+        suites: What to time: attention, inverse or model; by default all, which takes an hour on a CPU.
+        device: Where: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: Of the attention's inputs; models run under autocast.
+        out: Folder of results, tables and plots.
+        only: Contestants, by their names in the tables; by default all.
+        size: Tokens, or pixels a side; by default all.
+        max_seconds: Leave out what is expected to take longer for one run.
+        forward_only: Leave out the backward pass, which needs more memory.
+        compile: Time the contestants under torch.compile.
+        explain: Say which implementation runs and why, and measure nothing.
+        report: Make tables and plots from the CSVs that are there, and measure nothing.
 
     Raises:
         InputError: for an unknown name, or a device that is not there.
+
+    Examples:
+        softmaxfree bench
+        softmaxfree bench model --only soft_tiny --size 4096 --forward-only
+        softmaxfree bench attention --size 3136 50176 --only softmaxfree 'softmax (SDPA)'
+        softmaxfree bench --device cuda --dtype bfloat16
+        softmaxfree bench --explain
     """
-    where = _device(device)
+    where = find_device(device)
     unknown = [name for name in suites if name not in SUITES]
     if unknown:
         raise InputError(f"there is nothing called {unknown[0]!r} to time; choose from {', '.join(SUITES)}")
@@ -74,8 +87,8 @@ def run(
                 suite,
                 where,
                 _DTYPES[dtype],
-                only=only or (),
-                sizes=sizes or (),
+                only=only,
+                sizes=size,
                 max_seconds=max_seconds,
                 forward_only=forward_only,
                 compiled=compile,
@@ -99,15 +112,6 @@ def _require_free(folder: Path, tables: Sequence[Path]) -> None:
     require_free(tables, [], results.is_table)
     plots = {folder / f"{table.stem}.png": table for table in tables}
     require_free(plots, [], lambda plot: plots[plot].exists())  # it was made of the table
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _explain(device: torch.device, dtype: torch.dtype) -> None:

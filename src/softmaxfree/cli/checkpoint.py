@@ -1,6 +1,8 @@
 """A classifier from any kind of checkpoint, and a dense task from that of a Trainer."""
 
+import errno
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +12,13 @@ from torch import nn
 
 from softmaxfree.cli.models import find_models
 from softmaxfree.errors import InputError
+from softmaxfree.images import natural_key
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.weights import read_notes, read_record, read_weights
 
-__all__ = ["Classifier", "LoadedTask", "load_classifier", "load_task"]
+__all__ = ["Classifier", "LoadedTask", "find_checkpoint", "load_classifier", "load_task"]
+
+_SHARDED = "meta.pt"  # in a checkpoint that is a folder, of a sharded run
 
 
 class Classifier(NamedTuple):
@@ -31,6 +36,43 @@ class LoadedTask(NamedTuple):
     kind: str
     size: tuple[int, int]
     class_names: list[str]
+
+
+def find_checkpoint(path: str | Path) -> str:
+    """Return the checkpoint of a run's folder; of anything else the path itself.
+
+    Args:
+        path: folder of a run, a checkpoint, or a folder of timm's `save_for_hf`.
+
+    Returns:
+        `best.ckpt` of a run, or else its `last.ckpt`, which is told on stderr.
+
+    Raises:
+        FileNotFoundError: there is nothing of that name, or the folder holds no checkpoint.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
+    if not folder.is_dir() or (folder / "config.json").is_file() or (folder / _SHARDED).is_file():
+        return str(path)
+    if (folder / "best.ckpt").exists():
+        return str(folder / "best.ckpt")
+    if (folder / "last.ckpt").exists():
+        print(f"{path} has no best.ckpt: its last.ckpt is used", file=sys.stderr)
+        return str(folder / "last.ckpt")
+    if (folder / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"the run {path} has no checkpoint yet, neither best.ckpt nor last.ckpt: an epoch leaves the first"
+        )
+    runs = sorted(
+        (run for run in folder.iterdir() if any((run / f"{name}.ckpt").exists() for name in ("best", "last"))),
+        key=lambda run: natural_key(run.name),
+    )
+    if runs:
+        raise FileNotFoundError(f"{path} holds runs and is none: name one of them, such as {runs[-1]}")
+    raise FileNotFoundError(
+        f"{path} has no config.json, best.ckpt or last.ckpt: it is neither a run's folder nor one of timm's save_for_hf"
+    )
 
 
 def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> LoadedTask:

@@ -21,24 +21,31 @@ from softmaxfree.weights import read_notes, read_weights
 __all__ = ["run"]
 
 
-def run(source: str, target: str, model: str | None = None) -> None:
-    """Convert a file and tell what was done.
+def run(source: str, target: str, *, model: str | None = None) -> None:
+    """Turn released weights into a safetensors file.
+
+    The file is read without running any code that it may hold, and every weight must find its place. What is written
+    names its model, so that `softmaxfree predict --checkpoint` needs nothing else: its metadata hold `architecture`
+    and, in JSON, `model_args`, the arguments of `timm.create_model` for these weights.
 
     Args:
-        source: weights of a SOFT model, the authors' or ours.
-        target: the `.safetensors` file to write. Its metadata hold `architecture` and, in JSON, `model_args`:
-            the arguments of `timm.create_model` for these weights, solver included.
-        model: name of the model; None finds it by the shapes of the weights and the name of the file.
+        source: Weights of a SOFT model, the authors' such as SOFT_Tiny.pth, or ours.
+        target: The `.safetensors` file to write.
+        model: Name of the model. By default it is found by the shapes of the weights and the name of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it cannot be read safely, is of another model, or its model cannot be told.
         OSError: the target cannot be written.
+
+    Examples:
+        softmaxfree convert SOFT_Tiny.pth soft_tiny.safetensors
+        softmaxfree convert model_best.pth small.safetensors --model soft_norm_small
     """
     if Path(target).suffix != ".safetensors":
-        raise InputError(f"DST must end in .safetensors, got {target}")
+        raise InputError(f"TARGET must end in .safetensors, got {target}")
     weights = read_weights(source)
-    require_free([target], [source], lambda path: "architecture" in read_notes(path), "DST")
+    require_free([target], [source], lambda path: "architecture" in read_notes(path), "TARGET")
     name, why = (find_models(model)[0], "as given") if model else _identify(weights, Path(source))
     try:
         net = convert(weights, name, arguments_for(name, weights), target)

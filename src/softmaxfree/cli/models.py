@@ -21,16 +21,24 @@ __all__ = ["find_models", "macs", "run"]
 _COLUMNS = ("model", "image", "params (M)", "size (MB)", "GMACs conv+linear", "GMACs executed", "GMACs published")
 
 
-def run(pattern: str, markdown: bool, img_size: Sequence[int] | None) -> None:
-    """Print the table.
+def run(pattern: str = "*", *, markdown: bool = False, img_size: Sequence[int] | None = None) -> None:
+    """List the models: parameters, MACs, size.
+
+    GMACs are the billions of multiply-adds for one image. "conv+linear" counts convolutions and linear layers alone;
+    "executed" every product that this library computes, the inverse included; "published" the released formulation
+    as papers count it: its order of products, without the inverse.
 
     Args:
-        pattern: names of models, with wildcards.
-        markdown: print it in Markdown.
-        img_size: heights and widths in pixels, a row each; None takes each model's own.
+        pattern: Names of models, with wildcards, such as 'soft_norm_*'.
+        markdown: Print a Markdown table.
+        img_size: Heights and widths in pixels, a row each. By default each model's own.
 
     Raises:
         InputError: no model matches, or an image is smaller than a model's minimum.
+
+    Examples:
+        softmaxfree models
+        softmaxfree models 'soft_norm_*' --img-size 224 512 1024 --markdown
     """
     names = tqdm(find_models(pattern), unit="model", disable=None, leave=False)
     rows = [row for name in names for row in _rows(name, img_size)]

@@ -1,22 +1,18 @@
 """Recipes: found by name, merged with their base, and turned into task, data and trainer arguments."""
 
-import difflib
-import importlib.resources
 import logging
 import os
 import pkgutil
-import re
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
@@ -25,10 +21,12 @@ from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
+from softmaxfree_cli.keys import check_keys
+from softmaxfree_cli.messages import in_plain_words
+from softmaxfree_cli.recipes import read_recipe
 
 __all__ = ["Job", "as_list", "class_of", "create_trainer", "load_job", "read_recipe"]
 
-_SECTIONS = ("run", "model", "data", "trainer")
 _SOME_CLASSES = 2
 
 
@@ -64,6 +62,7 @@ def load_job(
         InputError: there is no such key, with the nearest names; or a value is not allowed.
     """
     content = read_recipe(recipe) if content is None else dict(content)
+    check_keys(content, overrides)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
     content, overrides, autos, given = take_autos(content, overrides)
     for key in classes:
@@ -74,7 +73,7 @@ def load_job(
     try:
         config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
     except ArgumentError as error:
-        raise InputError(_explain(str(error), parser)) from error
+        raise InputError(in_plain_words(str(error), content)) from error
     seed_everything(config.run.seed, workers=True, verbose=False)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -163,85 +162,29 @@ def as_list(value: Any) -> list:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def run_settings(
+    seed: int = 42,
+    threads: PositiveInt | None = None,
+    keep_memory: bool = False,
+    early_stopping: PositiveInt | None = None,
+) -> None:
+    """What section `run` of a recipe takes.
+
+    Args:
+        seed: of weights, order of the images, augmentation and split.
+        threads: of torch, a process; null for as many as torch takes.
+        keep_memory: keep freed memory for the next step rather than return it to the system.
+        early_stopping: epochs without a better score after which a run ends, in the second half of its epochs; null
+            for never.
+    """
+
+
 def _parser(task: type[LightningModule], datamodule: type[LightningDataModule]) -> ArgumentParser:
     parser = ArgumentParser(prog="", exit_on_error=False, default_env=False, allow_abbrev=False)
     parser.add_argument("--recipe", action="config")
-    parser.add_argument("--run.seed", type=int, default=42)
-    parser.add_argument("--run.threads", type=PositiveInt | None, default=None)  # None: as many as torch takes
-    parser.add_argument("--run.keep_memory", type=bool, default=False)  # do not return it to the system
-    parser.add_argument("--run.early_stopping", type=PositiveInt | None, default=None)
+    parser.add_function_arguments(run_settings, "run")
     parser.add_class_arguments(task, "model", instantiate=False)
     parser.add_class_arguments(datamodule, "data", instantiate=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
     parser.link_arguments("run.seed", "data.seed")
     return parser
-
-
-def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the content of a recipe over that of its `base`, a name or a path from where the recipe is.
-
-    Args:
-        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
-        folder: from where the path leads.
-        above: the recipes that this one is the base of.
-
-    Returns:
-        `task`, `datamodule`, and the sections `run`, `model`, `data` and `trainer`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        InputError: there is no such recipe, with the nearest names; or it is no recipe.
-    """
-    path = _find(recipe, folder)
-    if path.resolve() in above:
-        raise InputError(f"{path} is its own base")
-    try:
-        content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold the sections {', '.join(_SECTIONS)}")
-    base = content.pop("base", None)
-    return _merged(read_recipe(base, path.parent, (*above, path.resolve())), content) if base else content
-
-
-def _find(recipe: str, folder: Path) -> Path:
-    if recipe.endswith((".yaml", ".yml")):
-        return folder / recipe
-    folder = Path(str(importlib.resources.files("softmaxfree") / "recipes"))
-    path = folder / f"{recipe}.yaml"
-    if not path.is_file():
-        names = [file.stem for file in folder.glob("*.yaml")]
-        raise InputError(f"there is no recipe {recipe!r}; {_nearest(recipe, names, names)}")
-    return path
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Dictionaries are merged, all else is replaced."""
-    both = {
-        key: _merged(base[key], top[key])
-        for key in base.keys() & top.keys()
-        if isinstance(base[key], dict) and isinstance(top[key], dict)
-    }
-    return {**base, **top, **both}
-
-
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """The parser's message in one line, with the nearest keys where a key is wrong."""
-    message = " ".join(message.split())
-    for pattern in (
-        r"unrecognized arguments: (?:--)?(?P<key>[\w.]+)",
-        r"Option '(?P<key>[\w.]+)' is not accepted",
-        r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>[\w.]+)'",
-    ):
-        if found := re.match(pattern, message):
-            key = ".".join(found.groupdict().values())
-            keys = list(parser.get_defaults(skip_validation=True).keys())
-            section = [k for k in keys if k.split(".")[0] == key.split(".")[0]]
-            return f"unknown key {key}; {_nearest(key, keys, section or _SECTIONS)}"
-    return message.replace("Parser key", "key")
-
-
-def _nearest(name: str, names: Sequence[str], all_names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, cutoff=0.7)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(sorted(all_names))}"

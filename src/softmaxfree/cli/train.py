@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write, write_csv
+from softmaxfree.cli.device import trainer_options
 from softmaxfree.cli.draw import draw_samples
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import SPLIT, resumed_recipe
@@ -25,26 +26,41 @@ from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
+from softmaxfree_cli.overrides import Overrides
 
 __all__ = ["run"]
 
 _SHOWN = 8  # entries of a list in a line
 
 
-def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, out: str | None = None) -> Path:
-    """Train, and leave in a numbered folder of `out` all that the run is worth.
+def run(
+    recipe: str,
+    overrides: Overrides = (),
+    *,
+    out: str | None = None,
+    init_from: str | None = None,
+    resume: str | None = None,
+    device: str = "auto",
+) -> Path:
+    """Train a model by a recipe.
 
-    That is: `config.yaml` (the recipe with every default), `best.ckpt` and `last.ckpt`, `metrics.csv`, a
-    TensorBoard log and `curve.png`; of a classifier `confusion_matrix.png`, and in `best/` the best weights for
-    `timm.create_model("local-dir:...", pretrained=True)`; of a dense task `predictions.png`.
+    A run leaves all that it is worth in a numbered folder: `config.yaml` (the recipe with every default), `best.ckpt`
+    and `last.ckpt`, `metrics.csv`, a TensorBoard log and `curve.png`; of a classifier `confusion_matrix.png`, and in
+    `best/` the best weights for timm; of a dense task `predictions.png`.
+
+    Every key of a recipe is an option, its path dotted: `softmaxfree train RECIPE --help` lists them.
 
     Args:
-        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file.
+        recipe: A name from the list below, or a YAML file of yours.
         overrides: `--section.key=value`, for any key of the recipe.
-        resume: a checkpoint, or "last" for that of the newest run in `out`. The run goes on in its folder, by the
-            `config.yaml` that it finds there and by what was edited in the recipe since it began. From a checkpoint
-            that lies in no run's folder a new run goes on.
-        out: folder of the runs; None is `runs/RECIPE`.
+        out: Folder of the runs, each in one of its own: 0, 1, 2 ... By default `runs/RECIPE`.
+        init_from: Weights to start from: a run, a checkpoint, a folder of timm's, a file that the authors released,
+            the name of a model on the hub, or `pretrained`. The same as `--model.init_from`.
+        resume: A checkpoint to go on from, or `last` for that of the newest run. The run goes on in its folder, by
+            the `config.yaml` that it finds there and by what was edited in the recipe since it began. From a
+            checkpoint that lies in no run's folder a new run goes on.
+        device: Where to train: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`. The
+            same as `--trainer.accelerator` and `--trainer.devices`, which win.
 
     Returns:
         The folder of the run.
@@ -53,7 +69,18 @@ def run(recipe: str, overrides: Sequence[str] = (), resume: str | None = None, o
         FileNotFoundError: there is no checkpoint to resume from.
         InputError: recipe, key, value or data are not as they must be, or the loss is not finite.
         OSError: the disk is full.
+
+    Examples:
+        softmaxfree train digits
+        softmaxfree train digits --trainer.max_epochs 3 --data.batch_size 64
+        softmaxfree train digits --model.lr 1e-3 --model.model_args.drop_path_rate 0.2
+        softmaxfree train digits --resume last
+        softmaxfree train classification --data.root photos/ --init-from pretrained
+        softmaxfree train coco_retinanet_soft_norm_tiny --data.root /data/coco
+        torchrun --nproc-per-node 8 -m softmaxfree train imagenet_soft_tiny --data.root /data/imagenet
     """
+    start = [] if init_from is None else [f"--model.init_from={init_from}"]
+    overrides = [*start, *trainer_options(device), *overrides]
     folder = Path(out or f"runs/{Path(recipe).stem}")
     checkpoint = _checkpoint(resume, folder)
     goes_on = checkpoint is not None and (checkpoint.parent / "config.yaml").is_file()

@@ -1,37 +1,55 @@
 """`softmaxfree validate`: measures weights on a recipe's data."""
 
-from collections.abc import Sequence
-
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
+from softmaxfree.cli.checkpoint import find_checkpoint
+from softmaxfree.cli.device import trainer_options
 from softmaxfree.cli.recipe import as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import trained_names, with_record
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks.checkpoints import load_weights
+from softmaxfree_cli.overrides import Overrides
+from softmaxfree_cli.recipes import recipe_and_weights
 
 __all__ = ["run"]
 
 
-def run(recipe: str, checkpoint: str, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Print the metrics of a checkpoint, and of a dense task those of each class.
+def run(
+    recipe: str, overrides: Overrides = (), *, checkpoint: str | None = None, device: str = "auto"
+) -> dict[str, float]:
+    """Measure weights: the scores on the validation data.
 
-    Model, image size and preparation are those that the checkpoint records; an option changes them.
+    Of a run the folder is enough. Other weights need a recipe, which tells the data. Model, image size and
+    preparation are those that the checkpoint records. Every key of the recipe is an option, which changes them:
+    `softmaxfree validate RECIPE --help` lists them. Of a dense task the scores of each class are printed too.
 
     Args:
-        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file; tells the data.
-        checkpoint: `best.ckpt` or the folder `best` of a run, or any weights that timm loads into the model.
+        recipe: The folder of a run; or, together with a checkpoint, a recipe of the list below or a YAML file.
         overrides: `--section.key=value`, for any key of the recipe.
+        checkpoint: The weights: a run's `best.ckpt`, its folder `best`, or any that timm loads into the model. By
+            default those of the run.
+        device: Where to measure: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`. The
+            same as `--trainer.accelerator` and `--trainer.devices`, which win.
 
     Returns:
         The metrics.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: there is no such recipe or checkpoint, or none in the run.
         InputError: recipe, key or value are not as they must be, or the weights are those of another model.
+
+    Examples:
+        softmaxfree validate runs/digits/0
+        softmaxfree validate runs/digits/0 --data.batch_size 16
+        softmaxfree validate digits --checkpoint runs/digits/0/last.ckpt
+        softmaxfree validate imagenet_soft_tiny --checkpoint best.ckpt --data.root /data/imagenet
     """
-    content, changes = with_record(recipe, read_recipe(recipe), checkpoint)
-    job = load_job(recipe, overrides, content, training=False)
+    path, weights = recipe_and_weights(recipe, checkpoint)
+    checkpoint = find_checkpoint(weights)
+    overrides = [*trainer_options(device), *overrides]
+    content, changes = with_record(path, read_recipe(path), checkpoint)
+    job = load_job(path, overrides, content, training=False)
     load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
     compare = LambdaCallback(on_validation_start=lambda _, task: task.check_names(names))

@@ -1,0 +1,142 @@
+"""The keys of a recipe, read from the sources of its classes: told in help, and checked before torch is there."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from softmaxfree_cli.errors import InputError
+from softmaxfree_cli.recipes import SECTIONS
+from softmaxfree_cli.source import arguments
+from softmaxfree_cli.words import default_of, type_in_words
+
+__all__ = ["REQUIRED", "Key", "check_keys", "keys_of"]
+
+REQUIRED = object()
+
+_LINKED = {"data.seed"}  # the parser sets it from run.seed
+_CLOSE = 0.7
+_PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
+
+
+class Key(NamedTuple):
+    """What may be set in a recipe."""
+
+    type: str
+    default: Any
+    """`REQUIRED` if it has none."""
+    meaning: str
+
+
+def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
+    """Return what may be set in a recipe.
+
+    Args:
+        content: of the recipe.
+
+    Returns:
+        Keys by section and name; a section is missing where the source of its class cannot be read.
+    """
+    classes = {
+        "run": "softmaxfree.cli.recipe.run_settings",
+        "model": content.get("task"),
+        "data": content.get("datamodule"),
+        "trainer": "lightning.pytorch.Trainer",
+    }
+    found = {section: arguments(str(name)) for section, name in classes.items()}
+    return {
+        section: {
+            name: Key(
+                type_in_words(a.annotation, a.where),
+                REQUIRED if a.default is None else default_of(a.default, a.where),
+                a.meaning,
+            )
+            for name, a in of_class.items()
+            if f"{section}.{name}" not in _LINKED
+        }
+        for section, of_class in found.items()
+        if of_class is not None
+    }
+
+
+def check_keys(
+    content: Mapping[str, Any], overrides: Sequence[str], options: Sequence[str] = (), *, complete: bool = False
+) -> None:
+    """Refuse keys that there are not, all at once.
+
+    Args:
+        content: of a recipe.
+        overrides: `--section.key=value`.
+        options: of the command itself, such as `--out`, one of which may have been meant.
+        complete: refuse a recipe that leaves out what must be given, too.
+
+    Raises:
+        InputError: there are unknown keys, with the nearest of all keys; or some are missing.
+    """
+    known = keys_of(content)
+    if words := [override for override in overrides if not override.startswith("--")]:
+        raise InputError(f"unexpected {words[0]!r}: the keys of a recipe are options, such as --model.lr 0.001")
+    in_file = list(_paths(content))
+    told = [override.partition("=")[0].removesuffix("+") for override in overrides]
+    unknown = dict.fromkeys(key for key in (*in_file, *told) if not _is_known(key.removeprefix("--"), known))
+    if unknown:
+        nested = [path for path in in_file if path.count(".") > 1]
+        lines = [f"unknown key {key}; {_nearest(key, known, nested, options)}" for key in unknown]
+        raise InputError(" ".join(lines))
+    given = {*in_file, *(key.removeprefix("--") for key in told)}
+    missing = [
+        f"--{section}.{name} ({key.meaning.rstrip('.')})"
+        for section, keys in known.items()
+        for name, key in keys.items()
+        if complete and key.default is REQUIRED and not {section, f"{section}.{name}"} & given
+    ]
+    if missing:
+        raise InputError(f"required: {', '.join(missing)}")
+
+
+def _nearest(key: str, known: Mapping[str, Mapping[str, Key]], nested: Sequence[str], options: Sequence[str]) -> str:
+    """The end of a message: which keys, or options of the command, may have been meant."""
+    dashes, wanted = "--" * key.startswith("--"), key.removeprefix("--").replace("-", "_")
+    if wanted in _PRINTING:
+        return "`softmaxfree recipes show RECIPE` prints a whole recipe"
+    if wanted in ("task", "datamodule"):
+        return "a class is named in a recipe file only"
+    names = [f"{section}.{name}" for section, keys in known.items() for name in keys] + list(nested)
+    names += [option.removeprefix("--") for option in options if dashes]
+    scores = {name: _likeness(wanted, name.replace("-", "_")) for name in names}
+    best = max(scores.values(), default=0)
+    if best >= _CLOSE:
+        close = sorted((n for n in names if scores[n] >= max(_CLOSE, best - 0.1)), key=lambda n: -scores[n])
+        return f"did you mean {' or '.join(dashes + name for name in close[:3])}?"
+    section = wanted.partition(".")[0]
+    if section in known:
+        return f"there are {', '.join(sorted(f'{section}.{name}' for name in known[section]))}"
+    return f"the sections are {', '.join(SECTIONS)}; `softmaxfree train RECIPE --help` lists every key"
+
+
+def _paths(content: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of the content, and those one below."""
+    for top, section in content.items():
+        if top in ("task", "datamodule"):
+            continue
+        if not isinstance(section, dict) or (not section and top not in SECTIONS):
+            yield from () if top in SECTIONS else (top,)
+            continue
+        for name, value in section.items():
+            yield f"{top}.{name}"
+            yield from (f"{top}.{name}.{inner}" for inner in (value if isinstance(value, dict) else ()))
+
+
+def _is_known(key: str, known: Mapping[str, Mapping[str, Key]]) -> bool:
+    section, _, rest = key.partition(".")
+    if section not in SECTIONS:
+        return False
+    return section not in known or not rest or rest.partition(".")[0] in known[section]
+
+
+def _likeness(wanted: str, name: str) -> float:
+    """From 0 to 1, by the whole path or, where the section is left out or another, by its end."""
+    end = name.rpartition(".")[2]
+    last = wanted.rpartition(".")[2]
+    whole = difflib.SequenceMatcher(None, wanted, name).ratio()
+    by_end = difflib.SequenceMatcher(None, last, end).ratio()
+    return max(whole if "." in wanted else 0, by_end - 0.05 * (wanted.partition(".")[0] != name.partition(".")[0]))
