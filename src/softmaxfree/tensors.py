@@ -56,6 +56,8 @@ def read_names(path: Path) -> list[str]:
 
 def _refusal(path: Path, error: Exception) -> str:
     cause = error.__cause__ or error
+    if _is_text(path):
+        return f"{path} is a text, no file of weights; allowed are what torch.save writes, and .safetensors"
     if isinstance(cause, pickle.UnpicklingError):
         code = re.search(r"GLOBAL ([\w.]+)", str(cause))
         return (
@@ -63,3 +65,13 @@ def _refusal(path: Path, error: Exception) -> str:
             "hold any code. If you trust it, load it elsewhere and save its state dict alone"
         )
     return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(1024)
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        text = "" if error.end < len(start) else start[: error.start].decode("utf-8")  # a letter may be cut in two
+    return bool(text) and "".join(text.split()).isprintable()

@@ -16,9 +16,10 @@ from softmaxfree.images import natural_key
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.weights import read_notes, read_record, read_weights
 
-__all__ = ["Classifier", "LoadedTask", "find_checkpoint", "load_classifier", "load_task"]
+__all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_classifier", "load_task"]
 
 _SHARDED = "meta.pt"  # in a checkpoint that is a folder, of a sharded run
+_KINDS = ("classification", "detection", "segmentation")
 
 
 class Classifier(NamedTuple):
@@ -30,7 +31,7 @@ class Classifier(NamedTuple):
 
 
 class LoadedTask(NamedTuple):
-    """A LightningModule in eval mode, its kind, shorter and longer side of its images, what its classes are called."""
+    """A LightningModule in eval mode, its kind, the sides of its images in training, what its classes are called."""
 
     task: Any
     kind: str
@@ -75,7 +76,41 @@ def find_checkpoint(path: str | Path) -> str:
     )
 
 
-def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> LoadedTask:
+def find_kind(checkpoint: str | None) -> str:
+    """Return the task that a checkpoint was trained for.
+
+    Args:
+        checkpoint: as `find_checkpoint` returns it; None is weights of timm.
+
+    Returns:
+        "classification", "detection" or "segmentation"; the first for weights that do not tell.
+
+    Raises:
+        InputError: the file cannot be read as a checkpoint, or is of a task that is none of ours.
+        OSError: it cannot be opened.
+    """
+    if checkpoint is None:
+        return _KINDS[0]
+    try:
+        task = read_notes(checkpoint).get("task", "ClassificationTask")
+    except Exception:  # whatever a decoder makes of foreign bytes; the reader of weights says what it is
+        read_weights(checkpoint)
+        raise
+    kind = str(task).removesuffix("Task").lower()
+    if kind not in _KINDS:
+        raise InputError(f"{checkpoint} is of {task}; allowed are those of {', '.join(_KINDS)}")
+    return kind
+
+
+def load_task(
+    checkpoint: str | None,
+    kind: str,
+    size: int | None = None,
+    *,
+    window: int | None = None,
+    overlap: float = 1 / 3,
+    threshold: float = 0.5,
+) -> LoadedTask:
     """Build a dense task with its weights.
 
     Args:
@@ -83,8 +118,12 @@ def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> Loa
         kind: "detection" or "segmentation".
         size: shorter side of images, pixels, in place of that of the training; the longer one in proportion.
 
+        window: height and width of the windows that slide over an image to be segmented; None takes it whole.
+        overlap: part of a window that the next one shares.
+        threshold: score from which a detection counts.
+
     Returns:
-        The task.
+        The task. A segmenter takes images as they come: neither size nor windows are those of its validation.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -93,13 +132,18 @@ def load_task(checkpoint: str | None, kind: str, size: int | None = None) -> Loa
     from softmaxfree.tasks import loading  # which takes seconds to import
 
     if checkpoint is None:
-        raise InputError(f"--task {kind} needs --checkpoint, a .ckpt of `softmaxfree train`")
+        raise InputError(f"--task {kind} needs --checkpoint, a .ckpt or a run's folder of `softmaxfree train`")
     task, record = loading.load_task(checkpoint, kind)
     short, long = record.data_config["size"]
-    if size is not None:
-        short, long = size, round(size * long / short)
-        if kind == "detection":
-            task.model.set_size(short, long)
+    if kind == "segmentation":
+        step = 1 if window is None else max(1, round(window * (1 - overlap)))
+        sides = {} if window is None else {"window": (window, window), "stride": (step, step)}
+        task.hparams.update(evaluation="slide" if sides else "whole", **sides)
+    else:
+        if size is not None:
+            task.model.set_size(size, round(size * long / short))
+        network = getattr(task.model.network, "roi_heads", task.model.network)
+        network.score_thresh = min(network.score_thresh, threshold)  # else those below its own are never seen
     names = record.class_names or [str(i) for i in range(record.arguments["num_classes"])]
     return LoadedTask(task, kind, (short, long), names)
 
@@ -136,12 +180,13 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
             raise InputError("give --checkpoint PATH, or --model NAME for a model that timm has weights of")
         return _create(model, pretrained=True)
     folder = Path(checkpoint)
-    if folder.is_dir():
+    sharded = (folder / _SHARDED).is_file()
+    if folder.is_dir() and not sharded:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf")
         _agree(model, json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"], checkpoint)
         return _create(f"local-dir:{checkpoint}", pretrained=True)
-    weights = read_weights(checkpoint)
+    weights = {} if sharded else read_weights(checkpoint)
     name, arguments = _told(checkpoint)
     _agree(model, name, checkpoint)
     name = name or model
@@ -152,6 +197,10 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
         size = (size, size) if isinstance(size, int) else tuple(size)
         arguments = {**arguments, "pretrained_cfg_overlay": {"input_size": (arguments.get("in_chans", 3), *size)}}
     net = _create(name, **arguments)
+    if sharded:
+        from softmaxfree.tasks.sharding import read_sharded
+
+        weights = read_sharded(net, folder)
     try:
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:

@@ -1,90 +1,79 @@
-"""What a dense task sees, drawn onto the image."""
+"""What a dense task sees in validation images, beside what is there."""
 
-import colorsys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import font_manager
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 from softmaxfree.atomic import atomic_write
+from softmaxfree.drawing import beside_legend, colours, count_labels, draw, entries, overlay
+from softmaxfree.drawing.text import font_for, line_height
 
 __all__ = ["draw", "draw_samples"]
 
-_OPACITY = 0.5
-_IGNORED = 255
+_SIDE = 360  # pixels of the longer side of an image in the picture
+_GAP = 6
+_LETTERS = 15
 
-
-def draw(image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence[str]) -> Tensor:
-    """Draw detections or the class of each pixel.
-
-    Args:
-        image: `(3, h, w)`, in [0, 1].
-        found: of a detector `boxes` `(n, 4)`, `labels` `(n,)` and perhaps `scores` and `masks`; or class numbers
-            `(h, w)`, of which 255 and a class called "background" are left as they are.
-        class_names: name of each class.
-
-    Returns:
-        `(3, h, w)`, uint8.
-    """
-    image = (image.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
-    if isinstance(found, Tensor):
-        classes = [c for c in found.unique().tolist() if c != _IGNORED and class_names[c] != "background"]
-        masks = torch.stack([found.cpu() == c for c in classes]) if classes else torch.zeros(0, *image.shape[1:]) > 0
-        return draw_segmentation_masks(image, masks, alpha=_OPACITY, colors=_colours(classes)) if classes else image
-    labels = found["labels"].tolist()
-    if not labels:
-        return image
-    if "masks" in found:
-        image = draw_segmentation_masks(image, found["masks"].cpu().bool(), alpha=_OPACITY, colors=_colours(labels))
-    captions = [str(class_names[label]) for label in labels]
-    if "scores" in found:
-        captions = [f"{name} {score:.2f}" for name, score in zip(captions, found["scores"].tolist(), strict=True)]
-    return draw_bounding_boxes(
-        image,
-        found["boxes"].cpu(),
-        captions,
-        _colours(labels),
-        width=max(1, min(image.shape[1:]) // 250),
-        font=font_manager.findfont("DejaVu Sans"),
-        font_size=max(9, min(image.shape[1:]) // 30),
-    )
+_Found = dict[str, Tensor] | Tensor
 
 
 def draw_samples(task: Any, data: Any, path: str | Path, count: int = 6, threshold: float = 0.5) -> None:
-    """Draw the first validation images, what the task finds above and what is there below.
+    """Draw the first validation images: in the upper row what is there, below it what the task finds.
 
     Args:
         task: of detection or segmentation.
         data: its data module, set up.
-        path: the PNG file.
+        path: the PNG file; it is not written where no image can be read.
         count: of images.
         threshold: score from which a detection is drawn.
     """
     task.eval()
-    pairs: list[tuple[Tensor, Tensor]] = []
+    samples: list[tuple[Tensor, _Found, _Found]] = []
     for images, targets in data.val_dataloader():
         if not images:  # none of them could be read
             continue
         with torch.inference_mode():
             found = task([image.to(task.device) for image in images])
         for image, ours, truth in zip(images, found, targets, strict=True):
-            pairs.append((draw(image, _shown(ours, threshold), data.class_names), _drawn_truth(image, truth, data)))
-        if len(pairs) >= count:
+            samples.append((image, _truth(truth, image), _shown(ours, threshold)))
+        if len(samples) >= count:
             break
-    height, width = (max(side) for side in zip(*(ours.shape[1:] for ours, _ in pairs), strict=True))
-    columns = pairs[:count]
-    tiles = [_padded(pair[row], height, width) for row in (0, 1) for pair in columns]
+    if not (samples := samples[:count]):
+        return
+    names = [str(name) for name in data.class_names]
+    kind = "objects" if isinstance(samples[0][1], dict) else "classes"
+    above = f" (score of {threshold:g} or more)" if kind == "objects" else ""
+    rows: dict[str, list[Image.Image]] = {"truth": [], f"prediction{above}": []}
+    for image, *both in samples:
+        for row, one in zip(rows.values(), both, strict=True):
+            row.append(overlay(image, one, names, _SIDE / max(image.shape[1:])))
+    counts = torch.stack([count_labels(one, len(names)) for _, *both in samples for one in both]).sum(0)
+    lines = entries(counts, names, colours=None if kind == "objects" else colours(names))
     with atomic_write(path) as part:
-        to_pil_image(make_grid(tiles, len(columns), padding=4)).save(part, "PNG")
+        beside_legend(_grid(rows), lines, kind, _LETTERS).save(part, "PNG")
 
 
-def _shown(found: Any, threshold: float) -> Any:
+def _grid(rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """Rows of pictures, each under its title."""
+    pictures = [picture for row in rows.values() for picture in row]
+    width, height = max(p.width for p in pictures) + _GAP, max(p.height for p in pictures) + _GAP
+    head = line_height(_LETTERS) + _GAP
+    columns = max(map(len, rows.values()))
+    whole = Image.new("RGB", (columns * width + _GAP, len(rows) * (height + head) + _GAP), "white")
+    pen = ImageDraw.Draw(whole)
+    for i, (title, row) in enumerate(rows.items()):
+        top = i * (height + head) + _GAP
+        pen.text((_GAP, top), title, fill="black", font=font_for(title, _LETTERS))
+        for k, picture in enumerate(row):
+            whole.paste(picture, (k * width + _GAP, top + head))
+    return whole
+
+
+def _shown(found: Any, threshold: float) -> _Found:
     """Class numbers of logits; detections of the threshold or better."""
     if isinstance(found, Tensor):
         return found.argmax(0)
@@ -92,19 +81,8 @@ def _shown(found: Any, threshold: float) -> Any:
     return {key: value[keep] for key, value in found.items()}
 
 
-def _drawn_truth(image: Tensor, truth: Any, data: Any) -> Tensor:
+def _truth(truth: Any, image: Tensor) -> _Found:
+    """Labels at the size of the image, which may be another than that of the original; boxes as they are."""
     if isinstance(truth, Tensor):
-        truth = F.interpolate(truth[None, None].float(), size=image.shape[1:], mode="nearest")[0, 0].long()
-    else:
-        truth = {key: truth[key] for key in ("boxes", "labels", "masks") if key in truth}
-    return draw(image, truth, data.class_names)
-
-
-def _padded(image: Tensor, height: int, width: int) -> Tensor:
-    return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))
-
-
-def _colours(classes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Bright hues, far apart for neighbouring classes."""
-    hues = ((0.618 * c) % 1 for c in classes)
-    return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 1.0)) for hue in hues]  # type: ignore[misc]
+        return F.interpolate(truth[None, None].float(), size=image.shape[1:], mode="nearest")[0, 0].long()
+    return {key: truth[key] for key in ("boxes", "labels", "masks") if key in truth}

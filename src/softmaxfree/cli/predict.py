@@ -1,190 +1,150 @@
-"""`softmaxfree predict`: the likeliest classes of images; dense tasks are in `predict_dense`."""
+"""`softmaxfree predict`: the likeliest classes of images, or pictures of what a dense task finds."""
 
-import csv
-import io
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from timm.data.transforms_factory import create_transform
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from softmaxfree.atomic import atomic_write
-from softmaxfree.cli.checkpoint import load_classifier, load_task
-from softmaxfree.cli.inputs import find_images_of, skip_or_fail, tell
-from softmaxfree.cli.outputs import require_free
-from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, check_resized, read_image
+from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["run"]
 
+_OF_ONE_TASK = {
+    "model": "classification",
+    "topk": "classification",
+    "format": "classification",
+    "threshold": "detection",
+    "window": "segmentation",
+    "overlap": "segmentation",
+}  # options that mean nothing to the other tasks
+
 
 def run(
-    files: Sequence[str],
-    checkpoint: str | None = None,
+    files: Sequence[Path],
+    checkpoint: Path | None = None,
     model: str | None = None,
+    task: Literal["classification", "detection", "segmentation"] | None = None,
+    out: Path | None = None,
     topk: int = 5,
-    class_names: str | None = None,
+    class_names: Path | None = None,
     format: Literal["table", "json", "csv"] = "table",
-    out: str | None = None,
-    on_error: Literal["skip", "fail"] = "skip",
-    batch_size: int = 16,
-    device: str = "cpu",
-    task: Literal["classification", "detection", "segmentation"] = "classification",
     threshold: float = 0.5,
     size: int | None = None,
+    window: int | None = None,
+    overlap: float = 1 / 3,
+    device: str = "auto",
+    on_error: Literal["skip", "fail"] = "skip",
+    batch_size: int = 16,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Classify images and print or write the likeliest classes of each; or draw what a dense task finds.
+    """Tell the likeliest classes of images, or draw the objects or classes that are in them.
+
+    The checkpoint says which of the two. Of a classifier a table is printed. Of a detector or a segmenter the folder
+    OUT gets, in folders as those of the images, a picture `NAME.png` of each image, with a legend; of a segmenter also
+    `NAME_classes.png`, the class number of each pixel, and `NAME_colours.png`, the same in colours. `predictions.json`
+    lists all of it.
 
     Args:
-        files: images, and folders that are searched for images.
-        checkpoint: see `load_classifier`.
-        model: see `load_classifier`.
-        topk: number of classes an image, at most all.
-        class_names: text file with a class a line; None takes the checkpoint's names, or numbers.
-        format: of the result.
-        out: file to write it to; None prints it. Of a dense task a folder; None is `predictions`.
-        on_error: what an unreadable image does: it is named and skipped, or ends the command.
-        batch_size: images at a time.
-        device: where the model runs.
-        task: what the checkpoint was trained for.
-        threshold: score from which a detection counts.
-        size: shorter side of the images for the network, pixels; None is that of the training.
-        max_pixels: height times width from which an image is refused.
+        files: Images, and folders that are searched for images.
+        checkpoint: The weights: folder of a run (its `best.ckpt`, or else `last.ckpt`), a `.ckpt` of
+            `softmaxfree train`, a `.safetensors` of `softmaxfree convert`, a folder of timm's `save_for_hf` such as
+            `best` of a run, or any other `.pth` or `.safetensors` together with MODEL.
+        model: Name of the model, where the checkpoint does not tell it. Without a checkpoint, a model that timm has
+            weights of.
+        task: What the checkpoint was trained for; it tells this itself, so that there is no need to.
+        out: Where the result goes. Of a classifier a file; by default it is printed. Otherwise a folder; by default
+            `predictions`.
+        topk: Classifier: number of classes an image.
+        class_names: Text file with the name of a class on each line, in the order of the model's outputs; by default
+            the names are those in the checkpoint, or numbers.
+        format: Classifier: how the result is written.
+        threshold: Detector: score from which an object counts, 0 to 1.
+        size: Pixels that the shorter side of an image is resized to for the network. By default that of the training;
+            a segmenter takes each image at its own size.
+        window: Segmenter: height and width, in pixels, of windows that slide over the image; by default the network
+            sees the image as a whole.
+        overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1.
+        device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        on_error: What happens at an image that cannot be read: it is named and skipped, or the command ends.
+        batch_size: Classifier: images at a time.
+        max_pixels: Height times width from which an image is refused.
 
     Raises:
         FileNotFoundError: a file or the checkpoint is missing.
         InputError: an argument or the checkpoint is wrong, or no image can be read.
         OSError: the result cannot be written.
     """
-    counts = {"--topk": topk, "--batch-size": batch_size, "--size": size, "--max-pixels": max_pixels}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} must be 1 or more, got {value}")
-    images, left_out = find_images_of(files)
-    inputs = [path for path in (checkpoint, class_names) if path is not None]
-    if task != "classification":
+    given = dict(locals())
+    for name in ("topk", "batch_size", "size", "window", "max_pixels"):
+        if given[name] is not None and given[name] < 1:
+            raise InputError(f"{_option(name)} must be 1 or more, got {given[name]}")
+    if not 0 <= threshold <= 1:  # nan too
+        raise InputError(f"--threshold must be 0 to 1, got {threshold}")
+    if not 0 <= overlap < 1:
+        raise InputError(f"--overlap must be from 0 to below 1, a part of the window, got {overlap}")
+
+    from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier, load_task  # torch: seconds
+    from softmaxfree.cli.device import find_device
+    from softmaxfree.cli.inputs import find_images_of, tell
+    from softmaxfree.cli.outputs import require_free
+
+    where = find_device(device)
+    images, left_out = find_images_of(list(map(str, files)))
+    weights = None if checkpoint is None else find_checkpoint(checkpoint)
+    kind = _agreed(task, find_kind(weights), weights, given)
+    inputs = [path for path in (weights, class_names) if path is not None]
+    if kind == "classification":
+        from softmaxfree.cli.predict_classes import is_table, predict_classes
+
+        if out is not None:
+            require_free([out], [*images, *inputs], is_table)
+        classifier = load_classifier(weights, model, size)
+        classifier = classifier._replace(class_names=_read_names(class_names, classifier.class_names))
+        classifier.model.to(where)
+        arguments = {"topk": topk, "format": format, "batch_size": batch_size, "device": where}
+        predict_classes(images, classifier, out, on_error=on_error, max_pixels=max_pixels, **arguments)
+    else:
         from softmaxfree.cli.predict_dense import predict_dense
 
-        if not 0 <= threshold <= 1:  # nan too
-            raise InputError(f"--threshold must be 0 to 1, got {threshold}")
-        loaded = load_task(checkpoint, task, size)
-        if class_names is not None:
-            loaded = loaded._replace(class_names=_read_names(class_names, len(loaded.class_names)))
-        _to(loaded.task, device)
-        predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, max_pixels)
-        tell(left_out)
-        return
-    if out is not None:
-        require_free([out], [*images, *inputs], _is_table)
-    classifier = load_classifier(checkpoint, model, size)
-    names = classifier.class_names if class_names is None else _read_names(class_names, len(classifier.class_names))
-    net = _to(classifier.model, device)
-    results = []
-    for paths, batch in _batches(images, _reader(classifier.data_config, max_pixels), batch_size, on_error):
-        with torch.inference_mode():
-            best = net(batch.to(device)).float().softmax(-1).topk(min(topk, len(names)))
-        for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
-            likeliest = zip(indices, values, strict=True)
-            predictions = [{"class": names[i], "index": i, "probability": p} for i, p in likeliest]
-            results.append({"file": str(path), "predictions": predictions})
-    if not results:
-        raise InputError(f"none of the {len(images)} images can be read")
-    if skipped := len(images) - len(results):
-        print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
-    _write(results, format, out)
+        loaded = load_task(weights, kind, size, window=window, overlap=overlap, threshold=threshold)
+        loaded = loaded._replace(class_names=_read_names(class_names, loaded.class_names))
+        loaded.task.to(where)
+        sizes = {"max_pixels": max_pixels, "size": size, "whole": window is None}
+        predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, **sizes)
     tell(left_out)
 
 
-def _to(net: nn.Module, device: str) -> nn.Module:
+def _agreed(task: str | None, kind: str, checkpoint: str | None, given: dict[str, Any]) -> str:
+    """The kind of task, of which neither `--task` nor another option may say otherwise."""
+    if checkpoint is None and task not in (None, kind):
+        raise InputError(f"--task {task} needs --checkpoint, a run's folder or a .ckpt of `softmaxfree train`")
+    if task not in (None, kind):
+        raise InputError(f"--task is {task}, but {checkpoint} is of {kind}; without --task the checkpoint tells")
+    usual = inspect.signature(run).parameters
+    changed = [name for name in given if given[name] != usual[name].default]
+    for name in changed:
+        if _OF_ONE_TASK.get(name, kind) != kind:
+            raise InputError(
+                f"{_option(name)} is for {_OF_ONE_TASK[name]}, but {checkpoint or 'this model'} is of {kind}"
+            )
+    if "overlap" in changed and given["window"] is None:
+        raise InputError("--overlap is that of windows: give --window too")
+    return kind
+
+
+def _read_names(file: Path | None, own: list[str]) -> list[str]:
+    """Names of classes from a file, as many as the model has; without one the model's own."""
+    if file is None:
+        return own
     try:
-        return net.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def _read_names(file: str, num_classes: int) -> list[str]:
-    names = Path(file).read_text(encoding="utf-8").splitlines()
-    if len(names) != num_classes:
-        raise InputError(f"--class-names: {file} has {len(names)} lines, but the model has {num_classes} classes")
+        names = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--class-names: {file} is no text in UTF-8 ({error.reason} at byte {error.start})") from error
+    if len(names) != len(own):
+        raise InputError(f"--class-names: {file} has {len(names)} lines, but the model has {len(own)} classes")
     return names
 
 
-def _reader(data_config: dict[str, Any], max_pixels: int) -> Callable[[Path], Tensor]:
-    """What makes the model's input of an image file."""
-    mode: Any = "L" if data_config["input_size"][0] == 1 else "RGB"
-    transform: Any = create_transform(**data_config)
-    shorter = int(min(data_config["input_size"][1:]) / (data_config.get("crop_pct") or 1))
-
-    def read(path: Path) -> Tensor:
-        image = read_image(path, mode, max_pixels)
-        check_resized(image, shorter, str(path))
-        return transform(image)
-
-    return read
-
-
-def _batches(
-    images: Sequence[Path], read: Callable[[Path], Tensor], batch_size: int, on_error: str
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Paths and tensors of the images that can be read."""
-
-    def readable() -> Iterator[tuple[Path, Tensor]]:
-        for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
-            try:
-                yield path, read(path)
-            except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
-                skip_or_fail(path, error, on_error)
-
-    items = readable()
-    while batch := list(islice(items, batch_size)):
-        paths, tensors = zip(*batch, strict=True)
-        yield list(paths), torch.stack(tensors)
-
-
-def _write(results: list[dict], format: str, out: str | None) -> None:
-    if format == "table" and out is None:
-        print_table(*_table(results))
-        return
-    text = {"json": _json, "csv": _csv, "table": lambda r: plain_table(*_table(r)) + "\n"}[format](results)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
-        part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
-
-
-def _is_table(path: Path) -> bool:
-    """Whether a file begins as one of the three formats does."""
-    with path.open("rb") as file:
-        start = b" ".join(file.read(4096).split())
-    return start.startswith((b"file,rank,class,index,probability", b'[ { "file": "')) or (
-        start.startswith(b"file ") and b" top-1" in start
-    )
-
-
-def _table(results: list[dict]) -> tuple[list[str], list[list[str]]]:
-    columns = ["file", *(f"top-{i + 1}" for i in range(len(results[0]["predictions"])))]
-    cells = [[f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]] for result in results]
-    return columns, [[result["file"], *row] for result, row in zip(results, cells, strict=True)]
-
-
-def _json(results: list[dict]) -> str:
-    return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-
-
-def _csv(results: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "rank", "class", "index", "probability"))
-    for result in results:
-        for rank, p in enumerate(result["predictions"], start=1):
-            writer.writerow((result["file"], rank, p["class"], p["index"], f"{p['probability']:.6f}"))
-    return text.getvalue()
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

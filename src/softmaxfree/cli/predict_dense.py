@@ -1,11 +1,13 @@
 """`softmaxfree predict --task detection` and `--task segmentation`: pictures and JSON."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +16,6 @@ from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
-from softmaxfree.cli.draw import draw
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import (
     LIST,
@@ -25,10 +26,15 @@ from softmaxfree.cli.outputs import (
     require_free,
     without_earlier,
 )
+from softmaxfree.drawing import BACKGROUND, beside_legend, colour_classes, colours, count_labels, entries, overlay
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
 
 __all__ = ["predict_dense"]
+
+_LEGIBLE = 480  # pixels: smaller images are shown several times larger
+_MUCH_LARGER = 2  # than in training, each side
+_SHARES = "share of the pixels"
 
 
 def predict_dense(
@@ -40,12 +46,15 @@ def predict_dense(
     files: Sequence[str | Path] = (),
     inputs: Sequence[str | Path] = (),
     max_pixels: int = MAX_PIXELS,
+    size: int | None = None,
+    whole: bool = True,
 ) -> None:
     """Write each image with what is found in it drawn, and `predictions.json`, which names these pictures.
 
     Of a detector the JSON holds class, score, box (left, top, right, bottom, in pixels) and, if there is one, the mask
     in COCO's run lengths. Of a segmenter it holds each class and its part of the image; beside the picture a PNG
-    `NAME_classes.png` holds the number of each pixel's class. Pictures lie in folders as the images do.
+    `NAME_classes.png` of the image's size holds the number of each pixel's class, and `NAME_colours.png` shows it.
+    Pictures lie in folders as the images do. Those for the eye have a legend, and small images are magnified.
 
     Args:
         images: files.
@@ -56,6 +65,8 @@ def predict_dense(
         files: what the user named, images and folders of them; none: the images.
         inputs: further files that are read, such as the checkpoint.
         max_pixels: height times width from which an image is refused.
+        size: shorter side that an image to be segmented is resized to; None takes it at its own size.
+        whole: images are segmented whole, not in windows: one that is much larger than in training is told.
 
     Raises:
         InputError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable
@@ -65,37 +76,45 @@ def predict_dense(
     folder = Path(out)
     files = files or images
     images = without_earlier(images, map(str, files), folder)
-    endings = [".png", "_classes.png"] if loaded.kind == "segmentation" else [".png"]
+    endings = [".png", "_classes.png", "_colours.png"] if loaded.kind == "segmentation" else [".png"]
     names = name_outputs(images, common_folder(files), endings)
     written = [folder / name for outputs in names.values() for name in outputs]
     require_free([*written, folder / LIST], [*images, *inputs], is_ours)
-    task = loaded.task
-    describe = _segment if loaded.kind == "segmentation" else _detect
-    results = []
+    results, empty, large = [], 0, [0]
     for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
         try:
             image = tv.to_image(read_image(path, "RGB", max_pixels)).as_subclass(Tensor)
             with torch.inference_mode():  # which refuses images that are too small
-                found, predictions = describe(task, image, loaded, threshold)
+                if loaded.kind == "segmentation":
+                    found, predictions = _segment(loaded, image, size)
+                else:
+                    found, predictions = _detect(loaded, image, threshold)
         except (InputError, OSError) as error:
             skip_or_fail(path, error, on_error)
             continue
-        pictures = {"picture": draw(_in_unit_range(image), found, loaded.class_names)}
-        if isinstance(found, Tensor):
-            dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32
-            pictures["classes"] = found.to(dtype)[None].cpu()
+        pictures = _pictures(image, found, loaded, threshold)
         for picture, name in zip(pictures.values(), names[path], strict=True):
             _write_png(folder / name, picture)
         written_as = {key: str(name) for key, name in zip(pictures, names[path], strict=True)}
         height, width = image.shape[1:]
         results.append({"file": str(path), "height": height, "width": width, **written_as, "predictions": predictions})
+        empty += not predictions
+        if size is None and whole and min(height, width) > _MUCH_LARGER * loaded.size[0]:
+            large.append(min(height, width))
     if not results:
         raise InputError(f"none of the {len(images)} images can be read")
     with atomic_write(folder / LIST) as part:
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes, for names of any bytes
-    skipped = len(images) - len(results)
-    print(f"{len(results)} images drawn into {folder}" + (f", {skipped} skipped" if skipped else ""))
+    line = f"{len(results)} image{'s' if len(results) > 1 else ''} drawn into {folder}"
+    line += f", {empty} of them without objects" if empty else ""
+    print(line + (f", {skipped} skipped" if (skipped := len(images) - len(results)) else ""))
+    if loaded.kind == "segmentation" and max(large):
+        print(
+            f"{len(large) - 1} of them much larger than in training (shorter side up to {max(large)} pixels, there "
+            f"{loaded.size[0]}): --window {loaded.size[0]} or --size {loaded.size[0]} may find more",
+            file=sys.stderr,
+        )
 
 
 _Described = tuple[Any, list[dict[str, Any]]]
@@ -105,8 +124,8 @@ def _in_unit_range(image: Tensor) -> Tensor:
     return tv.to_dtype(image, torch.float32, scale=True)
 
 
-def _detect(task: Any, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
-    found = task([_in_unit_range(image).to(task.device)])[0]
+def _detect(loaded: LoadedTask, image: Tensor, threshold: float) -> _Described:
+    found = loaded.task([_in_unit_range(image).to(loaded.task.device)])[0]
     keep = found["scores"] >= threshold
     found = {key: value[keep].cpu() for key, value in found.items()}
     predictions = []
@@ -119,20 +138,43 @@ def _detect(task: Any, image: Tensor, loaded: LoadedTask, threshold: float) -> _
     return found, predictions
 
 
-def _segment(task: Any, image: Tensor, loaded: LoadedTask, threshold: float) -> _Described:
-    height, width = resized_shape(image.shape[1], image.shape[2], loaded.size)  # as in validation
-    resized = _in_unit_range(tv.resize(image, [height, width], antialias=True))
-    logits = F.interpolate(task([resized.to(task.device)])[0][None], size=image.shape[1:], mode="bilinear")[0]
-    classes = logits.argmax(0)
-    counts = classes.flatten().bincount(minlength=len(loaded.class_names))
+def _segment(loaded: LoadedTask, image: Tensor, size: int | None) -> _Described:
+    height, width = image.shape[1:]
+    if size is not None:
+        short, long = loaded.size
+        resized = tv.resize(image, list(resized_shape(height, width, (size, round(size * long / short)))))
+    logits = loaded.task([_in_unit_range(image if size is None else resized).to(loaded.task.device)])[0]
+    if size is not None:
+        logits = F.interpolate(logits[None], size=(height, width), mode="bilinear")[0]
+    dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32  # as the PNG; and eight times less memory
+    classes = logits.argmax(0).to(dtype).cpu()
+    counts = count_labels(classes, len(loaded.class_names))
     parts = [
         {"class": loaded.class_names[i], "index": i, "part": round(int(counts[i]) / classes.numel(), 5)}
-        for i in counts.argsort(descending=True).tolist()
+        for i in counts.argsort(descending=True, stable=True).tolist()
         if counts[i]
     ]
     return classes, parts
 
 
-def _write_png(path: Path, image: Tensor) -> None:
+def _pictures(image: Tensor, found: Any, loaded: LoadedTask, threshold: float) -> dict[str, Image.Image]:
+    """What is written of an image, by the key in the list."""
+    names = loaded.class_names
+    scale = max(1, round(_LEGIBLE / max(image.shape[1:])))
+    counts = count_labels(found, len(names))
+    drawn = overlay(image, found, names, scale)
+    if not isinstance(found, Tensor):
+        heading = f"{len(found['labels']) or 'no'} objects with a score of {threshold:g} or more"
+        return {"picture": beside_legend(drawn, entries(counts, names, "count"), heading)}
+    flat = colour_classes(found, names, scale)
+    lines, painted = (entries(counts, names, "share", colours(names, ground)) for ground in (None, BACKGROUND))
+    return {
+        "picture": beside_legend(drawn, lines, _SHARES),
+        "classes": tv.to_pil_image(found[None]),
+        "colours": beside_legend(flat, painted, _SHARES),
+    }
+
+
+def _write_png(path: Path, image: Image.Image) -> None:
     with atomic_write(path) as part:
-        tv.to_pil_image(image).save(part, "PNG", pnginfo=mark())
+        image.save(part, "PNG", pnginfo=mark())
