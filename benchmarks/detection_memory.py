@@ -19,7 +19,7 @@ import torch
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.models.detection import HEADS, Detector
 

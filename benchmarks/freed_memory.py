@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 from softmaxfree.bench.registry import FORWARD
 from softmaxfree.bench.worker import Worker
 

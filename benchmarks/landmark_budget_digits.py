@@ -16,7 +16,7 @@ import torch
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 from softmaxfree.data import DigitsDataModule
 
 SIZE = 128

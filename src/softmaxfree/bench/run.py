@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.trial import Trial
 from softmaxfree.bench.worker import Worker

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
-from softmaxfree.cli.draw import draw
+from softmaxfree.report.draw import draw
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import (
     LIST,

@@ -1,5 +1,6 @@
 """`softmaxfree train`: runs a recipe, or goes on with a run."""
 
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,12 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write
-from softmaxfree.cli.draw import draw_samples
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import resumed_recipe
-from softmaxfree.cli.report import plot_confusion, plot_curve
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.errors import InputError
+from softmaxfree.report import write as write_report
+from softmaxfree.report.draw import draw_samples
 from softmaxfree.tasks import ClassificationTask
 from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
@@ -165,17 +166,27 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
     classifier = isinstance(job.task, ClassificationTask)
-    confusion = job.task.confusion.compute() if classifier and validates else None  # by all processes together
+    if classifier and validates:
+        job.task.confusion.compute()  # by all processes together; the result is kept for the report
     if not trainer.is_global_zero:
         return
     whole, record = load_task(checkpoint)  # the task's own model may be sharded
-    plot_curve(epochs, job.task.summary, run_dir / "curve.png")
     if classifier:
         save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
     elif validates:
         draw_samples(whole, job.data, run_dir / "predictions.png")
-    if confusion is not None:
-        plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
+    page = write_report(
+        run_dir,
+        job.task,
+        job.data,
+        epochs=epochs,
+        metrics=metrics,
+        kept=kept,
+        best_epoch=record.epoch + 1 if kept == "best" else None,
+        seconds=seconds,
+        command=f"softmaxfree train {shlex.quote(str(run_dir / 'config.yaml'))}",
+        settings={},
+    )
     parameters = sum(p.numel() for p in whole.model.parameters())
     rows = [*summary_rows(job.task, metrics)] if metrics else []
     if kept == "best":
@@ -188,3 +199,4 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         print(f"no validation was run during the training: what is kept are its last weights, {checkpoint}")
     print_table((f"{kept} weights", "value"), rows)
     print(f"folder: {run_dir}")
+    print(f"report: {page}")
