@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 
 SIZE = 896
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from softmaxfree.atomic import atomic_write, write_csv
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 
 ROOT = Path(__file__).parents[1]
 METRICS = {

@@ -83,7 +83,9 @@ def find(module: Module | None, name: str) -> tuple[Module, ast.stmt] | None:
         if isinstance(statement, ast.ImportFrom):
             source = _absolute(module, statement)
             original = next(a.name for a in statement.names if first in (a.asname, a.name))
-            if (submodule := read(f"{source}.{original}")) is not None and original not in (read(source) or module).names:
+            if (submodule := read(f"{source}.{original}")) is not None and original not in (
+                read(source) or module
+            ).names:
                 module, name = submodule, rest
             else:
                 module, name = read(source), f"{original}.{rest}" if rest else original

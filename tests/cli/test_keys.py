@@ -46,7 +46,9 @@ def test_a_recipe_that_is_shown_is_the_same_recipe(recipe, tmp_path):
 
 
 def test_values_that_yaml_could_take_for_others_come_back(tmp_path):
-    odd = "base: digits\nmodel:\n  opt_args: {a: '1e-3', b: 1e-3, c: 'null', d: [yes, 'yes'], e: 'x: # y', f: \"ü\\n\"}\n"
+    odd = (
+        "base: digits\nmodel:\n  opt_args: {a: '1e-3', b: 1e-3, c: 'null', d: [yes, 'yes'], e: 'x: # y', f: \"ü\\n\"}\n"
+    )
     (tmp_path / "odd.yaml").write_text(odd, encoding="utf-8")
     (tmp_path / "shown.yaml").write_text(commented(str(tmp_path / "odd.yaml")), encoding="utf-8")
     assert read_recipe(str(tmp_path / "shown.yaml")) == read_recipe(str(tmp_path / "odd.yaml"))
@@ -161,7 +163,10 @@ def test_types_in_words(annotation, words):
     ("override", "message"),
     [
         ("model.lr=abc", "model.lr must be a number, got abc"),
-        ("model.sched=cosin", "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin; "),
+        (
+            "model.sched=cosin",
+            "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin; ",
+        ),
         ("model.num_classes=", "model.num_classes must be a whole number, got nothing"),
         ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got ['a']"),
         ("model.lr.x=3", "model.lr has no key x: it must be a number"),
@@ -171,7 +176,10 @@ def test_types_in_words(annotation, words):
         ("run.threads=0", "run.threads must be a whole number from 1 or null, got 0"),
         ("trainer.max_epochs=x", "trainer.max_epochs must be a whole number or null, got x"),
         ("trainer.callbacks=[{class_path: foo.Bar}]", "trainer.callbacks: foo.Bar: No module named 'foo'"),
-        ("trainer.logger=CSVLogger", "trainer.logger: lightning.pytorch.loggers.CSVLogger: the following arguments are"),
+        (
+            "trainer.logger=CSVLogger",
+            "trainer.logger: lightning.pytorch.loggers.CSVLogger: the following arguments are",
+        ),
         ("trainer.logger=CSVLoggr", "trainer.logger must be Logger or"),
     ],
 )

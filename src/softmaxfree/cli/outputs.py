@@ -3,15 +3,14 @@
 import itertools
 import json
 import os
-import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from softmaxfree.errors import InputError
+from softmaxfree.replacing import require_free
 
 __all__ = ["LIST", "common_folder", "is_ours", "mark", "name_outputs", "require_free", "without_earlier"]
 
@@ -53,41 +52,6 @@ def name_outputs(images: Iterable[Path], root: str | Path, endings: Sequence[str
 def common_folder(files: Iterable[str | Path]) -> Path:
     """Return the deepest folder that holds all of the files and folders; of one folder itself."""
     return Path(os.path.commonpath([os.path.abspath(f if os.path.isdir(f) else os.path.dirname(f)) for f in files]))
-
-
-def require_free(
-    outputs: Iterable[str | Path],
-    inputs: Iterable[str | Path],
-    is_ours: Callable[[Path], bool],
-    option: str = "--out",
-) -> None:
-    """Refuse to replace what is read, or what the command has not made; links are followed.
-
-    Args:
-        outputs: files that will be written.
-        inputs: files that are read, and folders of such.
-        is_ours: whether the command wrote a file, which it may then replace; an empty one is free.
-        option: what names the outputs, for the message.
-
-    Raises:
-        InputError: an output is taken.
-        OSError: what is there cannot be looked at.
-    """
-    read = {}
-    for path in map(Path, inputs):
-        for file in path.iterdir() if path.is_dir() else [path]:
-            if (found := _stat(file)) is not None:
-                read[found.st_dev, found.st_ino] = file
-    for output in map(Path, outputs):
-        about = _stat(output)
-        if about is None or not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
-            continue
-        if stat.S_ISDIR(about.st_mode):
-            raise InputError(f"{option}: {output} is a folder, and a file of that name would be written")
-        if (same := read.get((about.st_dev, about.st_ino))) is not None:
-            raise InputError(f"{option}: {output} would replace {same}, which is read; name another place")
-        if about.st_size and not is_ours(output):
-            raise InputError(f"{option}: {output} is there and is no earlier output; name another place or move it")
 
 
 def mark() -> PngInfo:
@@ -146,10 +110,3 @@ def _stems(path: Path, ending: int) -> Iterator[str]:
 
 def _cut(name: str, longest: int) -> str:
     return os.fsencode(name)[:longest].decode(errors="ignore")
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None

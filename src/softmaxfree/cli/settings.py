@@ -147,7 +147,7 @@ def _warmup(run: _Run) -> tuple[float, str]:
 
 
 def _weights(run: _Run) -> tuple[list[float], str]:
-    from softmaxfree.tasks.weights import balanced
+    from softmaxfree.tasks.class_weights import balanced
 
     counts = run.data.class_counts
     if not counts:

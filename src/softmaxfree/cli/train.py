@@ -1,5 +1,6 @@
 """`softmaxfree train`: runs a recipe, or goes on with a run."""
 
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,15 +15,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.device import trainer_options
-from softmaxfree.cli.draw import draw_samples
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import SPLIT, resumed_recipe
-from softmaxfree.cli.report import plot_confusion, plot_curve
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.errors import InputError
+from softmaxfree.report import write as write_report
+from softmaxfree.report.draw import draw_samples
 from softmaxfree.tasks import ClassificationTask
 from softmaxfree.tasks.callbacks import EpochRecord, EpochSeed
 from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
+from softmaxfree.tasks.early_stopping import LateEarlyStopping
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
@@ -103,7 +105,8 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
         if not job.trainer["fast_dev_run"]:  # which keeps nothing
-            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"))
+            command = shlex.join(["softmaxfree", "train", recipe, *overrides])
+            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), command)
     return run_dir
 
 
@@ -157,7 +160,8 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     best = KeptCheckpoint(run_dir, "best", monitor=job.task.monitor, at_epoch_end=by_epoch)
     # Lightning's own `save_last` skips the epochs that are not the best.
     last = KeptCheckpoint(run_dir, "last")
-    arguments["callbacks"] = [*as_list(arguments["callbacks"]), *callbacks, best, last]
+    stopping = [LateEarlyStopping(job.task.monitor, job.patience)] if job.patience else []
+    arguments["callbacks"] = [*as_list(arguments["callbacks"]), *callbacks, *stopping, best, last]
     arguments["plugins"] = [*as_list(arguments["plugins"]), AtomicCheckpointIO()]
     if arguments["logger"] is None:
         arguments["logger"] = TensorBoardLogger(run_dir.parent, name="", version=run_dir.name, default_hp_metric=False)
@@ -195,7 +199,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float) -> None:
+def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float, command: str) -> None:
     """Measure the weights that are kept, and write what is left to write.
 
     They are the best; of a run without a validation the last.
@@ -212,17 +216,27 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
     classifier = isinstance(job.task, ClassificationTask)
-    confusion = job.task.confusion.compute() if classifier and validates else None  # by all processes together
+    if classifier and validates:
+        job.task.confusion.compute()  # by all processes together; the result is kept for the report
     if not trainer.is_global_zero:
         return
     whole, record = load_task(checkpoint)  # the task's own model may be sharded
-    plot_curve(epochs, job.task.summary, run_dir / "curve.png")
     if classifier:
         save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
     elif validates:
         draw_samples(whole, job.data, run_dir / "predictions.png")
-    if confusion is not None:
-        plot_confusion(confusion, job.data.class_names, run_dir / "confusion_matrix.png")
+    page = write_report(
+        run_dir,
+        job.task,
+        job.data,
+        epochs=epochs,
+        metrics=metrics,
+        kept=kept,
+        best_epoch=record.epoch + 1 if kept == "best" else None,
+        seconds=seconds,
+        command=command,
+        settings=job.settings,
+    )
     parameters = sum(p.numel() for p in whole.model.parameters())
     rows = [*summary_rows(job.task, metrics)] if metrics else []
     if kept == "best":
@@ -234,4 +248,8 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     if kept == "last":
         print(f"no validation was run during the training: what is kept are its last weights, {checkpoint}")
     print_table((f"{kept} weights", "value"), rows)
-    print(f"folder: {run_dir}")
+    if remark := getattr(job.task, "remark", ""):
+        print(remark)
+    print(f"run      {run_dir}")
+    print(f"report   {page}")
+    print(f"predict  softmaxfree predict IMAGES --checkpoint {shlex.quote(str(run_dir))}")

@@ -1,7 +1,7 @@
 """Labelled images in folders (ImageNet's layout), in tar files, in a table, or from any source that timm can name."""
 
-from collections.abc import Callable, Sequence
 import statistics
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from PIL import Image

@@ -1,6 +1,5 @@
 """Training and validation images: found as folders, given in a table, or drawn; and checked against each other."""
 
-import csv
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence

@@ -1,7 +1,9 @@
 """What a measurement depends on beside the code: processor, versions, commit. Never the name of a host."""
 
+import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import timm
 import torch
 
 from softmaxfree.version import __version__
+
+__all__ = ["describe", "machine"]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -30,6 +34,31 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """Returns what `describe` says, and what else a training depends on.
+
+    Args:
+        device: where it runs.
+
+    Returns:
+        Those columns, and `cpu`, `cores` (that this process may use), `memory_gib`, `device_memory_gib` (of a GPU, else
+        None), `lightning` and `python`.
+    """
+    import psutil  # imported late: the benchmarks of single layers do without the training stack
+
+    cuda = device.type == "cuda"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        **describe(device),
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device_memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if cuda else None,
+        "lightning": metadata.version("lightning"),
+        "python": platform.python_version(),
+    }
+
+
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -42,7 +71,7 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", ":/src"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")

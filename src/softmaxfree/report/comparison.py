@@ -1,0 +1,137 @@
+"""A page that compares runs."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softmaxfree.errors import InputError
+from softmaxfree.replacing import require_free
+from softmaxfree.report.curves import Curve, curves_of
+from softmaxfree.report.meanings import meaning
+from softmaxfree.report.page import curve_figures, is_ours, render, run_page, score_text
+from softmaxfree.report.reading import read_run
+from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
+
+__all__ = ["PAGE", "compare"]
+
+PAGE = "report.html"
+"""Its name in the folder of a run, or of runs."""
+
+_READ = (SUMMARY, "config.yaml", "metrics.csv")
+
+
+def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the page of a run again, or one page that compares several runs.
+
+    Args:
+        runs: their folders.
+        out: the page; None is `report.html` in the folder of the run, or in the deepest folder that holds all of them.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        InputError: a folder is not that of a run, or `out` is a file that `softmaxfree report` has not written.
+        OSError: the page cannot be written.
+    """
+    folders = [Path(run) for run in runs]
+    if not folders:
+        raise InputError("name the folder of a run, or of several to compare them")
+    real = [os.path.realpath(folder) for folder in folders]
+    if twice := [folder for i, folder in enumerate(folders) if real[i] in real[:i]]:
+        raise InputError(f"{twice[0]} is given twice")
+    summaries = [read_run(folder) for folder in folders]
+    page = Path(out) if out is not None else _place(real)
+    require_free([page], [f for folder in folders for name in _READ if (f := folder / name).is_file()], is_ours)
+    if len(folders) == 1:
+        run_page(summaries[0], folders[0], page)
+    else:
+        _compare(folders, summaries, page)
+    return page
+
+
+def _place(real: Sequence[str]) -> Path:
+    common = real[0] if len(real) == 1 else os.path.commonpath([os.path.dirname(folder) for folder in real])
+    return Path(os.path.relpath(common) if common != os.sep else os.curdir, PAGE)
+
+
+def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) -> None:
+    names = _short_names(folders)
+    labels: dict[str, tuple[str, float, int]] = {}
+    for summary in summaries:
+        for name, label in summary["labels"].items():
+            labels.setdefault(name, tuple(label))
+    titles = list(dict.fromkeys(title_of(summary) for summary in summaries))
+    title = f"{len(folders)} runs of {titles[0]}" if len(titles) == 1 else f"{len(folders)} runs"
+    render(
+        "comparison.html",
+        page,
+        title=title,
+        version="",
+        names=names,
+        runs=summaries,
+        titles=[title_of(summary) for summary in summaries],
+        scores=[_score_row(name, label, summaries) for name, label in labels.items() if _measured(name, summaries)],
+        different=_different([read_config(folder) for folder in folders]),
+        figures=[
+            (label.removesuffix(" (%)"), figure)
+            for name, (label, _, _) in {"train/loss": ("training loss", 1, 4), **labels}.items()
+            for figure in _figures(name, label, names, summaries)
+        ],
+    )
+
+
+def _figures(name: str, label: str, names: Sequence[str], summaries: Sequence[Summary]) -> list[Any]:
+    curves = []
+    for run, summary in zip(names, summaries, strict=True):
+        told = {key: value for key, value in summary["labels"].items() if key == name}
+        for curve in curves_of(summary["epochs"], told):
+            if (curve.label == "training loss") == (name == "train/loss"):
+                curves.append(Curve(run, curve.epochs, curve.values, curve.panel))
+    return curve_figures(curves, label)
+
+
+def _measured(name: str, summaries: Sequence[Summary]) -> bool:
+    return any(summary["metrics"].get(name) is not None for summary in summaries)
+
+
+def _score_row(name: str, label: Sequence[Any], summaries: Sequence[Summary]) -> dict[str, Any]:
+    values = [summary["metrics"].get(name) for summary in summaries]
+    known = [value for value in values if value is not None]
+    best = (min if name.endswith("loss") else max)(known)
+    texts = [score_text(summary, name) if name in summary["labels"] else "–" for summary in summaries]
+    return {
+        "label": str(label[0]).removesuffix(" (%)"),
+        "meaning": meaning(name),
+        "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],
+    }
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that differ."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _different(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Keys of the configurations that are not equal in all runs, and their values."""
+    flat = [dict(_flat(config)) for config in configs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [(key, [str(config.get(key, "–")) for config in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows

@@ -1,0 +1,104 @@
+"""What somebody who reads a report should know before the numbers."""
+
+from typing import Any
+
+import numpy as np
+
+from softmaxfree.report.summary import Summary
+
+__all__ = ["confusion_counts", "findings"]
+
+_NAMED = 5
+_FEW_IMAGES = 200  # of a validation, below which one image is half a percentage point
+
+
+def findings(summary: Summary) -> list[str]:
+    """Return what is worth a warning, the gravest first."""
+    found = [_collapsed(summary), _unvalidated(summary), _no_better_than_guessing(summary), *_classes(summary)]
+    found += [_small_validation(summary), _ended_early(summary)]
+    return [line for line in found if line]
+
+
+def confusion_counts(summary: Summary) -> np.ndarray | None:
+    """Return the confusion matrix (classes, classes), int64, rows are the true classes; None where there is none."""
+    confusion = summary["confusion"]
+    if confusion is None:
+        return None
+    counts = np.zeros((confusion["classes"],) * 2, np.int64)
+    for i, j, count in confusion["cells"]:
+        counts[i, j] = count
+    return counts
+
+
+def _collapsed(summary: Summary) -> str:
+    counts = confusion_counts(summary)
+    if counts is None or (counts.sum(1) > 0).sum() < 2 or (counts.sum(0) > 0).sum() != 1:
+        return ""
+    name = summary["data"]["class_names"][int(counts.sum(0).argmax())]
+    return (
+        f"The model gives one class, {name}, to every {summary['confusion']['of'].removesuffix('s')} of the validation: "
+        "it has learned nothing from the images. A lower learning rate (model.lr), more epochs, weights to start from "
+        "(--init-from) or model.class_weights auto may help."
+    )
+
+
+def _unvalidated(summary: Summary) -> str:
+    if summary["metrics"] or summary["missing"]:
+        return ""
+    return "There was no validation: nothing tells how good these weights are. What is kept are the last ones."
+
+
+def _no_better_than_guessing(summary: Summary) -> str:
+    counts, top1 = confusion_counts(summary), summary["metrics"].get("val/top1")
+    if counts is None or top1 is None or _collapsed(summary):
+        return ""
+    largest = counts.sum(1).max() / max(counts.sum(), 1)
+    if top1 > largest:
+        return ""
+    name = summary["data"]["class_names"][int(counts.sum(1).argmax())]
+    return (
+        f"Top-1 is {100 * top1:.1f} %. To answer {name} always, without a look at the image, gives "
+        f"{100 * largest:.1f} %."
+    )
+
+
+def _classes(summary: Summary) -> list[str]:
+    counts = confusion_counts(summary)
+    if counts is None or _collapsed(summary):
+        return []
+    names, of = summary["data"]["class_names"], summary["confusion"]["of"]
+    absent = [name for name, total in zip(names, counts.sum(1), strict=True) if total == 0]
+    unseen = [name for name, row, column in zip(names, counts.sum(1), counts.sum(0), strict=True) if row and not column]
+    looked = "the validation" if of == "images" else "the images looked at"
+    return [
+        f"{_number(absent)} without {of} in {looked}, so nothing is known of {_them(absent)}." if absent else "",
+        f"{_number(unseen)} never predicted." if unseen else "",
+    ]
+
+
+def _small_validation(summary: Summary) -> str:
+    images = summary["data"]["num_images"].get("val")
+    if not images or images >= _FEW_IMAGES or "val/top1" not in summary["metrics"]:
+        return ""
+    return (
+        f"The validation has {images} images: one of them is {100 / images:.1f} percentage points of top-1, and "
+        "another choice of images may give a score that differs by several of these."
+    )
+
+
+def _ended_early(summary: Summary) -> str:
+    epochs = len(summary["epochs"])
+    if epochs < 3 or summary["best_epoch"] != epochs:
+        return ""
+    return (
+        f"The best epoch is the last of {epochs}: the model was still learning, and more epochs may give a better one."
+    )
+
+
+def _number(names: list[Any]) -> str:
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"1 class ({shown}) is" if len(names) == 1 else f"{len(names)} classes ({shown}) are"
+
+
+def _them(names: list[Any]) -> str:
+    return "it" if len(names) == 1 else "them"

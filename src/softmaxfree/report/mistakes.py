@@ -1,0 +1,131 @@
+"""The validation images on which a model is most wrong, as pictures and numbers."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from softmaxfree.report.judges import Judged, judge_classified, judge_detected, judge_segmented
+from softmaxfree.tasks import ClassificationTask, SegmentationTask
+
+__all__ = ["Mistakes", "look_for_mistakes"]
+
+_SECONDS = 60.0  # after which no further image is looked at
+_BATCH = 32
+
+
+@dataclass
+class Mistakes:
+    """What was found.
+
+    Attributes:
+        looked_at: number of images.
+        of: number of validation images; None where it is not known.
+        wrong: how many of those looked at have a mistake.
+        items: the worst, the very worst first: numbers and names.
+        pictures: of each item, by what they show.
+        confusion: of a segmenter (classes, classes), pixels of the images looked at, rows are the true classes.
+    """
+
+    looked_at: int = 0
+    of: int | None = None
+    wrong: int = 0
+    items: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[dict[str, Image.Image]] = field(default_factory=list)
+    confusion: np.ndarray | None = None
+
+
+def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
+    """Look at validation images, drawn by chance where they are many, and keep the worst.
+
+    Args:
+        task: of classification, segmentation or detection; it is moved to the device.
+        data: its data module, set up.
+        device: where to compute.
+
+    Returns:
+        The worst, and how many were looked at: at most 2,000 of a classifier, 200 of another, and for a minute.
+    """
+    task = task.to(device).eval()
+    if isinstance(task, ClassificationTask):
+        judge, most, batch_size, shown = judge_classified, 2000, _BATCH, 12
+    else:
+        judge = judge_segmented if isinstance(task, SegmentationTask) else judge_detected
+        most, batch_size, shown = 200, 1, 6
+    class_names = data.class_names or tuple(map(str, range(task.hparams["num_classes"])))
+    loader = data.val_dataloader()
+    found = Mistakes(of=None if isinstance(loader.dataset, IterableDataset) else len(loader.dataset))
+    worst: list[tuple[str, Judged]] = []
+    end = time.monotonic() + _SECONDS
+    for names, batch in _batches(data, loader, most, batch_size):
+        with torch.inference_mode():
+            judged = judge(task, batch, class_names, data.data_config)
+        for name, one in zip(names, judged, strict=True):
+            found.looked_at += 1
+            found.wrong += one.badness > 0
+            worst.append((name, one))
+            if one.confusion is not None:
+                found.confusion = one.confusion + (0 if found.confusion is None else found.confusion)
+        worst = [entry for entry in worst if entry[1].badness > 0]
+        worst = sorted(worst, key=lambda entry: entry[1].badness, reverse=True)[:shown]
+        if time.monotonic() > end:
+            break
+    found.items = [{"file": name, **one.numbers} for name, one in worst]
+    found.pictures = [one.paint() for _, one in worst]
+    return found
+
+
+class _Numbered(Dataset):
+    """Samples with their numbers, None for what cannot be read."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.dataset[index]
+
+
+def _batches(data: Any, loader: DataLoader, most: int, batch_size: int) -> Iterator[tuple[list[str], Any]]:
+    """Names of images, and the batch of them."""
+    dataset: Any = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        count = 0
+        for batch in loader:
+            size = 0 if batch is None else len(batch[0])
+            if size:
+                yield [f"image {count + i + 1}" for i in range(size)], batch
+            count += size
+            if count >= most:
+                return
+        return
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:most].tolist()
+    samples = DataLoader(
+        Subset(_Numbered(dataset), chosen),
+        batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=_readable,
+    )
+    for numbered in samples:
+        if numbered:
+            batch = loader.collate_fn([sample for _, sample in numbered])
+            yield [_name(dataset, index, data) for index, _ in numbered], batch
+
+
+def _readable(samples: list) -> list:
+    return [(index, sample) for index, sample in samples if sample is not None]
+
+
+def _name(dataset: Any, index: int, data: Any) -> str:
+    """The file of an image, below the folder of the data."""
+    filename = getattr(getattr(dataset, "dataset", dataset), "filename", None)
+    name = str((filename and filename(index, absolute=True)) or f"image {index + 1}")
+    root = f"{getattr(data, 'root', '')}/"
+    return name.removeprefix(root) if len(root) > 1 else name

@@ -1,0 +1,171 @@
+"""HTML pages from templates: one file, which needs nothing else and runs no script."""
+
+import base64
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
+from softmaxfree.report.curves import Curve, curves_of, draw_curves, panels_of
+from softmaxfree.report.figures import to_svg
+from softmaxfree.report.findings import confusion_counts, findings
+from softmaxfree.report.meanings import meaning, meaning_of_column
+from softmaxfree.report.summary import Summary, title_of
+
+__all__ = ["curve_figures", "is_ours", "render", "run_page", "score_text"]
+
+_MARK = b'<meta name="generator" content="softmaxfree report">'
+_OPEN_CLASSES = 30  # rows of a table that are shown at once
+_ABSENT = "–"
+
+
+def render(template: str, page: Path, **content: Any) -> None:
+    """Write a page.
+
+    Args:
+        template: its name.
+        page: the file.
+        **content: what the template names.
+    """
+    environment = Environment(
+        loader=PackageLoader("softmaxfree.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"thousands": _thousands, "duration": duration}
+    text = environment.get_template(template).render(**content)
+    with atomic_write(page) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a file is a page that `render` wrote."""
+    with path.open("rb") as file:
+        return _MARK in file.read(4096)
+
+
+def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
+    """Write the page of a run.
+
+    Args:
+        summary: of the run.
+        run_dir: its folder, in which the pictures of its mistakes and its configuration are.
+        page: the file.
+    """
+    counts = confusion_counts(summary)
+    title = title_of(summary)
+    names = summary["data"]["class_names"]
+    config = run_dir / "config.yaml"
+    matrix = None
+    if counts is not None:
+        description = f"Confusion matrix of {title}"
+        matrix = Markup(to_svg(partial(draw_confusion, counts, names, ""), str(escape(description))))
+    render(
+        "run.html",
+        page,
+        title=title,
+        run=summary,
+        folder=str(run_dir),
+        findings=findings(summary),
+        scores=[
+            {"label": label.removesuffix(" (%)"), "text": score_text(summary, name), "meaning": meaning(name)}
+            for name, (label, _, _) in summary["labels"].items()
+            if summary["metrics"].get(name) is not None
+        ],
+        absent=[
+            label.removesuffix(" (%)")
+            for name, (label, _, _) in summary["labels"].items()
+            if summary["metrics"] and summary["metrics"].get(name) is None
+        ],
+        figures=curve_figures(curves_of(summary["epochs"], summary["labels"]), title),
+        classes=_class_rows(summary, counts),
+        columns=[(name, meaning_of_column(name)) for name in summary["class_scores"]],
+        open_classes=_OPEN_CLASSES,
+        matrix=matrix,
+        confused=[(names[i], names[j], n) for i, j, n in most_confused(counts, 10)] if counts is not None else [],
+        labelled=counts is not None and len(counts) <= LABELLED,
+        mistakes=[_with_pictures(item, run_dir, names) for item in summary["mistakes"]["items"]],
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+    )
+
+
+def curve_figures(curves: Sequence[Curve], title: str) -> list[Markup]:
+    """Return a picture of each panel."""
+    figures = []
+    for panel, shown in panels_of(curves).items():
+        what = ", ".join(curve.label for curve in shown)
+        description = str(escape(f"{title}: {what} over the epochs"))
+        figures.append(Markup(to_svg(partial(draw_curves, {panel: shown}, ""), description)))
+    return figures
+
+
+def score_text(summary: Summary, name: str) -> str:
+    """Return a metric as its task shows it, with its unit."""
+    value, (label, factor, digits) = summary["metrics"].get(name), summary["labels"][name]
+    unit = "\N{NO-BREAK SPACE}%" if label.endswith("(%)") else ""
+    return _ABSENT if value is None else f"{factor * value:.{digits}f}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the two largest units."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days} d {h} h" if days else f"{hours} h {m} min" if hours else f"{minutes} min {s} s"
+
+
+def _thousands(number: float | None) -> str:
+    return _ABSENT if number is None else f"{number:,}"
+
+
+def _class_rows(summary: Summary, counts: Any) -> list[dict[str, Any]]:
+    """A row a class, those with the lowest score first where not all are shown at once."""
+    names, trained = summary["data"]["class_names"], summary["data"]["class_counts"]
+    rows = []
+    for i, name in enumerate(names):
+        scores = [column[i] for column in summary["class_scores"].values()]
+        row = {
+            "name": name,
+            "trained": trained[i] if trained else None,
+            "scores": scores,
+            "taken": "",
+            "validated": None,
+        }
+        if counts is not None:
+            row["validated"] = int(counts[i].sum())
+            others = counts[i].copy()
+            others[i] = 0
+            if others.any():
+                most = int(others.argmax())
+                row["taken"] = f"{names[most]} ({100 * others[most] / counts[i].sum():.1f} %)"
+        rows.append(row)
+    if len(rows) > _OPEN_CLASSES and summary["class_scores"]:
+        rows.sort(key=lambda row: (row["scores"][-1] is None, row["scores"][-1]))
+    return rows
+
+
+def _with_pictures(item: dict[str, Any], run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
+    """A mistake with its pictures inside and its classes by name."""
+    pictures = {
+        what: "data:image/jpeg;base64," + base64.b64encode((run_dir / file).read_bytes()).decode()
+        for what, file in item["pictures"].items()
+        if (run_dir / file).is_file()
+    }
+    named = {key: names[item[key]] for key in ("true", "predicted") if key in item}
+    listed = {
+        key: ", ".join(f"{count} × {names[label]}" for label, count in item[key])
+        for key in ("missed", "false")
+        if key in item
+    }
+    return {**item, **named, **listed, "pictures": pictures}

@@ -1,0 +1,197 @@
+"""What is known of a run, as plain values: `summary.json`, from which its page is made."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.machine import machine
+from softmaxfree.report.mistakes import Mistakes, look_for_mistakes
+from softmaxfree.tasks.loading import load_task
+
+__all__ = ["SUMMARY", "Summary", "collect", "data_name", "read_config", "title_of", "write_summary"]
+
+SUMMARY = "summary.json"
+"""Its name in the folder of a run."""
+
+Summary = dict[str, Any]
+"""The content: see `collect`."""
+
+_PICTURES = "mistakes"  # folder of the pictures
+
+
+def collect(
+    run_dir: Path,
+    task: Any,
+    data: Any,
+    *,
+    epochs: Sequence[Mapping[str, float]],
+    metrics: Mapping[str, float],
+    kept: str,
+    best_epoch: int | None,
+    seconds: float,
+    command: str,
+    settings: Mapping[str, tuple[Any, str]],
+) -> Summary:
+    """Gather what is known of a finished run, and write the pictures of its worst mistakes.
+
+    The arguments are those of `softmaxfree.report.write`.
+
+    Args:
+        run_dir: folder of the run.
+        task: that was trained and validated.
+        data: its data module.
+        epochs: rows.
+        metrics: of the weights that are kept; none without a validation.
+        kept: their name.
+        best_epoch: from 1.
+        seconds: of the training.
+        command: that repeats it.
+        settings: value of each, and where it is from.
+
+    Returns:
+        Plain values, which `json` takes: numbers that are not finite are null.
+    """
+    trainer = getattr(task, "_trainer", None)
+    device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+    whole, _ = load_task(run_dir / f"{kept}.ckpt")  # the task's own model may be sharded
+    mistakes = look_for_mistakes(whole, data, device) if metrics else Mistakes()
+    config = read_config(run_dir)
+    return _plain(
+        {
+            "version": 1,
+            "task": type(task).__name__,
+            "model": {
+                "name": task.hparams["name"],
+                "head": task.hparams.get("head", ""),
+                "parameters": sum(p.numel() for p in whole.model.parameters()),
+                "loaded": getattr(task, "loaded", ""),
+            },
+            "data": {
+                "name": _data_name(config, data),
+                "found": getattr(data, "found", ""),
+                "num_images": _num_images(data),
+                "class_names": [str(name) for name in data.class_names or range(task.hparams["num_classes"])],
+                "class_counts": getattr(data, "class_counts", ()),
+                "drawn_split": bool(getattr(data, "split_rows", ())),
+            },
+            "settings": {key: list(setting) for key, setting in settings.items()},
+            "command": command,
+            "epochs": epochs,
+            "metrics": metrics,
+            "labels": task.summary,
+            "monitor": task.monitor,
+            "kept": kept,
+            "best_epoch": best_epoch,
+            "seconds": seconds,
+            "class_scores": {name: scores.float() for name, scores in task.class_scores.items()} if metrics else {},
+            "confusion": _confusion(task, mistakes) if metrics else None,
+            "mistakes": {
+                "looked_at": mistakes.looked_at,
+                "of": mistakes.of,
+                "wrong": mistakes.wrong,
+                "items": _keep_pictures(run_dir, mistakes),
+            },
+            "machine": machine(device) | {"processes": trainer.world_size if trainer is not None else 1},
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "missing": [],
+        }
+    )
+
+
+def write_summary(summary: Summary, run_dir: Path) -> None:
+    """Write `summary.json`, a line a key."""
+    entries = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for k, v in summary.items())
+    with atomic_write(run_dir / SUMMARY) as part:
+        part.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """Return `config.yaml` of a run; empty where there is none that can be read."""
+    try:
+        content = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def title_of(summary: Summary) -> str:
+    """Return what was trained on what."""
+    model, data = summary["model"], summary["data"]["name"]
+    head = f" + {model['head']}" if model["head"] else ""
+    return f"{model['name']}{head} on {data}" if data else f"{model['name']}{head}"
+
+
+def data_name(config: Mapping[str, Any]) -> str:
+    """Return what the data is called: its folder, or the kind of data where that is embedded."""
+    root = (config.get("data") or {}).get("root")
+    if root:
+        return Path(str(root)).expanduser().absolute().name
+    kind = str(config.get("datamodule", "")).rpartition(".")[2].removesuffix("DataModule")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).lower()
+
+
+def _data_name(config: Mapping[str, Any], data: Any) -> str:
+    return data_name(config) or data_name({"datamodule": type(data).__name__})
+
+
+def _num_images(data: Any) -> dict[str, int]:
+    told = getattr(data, "num_images", None)
+    if told is not None:
+        return dict(told)
+    sizes = {}
+    for split, loader in (("train", data.train_dataloader), ("val", data.val_dataloader)):
+        try:
+            sizes[split] = len(loader().dataset)
+        except TypeError:  # a stream
+            continue
+    return sizes
+
+
+def _confusion(task: Any, mistakes: Mistakes) -> dict[str, Any] | None:
+    """The counts that are not zero, which of very many classes are few."""
+    if (metric := getattr(task, "confusion", None)) is not None:
+        counts, of, images = metric.compute().cpu().numpy(), "images", None
+    elif mistakes.confusion is not None:
+        counts, of, images = mistakes.confusion, "pixels", mistakes.looked_at
+    else:
+        return None
+    cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
+    return {"of": of, "images": images or int(counts.sum()), "classes": len(counts), "cells": cells}
+
+
+def _keep_pictures(run_dir: Path, mistakes: Mistakes) -> list[dict[str, Any]]:
+    """Writes the pictures in the place of those of an earlier part of the run; returns the items with their names."""
+    for earlier in (run_dir / _PICTURES).glob("*-*.jpg"):
+        earlier.unlink()
+    items = []
+    for number, (item, pictures) in enumerate(zip(mistakes.items, mistakes.pictures, strict=True), 1):
+        names = {}
+        for what, picture in pictures.items():
+            names[what] = f"{_PICTURES}/{number}-{what}.jpg"
+            with atomic_write(run_dir / names[what]) as part:
+                picture.save(part, quality=90)
+        items.append({**item, "pictures": names})
+    return items
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
