@@ -19,8 +19,8 @@ import torch
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.atomic import write_csv
-from softmaxfree.machine import describe
 from softmaxfree.bench.memory import peak_bytes
+from softmaxfree.machine import describe
 from softmaxfree.models.detection import HEADS, Detector
 
 _MIB = 2**20

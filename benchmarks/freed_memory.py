@@ -17,9 +17,9 @@ from unittest import mock
 import torch
 
 from softmaxfree.atomic import write_csv
-from softmaxfree.machine import describe
 from softmaxfree.bench.registry import FORWARD
 from softmaxfree.bench.worker import Worker
+from softmaxfree.machine import describe
 
 OUTPUT = Path(__file__).parent / "freed-memory-cpu.csv"
 # read by glibc when a process starts

@@ -16,8 +16,8 @@ import torch
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.atomic import write_csv
-from softmaxfree.machine import describe
 from softmaxfree.data import DigitsDataModule
+from softmaxfree.machine import describe
 
 SIZE = 128
 SIDES = (8, 6, 4, 2, 1)  # landmarks a side

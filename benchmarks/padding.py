@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from softmaxfree.atomic import write_csv
-from softmaxfree.machine import describe
 from softmaxfree.data import ScenesDetectionDataModule
+from softmaxfree.machine import describe
 from softmaxfree.tasks import DetectionTask, SegmentationTask
 
 ROOT = Path(__file__).parents[1]

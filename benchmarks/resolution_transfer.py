@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from softmaxfree.atomic import atomic_write, write_csv
-from softmaxfree.machine import describe
 from softmaxfree.cli.recipe import create_trainer
 from softmaxfree.data import ScenesSegmentationDataModule
+from softmaxfree.machine import describe
 from softmaxfree.tasks import SegmentationTask
 
 ROOT = Path(__file__).parents[1]

@@ -10,11 +10,11 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from softmaxfree.machine import describe
 from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
 from softmaxfree.bench.trial import Trial
 from softmaxfree.bench.worker import Worker
 from softmaxfree.errors import InputError
+from softmaxfree.machine import describe
 
 __all__ = ["Row", "run"]
 

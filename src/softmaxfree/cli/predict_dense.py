@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import LoadedTask
-from softmaxfree.report.draw import draw
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import (
     LIST,
@@ -27,6 +26,7 @@ from softmaxfree.cli.outputs import (
 )
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
+from softmaxfree.report.draw import draw
 
 __all__ = ["predict_dense"]
 
