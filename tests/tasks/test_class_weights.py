@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from softmaxfree.errors import InputError
-from softmaxfree.tasks.class_weights import balanced
+from softmaxfree.tasks.weights import balanced
 from tests.tasks.test_classification import Squares, fit, task
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from softmaxfree.arguments import require_whole, require_whole_numbers
+from softmaxfree.arguments import require, require_number, require_whole, require_whole_numbers
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
 from softmaxfree.models.detection_networks import (
@@ -25,7 +25,7 @@ from softmaxfree.models.detection_networks import (
     RoIAlign,
     Transform,
 )
-from softmaxfree.models.features import backbone_groups, backbone_no_weight_decay
+from softmaxfree.models.features import backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.targets import check_targets
 
 __all__ = ["HEADS", "Detector"]
@@ -42,7 +42,7 @@ class Detector(nn.Module):
         backbone: model of timm that takes `features_only`, ours included.
         num_classes: without the background.
         model_args: further arguments of the backbone, such as `pretrained` or `drop_path_rate`.
-        fpn_channels: width of the pyramid and, in proportion, of the heads.
+        fpn_channels: width of the pyramid and, in proportion, of the heads; "auto" is `slim_width` of the backbone.
         anchor_sizes: side, pixels, of the anchors of each of the five levels.
         min_size: pixels that the shorter side of an image is resized to for inference. Training images are taken as
             they come: their size is a matter of augmentation.
@@ -60,7 +60,7 @@ class Detector(nn.Module):
         num_classes: int,
         *,
         model_args: dict[str, Any] | None = None,
-        fpn_channels: int = 256,
+        fpn_channels: int | Literal["auto"] = 256,
         anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
         min_size: int = 800,
         max_size: int = 1333,
@@ -68,9 +68,11 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         _check(head, num_classes, anchor_sizes, kwargs)
-        require_whole("fpn_channels", fpn_channels, 1)
         net = create_model(backbone, features_only=True, **(model_args or {}))
-        self.head, self.num_classes = head, num_classes
+        if fpn_channels == "auto":
+            fpn_channels = slim_width(net)
+        require_whole("fpn_channels", fpn_channels, 1)
+        self.head, self.num_classes, self.fpn_channels = head, num_classes, fpn_channels
         pyramid = Pyramid(net, backbone, head, fpn_channels)
         anchors = Anchors(head, anchor_sizes)
         if head == "retinanet":
@@ -195,6 +197,19 @@ def _check(head: str, num_classes: int, anchor_sizes: Sequence[int], kwargs: dic
     allowed = [n for n, p in inspect.signature(HEADS[head]).parameters.items() if isinstance(p.default, int | float)]
     if unknown := sorted(kwargs.keys() - set(allowed)):
         raise InputError(f"{head} has no argument {', '.join(unknown)}; there are {', '.join(allowed)}")
+    for name, value in kwargs.items():
+        if name.endswith(("_thresh", "_fraction")):
+            require_number(name, value, 0)
+            require(value <= 1, name, value, "from 0 to 1")
+        else:  # a number of boxes
+            require_whole(name, value, 1)
+    for kind in ("", "rpn_", "box_"):
+        low, high = kwargs.get(f"{kind}bg_iou_thresh"), kwargs.get(f"{kind}fg_iou_thresh")
+        defaults = inspect.signature(HEADS[head]).parameters
+        if low is not None or high is not None:
+            low = defaults[f"{kind}bg_iou_thresh"].default if low is None else low
+            high = defaults[f"{kind}fg_iou_thresh"].default if high is None else high
+            require(low <= high, f"{kind}bg_iou_thresh", low, f"{kind}fg_iou_thresh ({high}) or less")
 
 
 def _check_images(images: Sequence[Tensor]) -> None:

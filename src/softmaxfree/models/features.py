@@ -45,6 +45,21 @@ class SoftmaxFreeFeatures(FeatureGetterNet):
         return {f"model.{name}" for name in self.model.no_weight_decay()}
 
 
+def slim_width(backbone: Any) -> int:
+    """Return a width for pyramids and heads that are as slim as their backbone.
+
+    Args:
+        backbone: timm's `features_only` network.
+
+    Returns:
+        The width of its map of stride 8, or of the first one after, as a multiple of 16 from 32 to 256.
+    """
+    info = backbone.feature_info
+    maps = zip(info.reduction(), info.channels(), strict=True)
+    width = next((channels for stride, channels in maps if stride >= 8), info.channels()[-1])
+    return min(max(16 * round(width / 16), 32), 256)
+
+
 def backbone_groups(backbone: Any, prefix: str, coarse: bool) -> dict:
     """Returns the parameter groups of a backbone for a network that holds it.
 

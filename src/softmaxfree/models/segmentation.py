@@ -6,7 +6,7 @@ UPerNet is that of transformers (mmsegmentation's, with its auxiliary head); all
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.models.creation import check_name
-from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay
+from softmaxfree.models.creation import check_name, create_model
+from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.inputs import mask_of_sizes
 
 __all__ = ["Segmenter", "at_scales", "heads", "slide"]
@@ -49,7 +49,8 @@ class Segmenter(nn.Module):
         num_classes: of the labels.
         model_args: further arguments of the backbone, such as `pretrained` or `drop_path_rate`.
         head_args: further arguments of the head: fields of transformers' `UperNetConfig` such as `hidden_size`, or
-            arguments of the class of segmentation_models_pytorch such as `decoder_pyramid_channels`.
+            arguments of the class of segmentation_models_pytorch such as `decoder_pyramid_channels`. "auto" makes
+            UPerNet and Semantic FPN as slim as the backbone (`slim_width`), and leaves other decoders as they are.
 
     Raises:
         InputError: there is no such head, backbone or argument.
@@ -65,7 +66,7 @@ class Segmenter(nn.Module):
         num_classes: int,
         *,
         model_args: dict[str, Any] | None = None,
-        head_args: dict[str, Any] | None = None,
+        head_args: dict[str, Any] | Literal["auto"] | None = None,
     ) -> None:
         super().__init__()
         if head not in heads():
@@ -78,7 +79,10 @@ class Segmenter(nn.Module):
             raise InputError(f"model_args.in_chans must be 3, got {channels}")
         build = _upernet if head == "upernet" else _of_smp
         try:
-            modules = build(head, backbone, num_classes, model_args, dict(head_args or {}))
+            if head_args == "auto":
+                head_args = _slim(head, backbone, model_args)
+            self.head_args = dict(head_args or {})
+            modules = build(head, backbone, num_classes, model_args, self.head_args)
         except TypeError as error:  # an argument that neither of the two has
             raise InputError(f"model_args or head_args of {backbone} under {head}: {error}") from error
         self.encoder, self.head, self.auxiliary_head = modules
@@ -248,6 +252,19 @@ def slide(
 def _starts(size: int, window: int, stride: int) -> Iterator[int]:
     steps = -(-(size - window) // stride)
     return (min(i * stride, size - window) for i in range(steps + 1))
+
+
+def _slim(head: str, backbone: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Widths of a head that is as slim as its backbone."""
+    if head not in ("upernet", "semantic_fpn"):
+        return {}
+    start = ("pretrained", "checkpoint_path")
+    net = create_model(backbone, features_only=True, **{k: v for k, v in model_args.items() if k not in start})
+    width = slim_width(net)
+    if head == "upernet":
+        return {"hidden_size": width, "auxiliary_channels": width}
+    # its group norms have 32 groups
+    return {"decoder_pyramid_channels": width, "decoder_segmentation_channels": max(32, width // 64 * 32)}
 
 
 def _upernet(_: str, backbone: str, num_classes: int, model_args: dict, head_args: dict) -> _Modules:

@@ -7,7 +7,7 @@ from typing import Any
 from softmaxfree.machine import machine
 from softmaxfree.report.comparison import PAGE, compare
 from softmaxfree.report.confusion import draw_confusion
-from softmaxfree.report.curves import curves_of, draw_curves, panels_of
+from softmaxfree.report.curves import TRAINING_LOSS, curves_of, draw_curves, panels_of
 from softmaxfree.report.figures import save_png
 from softmaxfree.report.findings import confusion_counts
 from softmaxfree.report.page import run_page
@@ -66,7 +66,7 @@ def write(
         settings=settings,
     )
     title = title_of(summary)
-    if panels := panels_of(curves_of(summary["epochs"], summary["labels"])):
+    if panels := panels_of(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]})):
         save_png(lambda: draw_curves(panels, title), run_dir / "curve.png")
     counts = confusion_counts(summary)
     if counts is not None:

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
-from softmaxfree.report.curves import Curve, curves_of
+from softmaxfree.report.curves import TRAINING_LOSS, Labels, curves_of
 from softmaxfree.report.meanings import meaning
-from softmaxfree.report.page import curve_figures, is_ours, render, run_page, score_text
+from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, score_text
 from softmaxfree.report.reading import read_run
 from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
 
@@ -43,7 +44,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     if twice := [folder for i, folder in enumerate(folders) if real[i] in real[:i]]:
         raise InputError(f"{twice[0]} is given twice")
     summaries = [read_run(folder) for folder in folders]
-    page = Path(out) if out is not None else _place(real)
+    page = Path(out) if out is not None else _place(folders, real)
     require_free([page], [f for folder in folders for name in _READ if (f := folder / name).is_file()], is_ours)
     if len(folders) == 1:
         run_page(summaries[0], folders[0], page)
@@ -52,9 +53,15 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     return page
 
 
-def _place(real: Sequence[str]) -> Path:
-    common = real[0] if len(real) == 1 else os.path.commonpath([os.path.dirname(folder) for folder in real])
-    return Path(os.path.relpath(common) if common != os.sep else os.curdir, PAGE)
+def _place(folders: Sequence[Path], real: Sequence[str]) -> Path:
+    """Beside the runs; where only the root of the file system holds them all, in the working folder."""
+    if len(folders) == 1:
+        return folders[0] / PAGE
+    common = Path(os.path.commonpath([os.path.dirname(folder) for folder in real]))
+    if common == common.parent:
+        return Path(PAGE)
+    here = Path.cwd()
+    return (common.relative_to(here) if common.is_relative_to(here) else common) / PAGE
 
 
 def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) -> None:
@@ -77,20 +84,20 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
         different=_different([read_config(folder) for folder in folders]),
         figures=[
             (label.removesuffix(" (%)"), figure)
-            for name, (label, _, _) in {"train/loss": ("training loss", 1, 4), **labels}.items()
-            for figure in _figures(name, label, names, summaries)
+            for name, (label, factor, digits) in {**TRAINING_LOSS, **labels}.items()
+            for figure in _figures({name: (label, factor, digits)}, names, summaries)
         ],
     )
 
 
-def _figures(name: str, label: str, names: Sequence[str], summaries: Sequence[Summary]) -> list[Any]:
-    curves = []
-    for run, summary in zip(names, summaries, strict=True):
-        told = {key: value for key, value in summary["labels"].items() if key == name}
-        for curve in curves_of(summary["epochs"], told):
-            if (curve.label == "training loss") == (name == "train/loss"):
-                curves.append(Curve(run, curve.epochs, curve.values, curve.panel))
-    return curve_figures(curves, label)
+def _figures(metric: Labels, names: Sequence[str], summaries: Sequence[Summary]) -> list[Any]:
+    """One picture of a metric, a curve a run; none where no run has it."""
+    curves = [
+        replace(curve, label=run)
+        for run, summary in zip(names, summaries, strict=True)
+        for curve in curves_of(summary["epochs"], metric)
+    ]
+    return curve_figures(curves, next(iter(metric.values()))[0])
 
 
 def _measured(name: str, summaries: Sequence[Summary]) -> bool:
@@ -101,7 +108,7 @@ def _score_row(name: str, label: Sequence[Any], summaries: Sequence[Summary]) ->
     values = [summary["metrics"].get(name) for summary in summaries]
     known = [value for value in values if value is not None]
     best = (min if name.endswith("loss") else max)(known)
-    texts = [score_text(summary, name) if name in summary["labels"] else "–" for summary in summaries]
+    texts = [score_text(summary, name) if name in summary["labels"] else ABSENT for summary in summaries]
     return {
         "label": str(label[0]).removesuffix(" (%)"),
         "meaning": meaning(name),
@@ -123,7 +130,7 @@ def _different(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
     """Keys of the configurations that are not equal in all runs, and their values."""
     flat = [dict(_flat(config)) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [(key, [str(config.get(key, "–")) for config in flat]) for key in keys]
+    rows = [(key, [str(config.get(key, ABSENT)) for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 

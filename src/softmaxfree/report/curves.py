@@ -9,10 +9,13 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-__all__ = ["Curve", "Labels", "curves_of", "draw_curves", "panels_of"]
+__all__ = ["TRAINING_LOSS", "Curve", "Labels", "curves_of", "draw_curves", "panels_of"]
 
 Labels = Mapping[str, tuple[str, float, int]]
 """Label, factor and digits of each metric, as a task tells them."""
+
+TRAINING_LOSS: Labels = {"train/loss": ("training loss", 1, 4)}
+"""Of every task, beside the metrics of its own."""
 
 _LOSS, _PERCENT, _OTHER = "loss", "%", "score"
 _MARKED = 30  # epochs at most that are shown as points
@@ -45,13 +48,13 @@ def curves_of(rows: Sequence[Mapping[str, Any]], labels: Labels) -> list[Curve]:
 
     Args:
         rows: of an `EpochRecord` or of `metrics.csv`.
-        labels: of the metrics that are shown, beside the training loss.
+        labels: of the metrics that are shown.
 
     Returns:
         The curves.
     """
     curves = []
-    for name, (label, factor, _) in {"train/loss": ("training loss", 1, 4), **labels}.items():
+    for name, (label, factor, _) in labels.items():
         values = {int(row["epoch"]) + 1: row.get(name) for row in rows}
         shown = {epoch: value for epoch, value in values.items() if value is not None and math.isfinite(value)}
         if all(value == -1 for value in shown.values()):

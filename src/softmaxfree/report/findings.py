@@ -34,11 +34,11 @@ def _collapsed(summary: Summary) -> str:
     counts = confusion_counts(summary)
     if counts is None or (counts.sum(1) > 0).sum() < 2 or (counts.sum(0) > 0).sum() != 1:
         return ""
-    name = summary["data"]["class_names"][int(counts.sum(0).argmax())]
+    name, of = summary["data"]["class_names"][int(counts.sum(0).argmax())], summary["confusion"]["of"]
     return (
-        f"The model gives one class, {name}, to every {summary['confusion']['of'].removesuffix('s')} of the validation: "
-        "it has learned nothing from the images. A lower learning rate (model.lr), more epochs, weights to start from "
-        "(--init-from) or model.class_weights auto may help."
+        f"The model gives one class, {name}, to every {of.removesuffix('s')} of the validation: it has learned nothing "
+        "from the images. A lower learning rate (model.lr), more epochs, weights to start from (--init-from) or "
+        "model.class_weights auto may help."
     )
 
 

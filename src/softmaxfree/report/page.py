@@ -11,17 +11,18 @@ from markupsafe import Markup, escape
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
-from softmaxfree.report.curves import Curve, curves_of, draw_curves, panels_of
+from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, panels_of
 from softmaxfree.report.figures import to_svg
 from softmaxfree.report.findings import confusion_counts, findings
 from softmaxfree.report.meanings import meaning, meaning_of_column
 from softmaxfree.report.summary import Summary, title_of
 
-__all__ = ["curve_figures", "is_ours", "render", "run_page", "score_text"]
+__all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_text"]
 
 _MARK = b'<meta name="generator" content="softmaxfree report">'
 _OPEN_CLASSES = 30  # rows of a table that are shown at once
-_ABSENT = "–"
+ABSENT = "\N{EN DASH}"
+"""In the place of a number that there is not."""
 
 
 def render(template: str, page: Path, **content: Any) -> None:
@@ -84,7 +85,7 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
             for name, (label, _, _) in summary["labels"].items()
             if summary["metrics"] and summary["metrics"].get(name) is None
         ],
-        figures=curve_figures(curves_of(summary["epochs"], summary["labels"]), title),
+        figures=curve_figures(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]}), title),
         classes=_class_rows(summary, counts),
         columns=[(name, meaning_of_column(name)) for name in summary["class_scores"]],
         open_classes=_OPEN_CLASSES,
@@ -102,7 +103,7 @@ def curve_figures(curves: Sequence[Curve], title: str) -> list[Markup]:
     for panel, shown in panels_of(curves).items():
         what = ", ".join(curve.label for curve in shown)
         description = str(escape(f"{title}: {what} over the epochs"))
-        figures.append(Markup(to_svg(partial(draw_curves, {panel: shown}, ""), description)))
+        figures.append(Markup(to_svg(partial(draw_curves, {panel: shown}, "", width=4.8, height=3.3), description)))
     return figures
 
 
@@ -110,7 +111,7 @@ def score_text(summary: Summary, name: str) -> str:
     """Return a metric as its task shows it, with its unit."""
     value, (label, factor, digits) = summary["metrics"].get(name), summary["labels"][name]
     unit = "\N{NO-BREAK SPACE}%" if label.endswith("(%)") else ""
-    return _ABSENT if value is None else f"{factor * value:.{digits}f}{unit}"
+    return ABSENT if value is None else f"{factor * value:.{digits}f}{unit}"
 
 
 def duration(seconds: float | None) -> str:
@@ -126,7 +127,7 @@ def duration(seconds: float | None) -> str:
 
 
 def _thousands(number: float | None) -> str:
-    return _ABSENT if number is None else f"{number:,}"
+    return ABSENT if number is None else f"{number:,}"
 
 
 def _class_rows(summary: Summary, counts: Any) -> list[dict[str, Any]]:
@@ -164,7 +165,7 @@ def _with_pictures(item: dict[str, Any], run_dir: Path, names: Sequence[str]) ->
     }
     named = {key: names[item[key]] for key in ("true", "predicted") if key in item}
     listed = {
-        key: ", ".join(f"{count} × {names[label]}" for label, count in item[key])
+        key: ", ".join(names[label] + (f" ({count} times)" if count > 1 else "") for label, count in item[key])
         for key in ("missed", "false")
         if key in item
     }

@@ -13,6 +13,10 @@ from softmaxfree.tasks import ClassificationTask, SegmentationTask
 __all__ = ["read_run"]
 
 _CONFIG, _METRICS = "config.yaml", "metrics.csv"
+_KEYS = (
+    "task", "model", "data", "settings", "command", "epochs", "metrics", "labels", "monitor", "kept", "best_epoch",
+    "seconds", "class_scores", "confusion", "mistakes", "machine", "finished", "missing",
+)  # fmt: skip
 _KNOWN: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, SegmentationTask)}
 
 
@@ -51,6 +55,8 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is no JSON: {error}") from error
     if not isinstance(summary, dict) or summary.get("version") != 1:
         raise InputError(f"{file} is not of a run of softmaxfree, or of a later version of it")
+    if lacking := [key for key in _KEYS if key not in summary]:
+        raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
     return summary
 
 

@@ -12,9 +12,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
-from softmaxfree.tasks.class_weights import weights_of
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
+from softmaxfree.tasks.weights import weights_of
 
 __all__ = ["ClassificationTask"]
 
@@ -32,7 +32,7 @@ class ClassificationTask(AbstractTask):
         mixup_switch_prob: probability of CutMix rather than mixup, where both are on.
         label_smoothing: part of the target that is spread over all classes.
         class_weights: weight of each class in the loss of training; null weighs all alike. `balanced` of
-            `softmaxfree.tasks.class_weights` makes them of counts.
+            `softmaxfree.tasks.weights` makes them of counts.
         grad_checkpointing: recompute the blocks in the backward pass, to save memory.
         compile: run the model through `torch.compile`.
         **kwargs: how to optimize, see `AbstractTask`.

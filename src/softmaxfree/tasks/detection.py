@@ -103,6 +103,21 @@ class DetectionTask(AbstractTask):
                 )
         self.model.set_size(*size)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note all that is needed to use the weights, the width of an "auto" pyramid too.
+
+        Args:
+            checkpoint: what is to be saved.
+
+        Raises:
+            InputError: a loss or a weight is not finite.
+        """
+        super().on_save_checkpoint(checkpoint)
+        arguments = self.hparams["detector_args"] or {}
+        if arguments.get("fpn_channels") == "auto":
+            resolved = {**arguments, "fpn_channels": self.model.fpn_channels}
+            checkpoint["hyper_parameters"]["detector_args"] = resolved
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights, and without a Trainer, which has data of its own, the image size of their training.
 

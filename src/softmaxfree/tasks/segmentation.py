@@ -11,9 +11,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.segmentation import Segmenter, at_scales, slide
-from softmaxfree.tasks.class_weights import weights_of
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
+from softmaxfree.tasks.weights import weights_of
 
 __all__ = ["SegmentationTask"]
 
@@ -31,7 +31,8 @@ class SegmentationTask(AbstractTask):
         num_classes: of the labels.
         head: `"upernet"`, `"semantic_fpn"` or a decoder of segmentation_models_pytorch such as `"unet"`.
         model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
-        head_args: further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`.
+        head_args: further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`; "auto" makes the head
+            as slim as the backbone.
         auxiliary_weight: of the loss of the auxiliary head, where the head has one.
         class_weights: weight of each class in the losses; null weighs all alike.
         ignore_index: label of the pixels that count nowhere.
@@ -58,7 +59,7 @@ class SegmentationTask(AbstractTask):
         num_classes: int,
         head: str = "upernet",
         model_args: dict[str, Any] | None = None,
-        head_args: dict[str, Any] | None = None,
+        head_args: dict[str, Any] | Literal["auto"] | None = None,
         auxiliary_weight: float = 0.4,
         class_weights: list[float] | None = None,
         ignore_index: int = 255,
@@ -89,6 +90,19 @@ class SegmentationTask(AbstractTask):
     def forward(self, images: list[Tensor]) -> list[Tensor]:
         """Return logits (num_classes, h, w) of each image (3, h, w), as the arguments say of evaluation."""
         return at_scales(self._at_one_scale, images, self.hparams["scales"] or [1])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note all that is needed to use the weights, the widths of an "auto" head too.
+
+        Args:
+            checkpoint: what is to be saved.
+
+        Raises:
+            InputError: a loss or a weight is not finite.
+        """
+        super().on_save_checkpoint(checkpoint)
+        if self.hparams["head_args"] == "auto":
+            checkpoint["hyper_parameters"]["head_args"] = self.model.head_args
 
     def _at_one_scale(self, images: list[Tensor]) -> list[Tensor]:
         if self.hparams["evaluation"] == "whole":

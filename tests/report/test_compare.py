@@ -1,0 +1,105 @@
+import re
+import shutil
+
+import pytest
+
+from softmaxfree.errors import InputError
+from softmaxfree.report import compare
+
+
+@pytest.fixture
+def two(run_dir):
+    """Two runs, of which the second has another learning rate and seed."""
+    other = run_dir.parent / "1"
+    shutil.copytree(run_dir, other)
+    config = (other / "config.yaml").read_text()
+    config = re.sub(r"(?m)^  lr: .*", "  lr: 0.125", config)
+    (other / "config.yaml").write_text(re.sub(r"(?m)^  seed: .*", "  seed: 7", config, count=1))
+    return run_dir, other
+
+
+def test_several_runs_on_one_page(two):
+    page = compare(two)
+    assert page == two[0].parent / "report.html"
+    text = page.read_text(encoding="utf-8")
+    different = text[text.index('id="different"') : text.index('id="curves"')]
+    assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", different) == [
+        ("run.seed", "42", "7"),
+        ("model.lr", "0.004", "0.125"),
+    ]
+    assert text.count("<svg") == 4  # training loss, and three metrics
+    assert compare(two) == page  # an earlier page of ours may be replaced
+
+
+def test_a_page_is_never_written_over_another_file(two, tmp_path):
+    mine = tmp_path / "notes.html"
+    mine.write_text("<p>my notes</p>")
+    for runs in (two, two[:1]):
+        with pytest.raises(InputError, match=r"notes.html is there and is no earlier output"):
+            compare(runs, mine)
+        with pytest.raises(InputError, match=r"summary.json would replace .*summary.json, which is read"):
+            compare(runs, two[0] / "summary.json")
+        with pytest.raises(InputError, match=r"0 is a folder"):
+            compare(runs, two[0])
+    assert mine.read_text() == "<p>my notes</p>"
+
+
+def test_what_is_no_run(run_dir, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+        compare([tmp_path / "nowhere"])
+    with pytest.raises(InputError, match=r"empty is no folder of a run: it has neither summary.json nor config.yaml"):
+        compare([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"digits holds the runs 0; give one or more of them"):
+        compare([run_dir.parent])
+    with pytest.raises(InputError, match=r"metrics.csv is a file; give the folder of the run"):
+        compare([run_dir / "metrics.csv"])
+    with pytest.raises(InputError, match=r"0 is given twice"):
+        compare([run_dir, f"{run_dir.parent}/./0"])
+    with pytest.raises(InputError, match=r"name the folder of a run"):
+        compare([])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("summary.json", "{", r"summary.json is no JSON"),
+        ("summary.json", "[]", r"summary.json is not of a run of softmaxfree"),
+        ("summary.json", '{"version": 2}', r"summary.json is not of a run of softmaxfree, or of a later version"),
+        ("summary.json", '{"version": 1}', r"summary.json is not whole: it lacks task, model"),
+        ("summary.json", "\udcff", r"summary.json is no JSON"),
+    ],
+)
+def test_a_broken_summary(run_dir, file, content, message):
+    (run_dir / file).write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(InputError, match=message):
+        compare([run_dir])
+
+
+def test_a_run_without_a_summary(run_dir):
+    (run_dir / "summary.json").unlink()
+    page = compare([run_dir]).read_text(encoding="utf-8")
+    assert "There is no summary.json in" in page
+    assert "2 of 2 epochs are in metrics.csv" in page
+    assert page.count("<svg") == 2
+    (run_dir / "metrics.csv").unlink()  # as after a kill in the first epoch
+    page = compare([run_dir]).read_text(encoding="utf-8")
+    assert "0 of 2 epochs are in metrics.csv" in page
+    assert "<svg" not in page
+    (run_dir / "config.yaml").write_text("{")
+    with pytest.raises(InputError, match=r"config.yaml cannot be read"):
+        compare([run_dir])
+
+
+def test_a_table_that_is_none(run_dir):
+    (run_dir / "summary.json").unlink()
+    (run_dir / "metrics.csv").write_text("epoch,val/top1\n0,high\n")
+    with pytest.raises(InputError, match=r"metrics.csv is no table of numbers"):
+        compare([run_dir])
+
+
+def test_runs_of_which_one_has_no_summary(two):
+    (two[1] / "summary.json").unlink()
+    page = compare(two).read_text(encoding="utf-8")
+    assert "There is no summary.json in" in page
+    assert page.count("<svg") == 4
