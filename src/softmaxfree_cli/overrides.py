@@ -42,4 +42,4 @@ def joined(tokens: Iterable[str], options: Collection[str]) -> list[str]:
             raise InputError(f"{key} needs a value")
         else:
             overrides.append(key)  # no key, which is told together with the others that are none
-    return [*rest, *overrides]
+    return [*rest, *(["--"] if overrides else []), *overrides]
