@@ -69,7 +69,11 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
         raise InputError(f"{argument}: {path} has no row of the split train")
     if chosen.keys() == {"train"}:
         chosen = {"all": chosen["train"]}
-    listings = {split: Listing(root, list(of), list(of.values()), Counter()) for split, of in chosen.items()}
+    listings = {
+        split: Listing(root, list(chosen[split]), list(chosen[split].values()), Counter())
+        for split in ("all", "train", "val")
+        if split in chosen
+    }
     return listings, ", ".join(told)
 
 
