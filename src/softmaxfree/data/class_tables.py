@@ -118,7 +118,7 @@ def _column(key: str, names: tuple[str, ...], head: list[str], path: Path, argum
         raise InputError(f"{argument}: {path} has the columns {both}; only one may tell the {key}")
     if not found and key != "split":
         allowed = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise InputError(f"{argument}: {path} has no column for the {key}, {allowed}; it has {', '.join(head)}")
+        raise InputError(f"{argument}: {path} has no column for the {key}: {allowed}; it has {', '.join(head)}")
     return found[0] if found else None
 
 

@@ -217,7 +217,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             if wanted["num_workers"]
             else "streamed"
             if streamed
-            else "decoding takes a second",
+            else "all images decode in a second",
         }
         given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
         memory, kind = automatic.free_memory()

@@ -62,7 +62,8 @@ def open_splits(
             reason = " ".join(str(error).split()) or "there are no images"
             kind = "" if isinstance(error, RuntimeError | AssertionError | ValueError) else f"{type(error).__name__}: "
             raise InputError(
-                f"data.source: {source}, split {name!r} (data.{split}_split), cannot be opened in {root}: {kind}{reason}"
+                f"data.source: {source}, split {name!r} (data.{split}_split), cannot be opened in {root}: {kind}"
+                f"{reason}"
             ) from error
         if hasattr(dataset, "loader"):  # torchvision's data sets of files
             dataset.loader = partial(read_image, mode=mode, max_pixels=max_pixels)
