@@ -4,14 +4,12 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from statistics import median
 from typing import Any
 
 import psutil
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
 
 __all__ = ["batch_size", "fitting", "free_memory", "image_size", "num_workers", "sample_shapes"]
 
@@ -25,14 +23,12 @@ def sample_shapes(dataset: Any, most: int = 256) -> list[tuple[int, int]]:
     """Return height and width of some images, evenly from all; of files the headers alone are read.
 
     Args:
-        dataset: of images and labels, indexed or a stream.
+        dataset: of images and labels.
         most: images.
 
     Returns:
-        Shapes; of a stream those of its first images. An image that cannot be read is left out.
+        Shapes. An image that cannot be read is left out.
     """
-    if isinstance(dataset, IterableDataset):
-        return [(image.height, image.width) for image, _ in islice(dataset, most // 8)]
     shapes = []
     for index in range(0, len(dataset), max(math.ceil(len(dataset) / most), 1)):
         with suppress(Exception):  # decoders raise what they like; it is told when the image is trained on

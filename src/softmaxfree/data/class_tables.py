@@ -69,7 +69,11 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
         raise InputError(f"{argument}: {path} has no row of the split train")
     if chosen.keys() == {"train"}:
         chosen = {"all": chosen["train"]}
-    listings = {split: Listing(root, list(of), list(of.values()), Counter()) for split, of in chosen.items()}
+    listings = {
+        split: Listing(root, list(chosen[split]), list(chosen[split].values()), Counter())
+        for split in ("all", "train", "val")
+        if split in chosen
+    }
     return listings, ", ".join(told)
 
 
@@ -114,7 +118,7 @@ def _column(key: str, names: tuple[str, ...], head: list[str], path: Path, argum
         raise InputError(f"{argument}: {path} has the columns {both}; only one may tell the {key}")
     if not found and key != "split":
         allowed = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise InputError(f"{argument}: {path} has no column for the {key}, {allowed}; it has {', '.join(head)}")
+        raise InputError(f"{argument}: {path} has no column for the {key}: {allowed}; it has {', '.join(head)}")
     return found[0] if found else None
 
 

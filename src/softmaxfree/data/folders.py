@@ -1,5 +1,6 @@
 """Labelled images in folders (ImageNet's layout), in tar files, in a table, or from any source that timm can name."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -189,38 +190,34 @@ class ImageFolderDataModule(AbstractImagesDataModule):
     def _of_source(self) -> dict[str, Any]:
         if given := [name for name in ("train_csv", "val_csv", "split") if getattr(self, name)]:
             raise InputError(f"data.{given[0]} is not for a data.source, which has splits of its own")
-        datasets = {
-            split: sources.open_source(
-                self.source, self.root, name, split == "train", self.batch_size, self.seed,
-                self._mode, self.max_pixels, self.source_args,
-            )
-            for split, name in self._splits.items()
-        }  # fmt: skip
-        names = {split: sources.class_names(dataset) for split, dataset in datasets.items()}
-        if names["train"] != names["val"]:
-            raise InputError(f"data.source: the classes of its splits differ: {names['train']} and {names['val']}")
-        self.class_names = names["val"]
-        self._counts = sources.class_counts(datasets["train"], len(self.class_names))
-        self._found = sources.tell(self.source, datasets, self.class_names)
+        datasets = sources.open_splits(
+            self.source, self.root, self._splits, self.seed, self._mode, self.max_pixels, self.source_args
+        )
+        self.class_names = sources.class_names(datasets["train"])
+        self._counts, self._found = sources.class_counts(datasets["train"]), sources.tell(self.source, datasets)
         return datasets
 
     def _decide(self, train: Any) -> None:
         auto = [name for name in ("img_size", "batch_size", "num_workers") if getattr(self, name) == "auto"]
         if not auto:
             return
-        shapes = automatic.sample_shapes(train)
+        streamed = isinstance(train, IterableDataset)
+        shapes = [] if streamed else automatic.sample_shapes(train)
         count = len(train) if hasattr(train, "__len__") else 0
+        pixels = count * statistics.mean(height * width for height, width in shapes) if shapes else math.inf
         wanted = {
             "img_size": automatic.image_size([min(shape) for shape in shapes]) if shapes else 224,
             "batch_size": automatic.batch_size(count) if count else 32,
-            "num_workers": automatic.num_workers(
-                count * statistics.mean(height * width for height, width in shapes or [(0, 0)])
-            ),
+            "num_workers": 0 if streamed else automatic.num_workers(pixels),
         }
         why = {
-            "img_size": "the images' shorter side" if shapes else "the source does not tell the images' size",
-            "batch_size": f"{count} training images" if count else "the source does not tell how many images it has",
-            "num_workers": "all images decode in a second" if not wanted["num_workers"] else "of the CPU cores",
+            "img_size": f"median shorter side {statistics.median(map(min, shapes)):g}" if shapes else "sizes unknown",
+            "batch_size": f"{count} training images" if count else "number of images unknown",
+            "num_workers": "CPU cores"
+            if wanted["num_workers"]
+            else "streamed"
+            if streamed
+            else "all images decode in a second",
         }
         given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
         memory, kind = automatic.free_memory()
@@ -251,6 +248,14 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             return ReadableImages(dataset, transform, max_pixels=self.max_pixels)
         stream: Any = dataset
         stream.transform = transform
+        reader = getattr(stream, "reader", None)
+        if hasattr(reader, "batch_size"):  # a worker gives whole batches
+            reader.batch_size = self.batch_size
+        shards = len(getattr(getattr(reader, "split_info", None), "filenames", None) or ())
+        if split == "train" and 0 < shards < self.num_workers:
+            raise InputError(
+                f"data.num_workers is {self.num_workers}, but there are {shards} shards to train on: a worker needs one"
+            )
         return stream
 
 

@@ -189,7 +189,7 @@ class AbstractImagesDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
-        self.save_hyperparameters(ignore=["root", "collate_fn"], logger=False)
+        self.save_hyperparameters(ignore=["root", "train_csv", "val_csv", "split", "collate_fn"], logger=False)
         for name, given, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if given != "auto":
                 require_whole(f"data.{name}", given, least)

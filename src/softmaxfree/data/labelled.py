@@ -177,13 +177,13 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
         why = "one image, which is trained on" if drawn else "no images in the validation split"
         has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
         rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
-    if rank_zero_only.rank == 0 and len(train.names) + len(val.names) <= _MOST_COMPARED:  # type: ignore[attr-defined]
-        if pairs := equal_files(train, val):
-            first, second = pairs[0]
-            rank_zero_warn(
-                f"{where}: {len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which "
-                f"makes the score too good: {second} is the same file as {first}"
-            )
+    compared = len(train.names) + len(val.names) <= _MOST_COMPARED and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    if pairs := equal_files(train, val) if compared else []:
+        first, second = pairs[0]
+        rank_zero_warn(
+            f"{where}: {len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes"
+            f" the score too good: {second} is the same file as {first}"
+        )
 
 
 def _named(names: Sequence[str]) -> str:

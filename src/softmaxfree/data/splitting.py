@@ -128,9 +128,9 @@ def read_split(path: Path, names: Sequence[str]) -> list[int]:
             raise InputError(f"data.split: {path}, line {line}: {name} must be train or val, and once, got {split!r}")
     known = set(names)
     missing, new = [name for name in splits if name not in known], [name for name in names if name not in splits]
-    for wrong, what in ((missing, "are not among the images"), (new, "of the images are not in it")):
+    for wrong, what in ((missing, "files that are not among the images"), (new, "images without a row")):
         if wrong:
-            raise InputError(f"data.split: {path} does not fit data.root: {len(wrong)} {what}, such as {wrong[0]}")
+            raise InputError(f"data.split: {path} does not fit the data: {what}: {len(wrong)}, such as {wrong[0]}")
     held = [i for i, name in enumerate(names) if splits[name] == "val"]
     if not 0 < len(held) < len(names):
         raise InputError(f"data.split: {path} must have images of both train and val")

@@ -1,0 +1,57 @@
+import sys
+
+import pytest
+import torch
+
+from softmaxfree.data import SolarCellsDataModule
+from softmaxfree.data.solar import read_cells, split_cells
+from softmaxfree.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def cells():
+    data = SolarCellsDataModule(batch_size=16, img_size=32)
+    data.setup("fit")
+    return data
+
+
+def test_the_split(cells, capsys):
+    images, probabilities, kinds = read_cells()
+    train, val = split_cells(probabilities, kinds)
+    assert images.shape == (2624, 300, 300)
+    assert sorted([*train.tolist(), *val.tolist()]) == list(range(2624))
+    assert cells.num_images == {"train": len(train), "val": len(val)} == {"train": 1970, "val": 654}
+    assert cells.class_counts == (1353, 617)
+    for kind in ("mono", "poly"):
+        for probability in probabilities.unique():
+            group = (probabilities == probability).numpy() & (kinds == kind)
+            assert abs(group[val.numpy()].sum() - group.sum() / 4) <= 0.5
+    SolarCellsDataModule().setup("fit")
+    assert "CC-BY-NC-SA-4.0" in capsys.readouterr().out
+
+
+def test_batches(cells):
+    images, labels = next(iter(cells.train_dataloader()))
+    assert images.shape == (16, 1, 32, 32)
+    assert labels.dtype == torch.int64
+    whole = torch.cat([images for images, _ in cells.val_dataloader()])
+    assert abs(whole.mean()) < 0.05
+    assert whole.std() == pytest.approx(0.95, abs=0.1)
+    held = torch.cat([labels for _, labels in cells.val_dataloader()])
+    assert held.bincount().tolist() == [450, 204]
+
+
+def test_soft_targets_are_the_probabilities_of_a_defect():
+    data = SolarCellsDataModule(batch_size=16, img_size=32, soft_targets=True)
+    data.setup("fit")
+    targets = data._sets["train"].dataset.targets
+    assert torch.allclose(targets.sum(1), torch.ones(1970))
+    assert targets[:, 1].unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert data._sets["val"][0][1].ndim == 0
+
+
+def test_without_the_package(monkeypatch):
+    read_cells.cache_clear()
+    monkeypatch.setitem(sys.modules, "elpv_dataset.utils", None)
+    with pytest.raises(InputError, match=r"pip install 'softmaxfree\[solar\]'"):
+        SolarCellsDataModule().setup("fit")
