@@ -73,7 +73,7 @@ def test_the_page_can_be_made_again(run_dir, finished):
 def test_names_that_are_code(change):
     def rename(summary):
         summary["data"]["class_names"] = ODD_NAMES
-        summary["data"]["found"] = summary["model"]["loaded"] = summary["command"] = ODD_NAMES[0]
+        summary["data"]["found"] = summary["model"]["loaded"] = summary["command"] = CODE
 
     page = text(compare([change(rename)]))
     assert "<script" not in page

@@ -121,8 +121,10 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 3 else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
         ends = 10 ** ends[0], 10 ** ends[1]
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    else:
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.set_ylim(*ends)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}".replace("-", "\N{MINUS SIGN}")))
     if outside := [value for value in values if not ends[0] <= value <= ends[1]]:
         told = ", ".join(f"{value:.4g}" for value in outside[:3]) + (", ..." if len(outside) > 3 else "")
         axes.set_title(f"outside this axis: {told}", fontsize="small", loc="right", style="italic")
