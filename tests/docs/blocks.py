@@ -25,7 +25,11 @@ def pages() -> list[Path]:
 
 
 def run_blocks(page: Path) -> Document:
-    """Run a page from top to bottom, in the working directory."""
+    """Run a page from top to bottom, in the working directory, where runs of the recipes that it names are begun."""
+    for name in ("classification", "digits"):
+        run = Path("runs", name, "0")
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"base: {name}\n", encoding="utf-8")
     parsers = [PythonCodeBlockParser(), CodeBlockParser("bash", _shell), CodeBlockParser("yaml", _recipe)]
     document = Sybil(parsers).parse(page)
     for example in document.examples():
@@ -46,7 +50,7 @@ def _recipe(example: Example) -> None:
 
 
 def _shell(example: Example) -> None:
-    for line in example.parsed.splitlines():
+    for line in example.parsed.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             _command(words)
 

@@ -147,7 +147,7 @@ def _report(folder: Path) -> None:
                 (f"{what}: peak memory, MiB", "peak_mib", ""),
             ):
                 heads, lines = results.pivot(rows, what, value, relative_to)
-                text.append(f"### {title.capitalize()}\n\n{markdown_table(heads, lines)}\n")
+                text.append(f"### {title[0].upper() + title[1:]}\n\n{markdown_table(heads, lines)}\n")
     if not list((folder / "results").glob("*-cuda.csv")):
         text.append("## GPU\n\nNot measured. `softmaxfree bench --device cuda` does it.\n")
     with atomic_write(folder / "README.md") as part:

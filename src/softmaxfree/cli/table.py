@@ -64,7 +64,7 @@ def _numeric(rows: _Rows) -> list[bool]:
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        float(cell.replace(",", "") or 0)  # a gap among numbers is none of its own
     except ValueError:
         return False
     return True
