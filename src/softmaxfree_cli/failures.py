@@ -33,7 +33,9 @@ def mendable(error: BaseException, command: str) -> str | None:
     known = tuple(getattr(sys.modules[module], name) for module, name in _MENDABLE.items() if module in sys.modules)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (OSError, InputError, *known)) or (isinstance(error, ValueError) and _checked_by_trainer(error)):
+    if isinstance(error, (OSError, InputError, *known)) or (
+        isinstance(error, ValueError) and _checked_by_trainer(error)
+    ):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

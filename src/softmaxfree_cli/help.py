@@ -89,4 +89,3 @@ def _lines(content: Mapping[str, Any], recipe: str) -> Iterator[str]:
     for section in ("model", "data"):
         if section not in known:
             yield f"\n{section}: the source of its class cannot be read here"
-

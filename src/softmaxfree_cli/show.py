@@ -33,7 +33,9 @@ def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, 
         if recipe or out:
             raise InputError("`softmaxfree recipes show RECIPE` shows one; the list takes no arguments")
         names = {name: (str(read_recipe(name)["task"]).rpartition(".")[2], line) for name, line in recipes().items()}
-        print(columns({name: f"{task.removesuffix('Task').lower():14}  {line}" for name, (task, line) in names.items()}))
+        print(
+            columns({name: f"{task.removesuffix('Task').lower():14}  {line}" for name, (task, line) in names.items()})
+        )
         return
     if recipe is None:
         raise InputError("which recipe? `softmaxfree recipes show RECIPE`; `softmaxfree recipes` lists them")
@@ -71,7 +73,9 @@ def commented(recipe: str) -> str:
 
 def _section(given: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
     for name, key in {**known, **{name: Key("", REQUIRED, "") for name in given if name not in known}}.items():
-        about = f"{key.meaning} ({key.type}" + (")" if key.default is REQUIRED else f", default: {in_yaml(key.default)})")
+        about = f"{key.meaning} ({key.type}" + (
+            ")" if key.default is REQUIRED else f", default: {in_yaml(key.default)})"
+        )
         if key.type:
             yield from textwrap.wrap(about, 110, initial_indent="  # ", subsequent_indent="  # ")
         if name in given:

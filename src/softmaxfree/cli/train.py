@@ -26,14 +26,13 @@ from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
-from softmaxfree_cli.overrides import Overrides
 
 __all__ = ["run"]
 
 
 def run(
     recipe: str,
-    overrides: Overrides = (),
+    overrides: Sequence[str] = (),
     *,
     out: str | None = None,
     init_from: str | None = None,
