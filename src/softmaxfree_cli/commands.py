@@ -10,14 +10,14 @@ from softmaxfree_cli import COMMANDS
 from softmaxfree_cli.errors import InputError
 from softmaxfree_cli.heads import Head, head
 from softmaxfree_cli.keys import check_keys
-from softmaxfree_cli.overrides import joined
+from softmaxfree_cli.overrides import taken_out
 from softmaxfree_cli.recipes import read_recipe, recipe_and_weights, recipe_of
 
 __all__ = ["app_of", "bind", "parse"]
 
 _SETTINGS: dict[str, Any] = {
     "help_format": "plaintext",
-    "default_parameter": Parameter(negative=(), consume_multiple=True),
+    "default_parameter": Parameter(negative=(), consume_multiple=1),
 }
 
 
@@ -32,7 +32,7 @@ def app_of(heads: Mapping[str, Head], **settings: Any) -> App:
         The application.
     """
     app = App(name="softmaxfree", version="", version_flags=[], **_SETTINGS, **settings)
-    for order, (name, (function, summary, description, _)) in enumerate(heads.items()):
+    for order, (name, (function, summary, description, *_)) in enumerate(heads.items()):
         text = f"{summary}\n\n{description}".strip()
         app.command(function, name=name, help=text, sort_key=order, **_SETTINGS)
     return app
@@ -51,16 +51,18 @@ def bind(name: str, tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         InputError: there is no such command, or it does not understand them.
     """
-    app = app_of({known: head(COMMANDS[known]) for known in ([name] if name in COMMANDS else COMMANDS)})
+    heads = {known: head(COMMANDS[known]) for known in ([name] if name in COMMANDS else COMMANDS)}
+    app = app_of(heads)
     own = app[name].assemble_argument_collection() if name in COMMANDS else ()
     options = [option for argument in own for option in argument.names if option.startswith("--")]
-    if any(argument.field_info.name == "overrides" for argument in own):
-        tokens = joined(tokens, options)
+    keys = {}
+    if name in heads and heads[name].takes_keys:
+        keys["overrides"], tokens = taken_out(tokens, options)
     try:
         _, bound, _ = app.parse_args([name, *tokens], print_error=False, exit_on_error=False, help_on_error=False)
     except CycloptsError as error:
         raise InputError(_explained(error, options)) from error
-    return dict(bound.arguments), options
+    return {**bound.arguments, **keys}, options
 
 
 def parse(name: str, tokens: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def parse(name: str, tokens: Sequence[str]) -> dict[str, Any]:
     arguments, options = bind(name, tokens)
     if name == "validate":
         recipe_and_weights(arguments["recipe"], arguments.get("checkpoint"))
-    if name in ("train", "validate"):
+    if "overrides" in arguments:
         try:
             content = read_recipe(recipe_of(arguments["recipe"]))
         except FileNotFoundError:
@@ -88,7 +90,7 @@ def parse(name: str, tokens: Sequence[str]) -> dict[str, Any]:
                 raise
         else:
             complete = name == "train" and not arguments.get("resume")
-            check_keys(content, arguments.get("overrides", ()), options, complete=complete)
+            check_keys(content, arguments["overrides"], options, complete=complete)
     return arguments
 
 

@@ -13,6 +13,9 @@ from softmaxfree_cli.source import Module, evaluate, meanings, read
 __all__ = ["Head", "head"]
 
 
+_KEYS = "overrides"  # an argument of `run` that is no option of its own
+
+
 class Head(NamedTuple):
     """What a command says of itself."""
 
@@ -21,6 +24,8 @@ class Head(NamedTuple):
     summary: str
     description: str
     examples: str
+    takes_keys: bool
+    """Whether the keys of a recipe are options too, which `run` gets as `overrides`."""
 
 
 def head(module: str) -> Head:
@@ -47,10 +52,11 @@ def head(module: str) -> Head:
     def function(**given: Any) -> None: ...
 
     function.__name__ = function.__qualname__ = module.rpartition(".")[2]
+    takes_keys = any(arg.arg == _KEYS for arg in node.args.args)
     parameters = list(_parameters(node, source, meanings(text)))
     vars(function)["__signature__"] = inspect.Signature(parameters)
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return Head(function, summary, "\n\n".join(filter(None, paragraphs)), textwrap.dedent(examples).strip())
+    return Head(function, summary, "\n\n".join(filter(None, paragraphs)), textwrap.dedent(examples).strip(), takes_keys)
 
 
 def _parameters(node: ast.FunctionDef, module: Module, said: dict[str, str]) -> Sequence[inspect.Parameter]:
@@ -63,6 +69,8 @@ def _parameters(node: ast.FunctionDef, module: Module, said: dict[str, str]) -> 
     kinds = [inspect.Parameter.POSITIONAL_ONLY] * len(pairs) + [inspect.Parameter.KEYWORD_ONLY] * len(options)
     out = []
     for (arg, default), kind in zip([*pairs, *options], kinds, strict=True):
+        if arg.arg == _KEYS:
+            continue
         assert arg.annotation is not None, f"{module.name}: {arg.arg} has no type"
         kind_of = evaluate(arg.annotation, module)
         value = inspect.Parameter.empty if default is None else evaluate(default, module)

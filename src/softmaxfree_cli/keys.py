@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from softmaxfree_cli.errors import InputError
@@ -13,7 +14,6 @@ __all__ = ["REQUIRED", "Key", "check_keys", "keys_of"]
 
 REQUIRED = object()
 
-_LINKED = {"data.seed"}  # the parser sets it from run.seed
 _CLOSE = 0.7
 _PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
 
@@ -42,20 +42,10 @@ def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
         "data": content.get("datamodule"),
         "trainer": "lightning.pytorch.Trainer",
     }
-    found = {section: arguments(str(name)) for section, name in classes.items()}
-    return {
-        section: {
-            name: Key(
-                type_in_words(a.annotation, a.where),
-                REQUIRED if a.default is None else default_of(a.default, a.where),
-                a.meaning,
-            )
-            for name, a in of_class.items()
-            if f"{section}.{name}" not in _LINKED
-        }
-        for section, of_class in found.items()
-        if of_class is not None
-    }
+    found = {section: _of_class(str(name)) for section, name in classes.items()}
+    known = {section: dict(keys) for section, keys in found.items() if keys is not None}
+    known.get("data", {}).pop("seed", None)  # the parser takes it from run.seed
+    return known
 
 
 def check_keys(
@@ -91,6 +81,19 @@ def check_keys(
     ]
     if missing:
         raise InputError(f"required: {', '.join(missing)}")
+
+
+@cache
+def _of_class(name: str) -> dict[str, Key] | None:
+    found = arguments(name)
+    return found and {
+        key: Key(
+            type_in_words(a.annotation, a.where),
+            REQUIRED if a.default is None else default_of(a.default, a.where),
+            a.meaning,
+        )
+        for key, a in found.items()
+    }
 
 
 def _nearest(key: str, known: Mapping[str, Mapping[str, Key]], nested: Sequence[str], options: Sequence[str]) -> str:

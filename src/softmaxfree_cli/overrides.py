@@ -1,33 +1,27 @@
 """Options that are keys of a recipe: `--section.key value`, written as one word."""
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from typing import Annotated
-
-from cyclopts import Parameter
+from collections.abc import Collection, Iterable
 
 from softmaxfree_cli.errors import InputError
 
-__all__ = ["Overrides", "joined"]
-
-Overrides = Annotated[Sequence[str], Parameter(show=False, allow_leading_hyphen=True)]
-"""The type of an argument `overrides`: each is `--section.key=value`."""
+__all__ = ["taken_out"]
 
 
-def joined(tokens: Iterable[str], options: Collection[str]) -> list[str]:
-    """Write each key of a recipe and its value as one word, behind all else.
+def taken_out(tokens: Iterable[str], options: Collection[str]) -> tuple[list[str], list[str]]:
+    """Take the keys of a recipe out of what stands behind a command.
 
     Args:
-        tokens: what stands behind the command.
+        tokens: what stands there.
         options: those that the command has of its own.
 
     Returns:
-        The tokens; `--key value` is `--key=value`.
+        The keys, each with its value as one word, `--key=value`; and the rest.
 
     Raises:
         InputError: a key has no value.
     """
-    rest, overrides = list[str](), list[str]()
+    overrides, rest = list[str](), list[str]()
     left = deque(tokens)
     while left:
         token = left.popleft()
@@ -42,4 +36,4 @@ def joined(tokens: Iterable[str], options: Collection[str]) -> list[str]:
             raise InputError(f"{key} needs a value")
         else:
             overrides.append(key)  # no key, which is told together with the others that are none
-    return [*rest, *(["--"] if overrides else []), *overrides]
+    return overrides, rest

@@ -50,7 +50,10 @@ def read(name: str) -> Module | None:
         The module, or None if it has no source in Python.
     """
     top, *rest = name.split(".")
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # "", or "__main__"
+        return None
     for depth in range(len(rest)):  # like `find_spec`, which would import the parents
         folders = spec.submodule_search_locations if spec else None
         if folders is None:
@@ -58,7 +61,10 @@ def read(name: str) -> Module | None:
         spec = importlib.machinery.PathFinder.find_spec(".".join([top, *rest[: depth + 1]]), list(folders))
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return None
-    statements = list(_statements(ast.parse(Path(spec.origin).read_bytes()).body))
+    try:
+        statements = list(_statements(ast.parse(Path(spec.origin).read_bytes()).body))
+    except (SyntaxError, ValueError):  # importing it tells what is wrong
+        return None
     names = {bound: statement for statement in statements for bound in _bound(statement)}
     module = Module(name, spec.submodule_search_locations is not None, names, [])
     stars = [_absolute(module, s) for s in statements if isinstance(s, ast.ImportFrom) and s.names[0].name == "*"]

@@ -1,6 +1,7 @@
 """Types, defaults and values as words."""
 
 import ast
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,9 +72,15 @@ def in_yaml(value: Any) -> str:
         The text.
     """
     import yaml
+    from jsonargparse import get_loader
 
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n...\n").strip()
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError:  # a default that is an object
+        return str(value)
+    text = text.removesuffix("\n...\n").strip()
+    same = "\n" not in text and get_loader("yaml")(text) == value
+    return text if same or isinstance(value, tuple) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _words(node: ast.expr | None, module: Module) -> list[str]:
@@ -98,6 +105,8 @@ def _words(node: ast.expr | None, module: Module) -> list[str]:
 
 def _of_generic(node: ast.Subscript, module: Module) -> list[str]:
     kind = ast.unparse(node.value).rpartition(".")[2]
+    if isinstance(imported := module.names.get(kind), ast.ImportFrom):
+        kind = next(alias.name for alias in imported.names if kind in (alias.asname, alias.name))
     inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     if kind == "Literal":
         return [str(ast.literal_eval(value)) for value in inner]

@@ -9,7 +9,7 @@ from softmaxfree.cli.recipe import _parser, class_of
 from softmaxfree_cli import main
 from softmaxfree_cli.keys import REQUIRED, check_keys, keys_of
 from softmaxfree_cli.messages import in_plain_words
-from softmaxfree_cli.recipes import SECTIONS, read_recipe, recipes
+from softmaxfree_cli.recipes import SECTIONS, find_recipe, read_header, read_recipe, recipes
 from softmaxfree_cli.show import commented
 from softmaxfree_cli.source import arguments, find, read
 from softmaxfree_cli.words import type_in_words
@@ -27,7 +27,7 @@ def test_keys_and_defaults_are_those_of_the_parser(recipe):
     for section in SECTIONS:
         wanted = vars(defaults[section])
         if section == "data":
-            wanted.pop("seed")  # which the parser takes from run.seed
+            wanted.pop("seed", None)  # which the parser takes from run.seed
         assert list(known[section]) == list(wanted)
         given = {name: None if key.default is REQUIRED else key.default for name, key in known[section].items()}
         assert given == wanted
@@ -42,7 +42,7 @@ def test_a_recipe_that_is_shown_is_the_same_recipe(recipe, tmp_path):
     text = (tmp_path / "shown.yaml").read_text(encoding="utf-8")
     (tmp_path / "all.yaml").write_text(re.sub(r"^  #(\w+: .)", r"  \1", text, flags=re.M), encoding="utf-8")
     check_keys(read_recipe(str(tmp_path / "all.yaml")), [])
-    assert all(line in text for line in open(f"src/softmaxfree/recipes/{recipe}.yaml") if line.startswith("#"))
+    assert text.startswith("".join(f"# {line}".rstrip() + "\n" for line in read_header(find_recipe(recipe))))
 
 
 def test_values_that_yaml_could_take_for_others_come_back(tmp_path):
@@ -168,7 +168,7 @@ def test_types_in_words(annotation, words):
             "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin; ",
         ),
         ("model.num_classes=", "model.num_classes must be a whole number, got nothing"),
-        ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got ['a']"),
+        ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got a"),
         ("model.lr.x=3", "model.lr has no key x: it must be a number"),
         ("data.augment=3", "data.augment must be true or false, got 3"),
         ("data.mean=3", "data.mean must be a list of number, got 3"),
@@ -191,5 +191,5 @@ def test_a_wrong_value_is_told_in_plain_words(override, message):
         parser.parse_args([f"--{override}"])
     text = in_plain_words(str(caught.value), content)
     assert text.startswith(message)
-    assert "class" not in text.replace("class_path", "")
+    assert "<class" not in text
     assert "\n" not in text

@@ -74,6 +74,12 @@ def run(
         FileNotFoundError: a file or the checkpoint is missing.
         InputError: an argument or the checkpoint is wrong, or no image can be read.
         OSError: the result cannot be written.
+
+    Examples:
+        softmaxfree predict three.png --checkpoint runs/digits/0
+        softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
+        softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
+        softmaxfree predict street.jpg --task segmentation --checkpoint best.ckpt --out drawn
     """
     given = dict(locals())
     for name in ("topk", "batch_size", "size", "window", "max_pixels"):

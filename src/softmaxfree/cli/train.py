@@ -28,7 +28,6 @@ from softmaxfree.tasks.early_stopping import LateEarlyStopping
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
-from softmaxfree_cli.overrides import Overrides
 
 __all__ = ["run"]
 
@@ -37,7 +36,7 @@ _SHOWN = 8  # entries of a list in a line
 
 def run(
     recipe: str,
-    overrides: Overrides = (),
+    overrides: Sequence[str] = (),
     *,
     out: str | None = None,
     init_from: str | None = None,

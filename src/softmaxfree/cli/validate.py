@@ -1,5 +1,7 @@
 """`softmaxfree validate`: measures weights on a recipe's data."""
 
+from collections.abc import Sequence
+
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
@@ -9,14 +11,13 @@ from softmaxfree.cli.recipe import as_list, create_trainer, load_job, read_recip
 from softmaxfree.cli.recorded import trained_names, with_record
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.tasks.checkpoints import load_weights
-from softmaxfree_cli.overrides import Overrides
 from softmaxfree_cli.recipes import recipe_and_weights
 
 __all__ = ["run"]
 
 
 def run(
-    recipe: str, overrides: Overrides = (), *, checkpoint: str | None = None, device: str = "auto"
+    recipe: str, overrides: Sequence[str] = (), *, checkpoint: str | None = None, device: str = "auto"
 ) -> dict[str, float]:
     """Measure weights: the scores on the validation data.
 
