@@ -1,12 +1,21 @@
 """Detection and segmentation from the command line: a run, its pictures, its tables, predictions on files."""
 
 import json
+import socket
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
 from softmaxfree.cli import predict
+from softmaxfree.drawing import colour_classes
+from softmaxfree.errors import InputError
+from softmaxfree.models.segmentation import slide
+from softmaxfree.tasks.loading import load_task
 from softmaxfree_cli import main
 from tests.cli.quick_run import read_csv
 
@@ -74,42 +83,101 @@ def photos(tmp_path):
     return folder
 
 
+def predicted(capsys, out, *argv):
+    """Runs the command, and returns what it lists and prints."""
+    assert main(["predict", *map(str, argv), "--out", str(out)]) == 0
+    return json.loads((out / "predictions.json").read_text()), capsys.readouterr()
+
+
 def test_detections_are_drawn_and_listed(runs, photos, tmp_path, capsys):
     out = tmp_path / "drawn"
-    arguments = ["--task", "detection", "--checkpoint", str(runs["detection"] / "best.ckpt"), "--threshold", "0"]
-    assert main(["predict", str(photos), *arguments, "--out", str(out)]) == 0
-    assert "skipped" in capsys.readouterr().err
-    results = json.loads((out / "predictions.json").read_text())
+    results, told = predicted(capsys, out, photos, "--checkpoint", runs["detection"], "--threshold", 0)
+    assert "skipped" in told.err
+    assert told.out == f"2 images drawn into {out}, 1 skipped\n"
     assert [(r["width"], r["height"]) for r in results] == [(80, 131), (150, 97)]
     assert sorted(p.name for p in out.glob("*.png")) == ["colour.png", "grey.png"]
     found = [p for r in results for p in r["predictions"]]
     assert found
+    assert min(p["score"] for p in found) < 0.05  # which the network alone would leave out
     assert {"class", "index", "score", "box", "mask"} == set(found[0])
 
 
-def test_classes_are_drawn_and_counted(runs, photos, tmp_path):
+def test_no_objects_are_counted_too(runs, photos, tmp_path, capsys):
+    argv = photos / "grey.png", photos / "colour.jpg", "--checkpoint", runs["detection"], "--threshold", 1
+    results, told = predicted(capsys, tmp_path / "drawn", *argv)
+    assert told.out == f"2 images drawn into {tmp_path / 'drawn'}, 2 of them without objects\n"
+    assert [r["predictions"] for r in results] == [[], []]
+
+
+def test_classes_are_drawn_and_counted(runs, photos, tmp_path, capsys):
     out = tmp_path / "drawn"
-    arguments = ["--task", "segmentation", "--checkpoint", str(runs["segmentation"] / "best.ckpt")]
-    assert main(["predict", str(photos / "colour.jpg"), *arguments, "--out", str(out)]) == 0
-    (result,) = json.loads((out / "predictions.json").read_text())
+    (result,), _ = predicted(capsys, out, photos / "colour.jpg", "--checkpoint", runs["segmentation"])
     assert sum(p["part"] for p in result["predictions"]) == pytest.approx(1, abs=1e-4)
-    with Image.open(out / "colour_classes.png") as classes:
-        assert classes.size == (80, 131)
-        assert set(classes.get_flattened_data() if hasattr(classes, "get_flattened_data") else classes.getdata()) == {
-            p["index"] for p in result["predictions"]
-        }
+    classes = pixels(out / result["classes"])
+    assert classes.shape == (131, 80)
+    assert set(np.unique(classes)) == {p["index"] for p in result["predictions"]}
+    names = load_task(str(runs["segmentation"] / "best.ckpt"))[1].class_names
+    magnified = pixels(out / result["colours"])[: 4 * 131, : 4 * 80]
+    np.testing.assert_array_equal(magnified[::4, ::4], np.asarray(colour_classes(torch.tensor(classes), names)))
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("option", ["whole", "window", "size"])
+def test_a_segmenter_sees_the_image_whole_or_in_windows_or_resized(option, runs, photos, tmp_path, capsys):
+    task, _ = load_task(str(runs["segmentation"] / "best.ckpt"))
+    image = tv.to_dtype(tv.to_image(Image.open(photos / "grey.png").convert("RGB")), scale=True).as_subclass(Tensor)
+    with torch.inference_mode():
+        if option == "whole":
+            argv, logits = [], task.model([image])[0]
+        elif option == "window":
+            argv, logits = ["--window", 64, "--overlap", 0.25], slide(task.model, image, (64, 64), (48, 48))
+        else:
+            argv, small = ["--size", 48], tv.resize(image, [48, 74])
+            logits = F.interpolate(task.model([small])[0][None], size=image.shape[1:], mode="bilinear")[0]
+    argv = [photos / "grey.png", "--checkpoint", runs["segmentation"], "--device", "cpu", *argv]
+    (result,), told = predicted(capsys, tmp_path / "drawn", *argv)
+    same = pixels(tmp_path / "drawn" / result["classes"]) == logits.argmax(0).numpy()
+    assert same.mean() > 0.995  # equal logits may be rounded apart
+    assert told.err == ""
+
+
+def test_an_image_much_larger_than_in_training_is_told(runs, tmp_path, capsys):
+    Image.effect_noise((131, 140), 80).save(tmp_path / "large.png")
+    argv = [tmp_path / "large.png", "--checkpoint", runs["segmentation"]]
+    _, told = predicted(capsys, tmp_path / "drawn", *argv)
+    assert "1 of them much larger than in training (shorter side up to 131 pixels, there 64)" in told.err
+    _, told = predicted(capsys, tmp_path / "drawn", *argv, "--window", "64")
+    assert told.err == ""
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_run_needs_no_network(task, runs, photos, tmp_path, capsys, monkeypatch):
+    saved = torch.load(runs[task] / "best.ckpt", weights_only=True)
+    saved["hyper_parameters"]["model_args"]["pretrained"] = True  # as a file of an older version has it
+    torch.save(saved, tmp_path / "best.ckpt")
+    monkeypatch.setattr(socket, "socket", None)
+    predicted(capsys, tmp_path / "drawn", photos / "colour.jpg", "--checkpoint", tmp_path / "best.ckpt")
 
 
 def test_what_does_not_fit_is_refused(runs, photos, tmp_path):
     checkpoint = str(runs["detection"] / "best.ckpt")
     image = [str(photos / "colour.jpg")]
-    with pytest.raises(ValueError, match=r"--task segmentation needs .* is of DetectionTask"):
+    with pytest.raises(InputError, match=r"--task is segmentation, but .*best\.ckpt is of detection"):
         predict.run(image, checkpoint, task="segmentation")
-    with pytest.raises(ValueError, match="DetectionTask: give --task"):
-        predict.run(image, checkpoint)
-    with pytest.raises(ValueError, match="--task detection needs --checkpoint"):
+    with pytest.raises(InputError, match="--task detection needs --checkpoint"):
         predict.run(image, task="detection")
-    with pytest.raises(ValueError, match=r"grey\.png would replace .*grey\.png"):
-        predict.run([str(photos)], checkpoint, task="detection", out=str(photos))
-    with pytest.raises(ValueError, match=r"unreadable image: .*broken\.jpg"):
-        predict.run([str(photos / "broken.jpg")], checkpoint, task="detection", on_error="fail")
+    for option, value, only in (("window", 64, "segmentation"), ("topk", 3, "classification")):
+        with pytest.raises(InputError, match=rf"--{option} is for {only}, but .* is of detection"):
+            predict.run(image, checkpoint, **{option: value})
+    with pytest.raises(InputError, match="give --window too"):
+        predict.run(image, runs["segmentation"], overlap=0.5)
+    with pytest.raises(InputError, match="--overlap must be from 0 to below 1"):
+        predict.run(image, runs["segmentation"], window=64, overlap=32)
+    with pytest.raises(InputError, match=r"grey\.png would replace .*grey\.png"):
+        predict.run([str(photos)], checkpoint, out=str(photos))
+    with pytest.raises(InputError, match=r"unreadable image: .*broken\.jpg"):
+        predict.run([str(photos / "broken.jpg")], checkpoint, on_error="fail")

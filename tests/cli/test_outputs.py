@@ -14,7 +14,7 @@ from softmaxfree.cli.predict_dense import predict_dense
 from softmaxfree.errors import InputError
 from softmaxfree_cli import main
 
-SEGMENTATION = [".png", "_classes.png"]
+SEGMENTATION = [".png", "_classes.png", "_colours.png"]
 
 
 def names(*images, root="photos", endings=SEGMENTATION):
@@ -43,7 +43,7 @@ def test_no_two_outputs_have_one_name(images, expected):
 def test_long_names_are_cut_and_stay_apart(letter):
     long = letter * (250 // len(letter.encode()))
     outputs = [name for pair in names(f"{long}.jpg", f"{long}.png", f"{long[:-1]}.png") for name in pair]
-    assert len({name.casefold() for name in outputs}) == 6
+    assert len({name.casefold() for name in outputs}) == 9
     assert all(len(os.fsencode(name)) <= 255 for name in outputs)
 
 
@@ -123,8 +123,10 @@ def test_a_second_run_replaces_the_first_and_reads_none_of_it(tmp_path):
         assert [p.relative_to(photos / "drawn").as_posix() for p in sorted((photos / "drawn").rglob("*.png"))] == [
             "a.png",
             "a_classes.png",
+            "a_colours.png",
             "b/a.png",
             "b/a_classes.png",
+            "b/a_colours.png",
         ]
     listed = json.loads((photos / "drawn" / "predictions.json").read_text())
     assert [(Path(r["file"]).name, r["picture"], r["classes"]) for r in listed] == [

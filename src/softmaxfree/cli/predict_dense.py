@@ -108,7 +108,8 @@ def predict_dense(
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         part.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes, for names of any bytes
     line = f"{len(results)} image{'s' if len(results) > 1 else ''} drawn into {folder}"
-    line += f", {empty} of them without objects" if empty else ""
+    if empty:
+        line += f", {f'{empty} of them ' if len(results) > 1 else ''}without objects"
     print(line + (f", {skipped} skipped" if (skipped := len(images) - len(results)) else ""))
     if loaded.kind == "segmentation" and max(large):
         print(
@@ -165,7 +166,8 @@ def _pictures(image: Tensor, found: Any, loaded: LoadedTask, threshold: float) -
     counts = count_labels(found, len(names))
     drawn = overlay(image, found, names, scale)
     if not isinstance(found, Tensor):
-        heading = f"{len(found['labels']) or 'no'} objects with a score of {threshold:g} or more"
+        number = len(found["labels"])
+        heading = f"{number or 'no'} object{'' if number == 1 else 's'} with a score of {threshold:g} or more"
         return {"picture": beside_legend(drawn, entries(counts, names, "count"), heading)}
     flat = colour_classes(found, names, scale)
     lines, painted = (entries(counts, names, "share", colours(names, ground)) for ground in (None, BACKGROUND))

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-__all__ = ["BACKGROUND", "UNLABELLED", "Colour", "colour", "colours", "is_background"]
+__all__ = ["BACKGROUND", "UNLABELLED", "Colour", "colour", "colours", "is_background", "luminance"]
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -17,6 +17,7 @@ UNLABELLED = (0, 0, 0)
 """Of pixels that have no class."""
 
 _COLOURS = 256
+_LIGHTNESS = 0.4  # weight: a veil over a photograph takes its lightness from both, its hue from the class
 _NO_OBJECT = {"background", "bg", "void", "other"}
 
 # from linear RGB to the responses of the eye, and from their cube roots to lightness and two axes of colour (Oklab)
@@ -27,6 +28,11 @@ _TO_LAB = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.025
 def colour(label: int) -> Colour:
     """Return the colour of a class; that of class 256 is again that of class 0."""
     return _palette()[label % _COLOURS]
+
+
+def luminance(shown: Colour) -> float:
+    """Return how bright a colour is, 0 to 1, as WCAG counts."""
+    return float(_linear(np.array(shown)) @ [0.2126, 0.7152, 0.0722])
 
 
 def is_background(name: str) -> bool:
@@ -45,7 +51,7 @@ def _palette() -> list[Colour]:
     steps = np.linspace(0, 255, 18).round()
     candidates = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     lab = _lab(candidates)
-    lively = (lab[:, 0] > 0.42) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.06)
+    lively = (lab[:, 0] > 0.45 * _LIGHTNESS) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.06)
     candidates, lab = candidates[lively], lab[lively]
     greys = _lab(np.repeat([[0.0], [72.0], [160.0], [255.0]], 3, axis=1))
     nearest = np.linalg.norm(lab[:, None] - greys, axis=-1).min(1)
@@ -60,6 +66,10 @@ def _palette() -> list[Colour]:
 
 def _lab(rgb: np.ndarray) -> np.ndarray:
     """(n, 3), 0 to 255, to (n, 3) of which equal distances look equal."""
+    return np.cbrt(_linear(rgb) @ _TO_EYE.T) @ _TO_LAB.T * [_LIGHTNESS, 1, 1]
+
+
+def _linear(rgb: np.ndarray) -> np.ndarray:
+    """sRGB, 0 to 255, to light, 0 to 1."""
     part = rgb / 255
-    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
-    return np.cbrt(linear @ _TO_EYE.T) @ _TO_LAB.T
+    return np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)

@@ -106,7 +106,9 @@ def _legend(lines: Sequence[Entry], heading: str, size: int, width: int, height:
     columns = max(1, min(len(lines), (width - gap) // column))
     top = gap + (step if heading else 0)
     if height is not None:
+        column = max(column, _NARROWEST)
         columns = min(columns, -(-len(lines) // max(1, (height - top - gap) // step)) or 1)
+        width = gap + columns * column
     rows = -(-len(lines) // columns)
     legend = Image.new("RGB", (width, top + rows * step + gap), "white")
     pen = ImageDraw.Draw(legend)

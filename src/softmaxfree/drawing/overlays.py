@@ -60,9 +60,8 @@ def overlay(
         veil = Image.fromarray(strength[_numbers(found, len(class_names))]).resize(size, Image.Resampling.NEAREST)
         picture.paste(colour_classes(found, class_names, scale), mask=veil)
         return picture
-    for own, number in zip(reversed(list(found.get("masks", ()))), reversed(found["labels"].tolist()), strict=False):
-        veil = Image.fromarray(own.cpu().numpy().astype(np.uint8) * round(255 * _OPACITY))
-        picture.paste(colour(number), mask=veil.resize(size, Image.Resampling.NEAREST))
+    if "masks" in found:
+        _draw_masks(picture, found["masks"], found["labels"])
     _draw_boxes(picture, {key: value.cpu() for key, value in found.items()}, class_names, scale)
     return picture
 
@@ -89,11 +88,23 @@ def _numbers(classes: Tensor, num_classes: int) -> np.ndarray:
     return np.minimum(classes.cpu().numpy().astype(np.uint32), num_classes)  # a negative one becomes a large one
 
 
+def _draw_masks(picture: Image.Image, masks: Tensor, labels: Tensor) -> None:
+    """Each pixel gets the colour of the best object that it belongs to, once: what lies below stays visible."""
+    if not len(masks):
+        return
+    layer = Image.new("RGB", (masks.shape[2], masks.shape[1]))
+    for own, number in zip(reversed(list(masks.cpu().bool().numpy())), reversed(labels.tolist()), strict=True):
+        layer.paste(colour(number), mask=Image.fromarray(own))
+    veil = Image.fromarray(masks.cpu().bool().any(0).numpy().astype(np.uint8) * round(255 * _OPACITY))
+    layer, veil = (each.resize(picture.size, Image.Resampling.NEAREST) for each in (layer, veil))
+    picture.paste(layer, mask=veil)
+
+
 def _draw_boxes(picture: Image.Image, found: dict[str, Tensor], class_names: Sequence[str], scale: float) -> None:
     pen = ImageDraw.Draw(picture)
     width, height = picture.size
     size = text_size(height, width)
-    line = max(1, size // 8)
+    line = max(2, size // 7)
     labels = found["labels"].tolist()
     if not labels:
         text = shortened("no objects", size, width - size // 2)
@@ -102,7 +113,7 @@ def _draw_boxes(picture: Image.Image, found: dict[str, Tensor], class_names: Seq
     limits = torch.tensor([width - 1, height - 1, width - 1, height - 1])
     boxes = (found["boxes"] * scale).round().clamp(min=0).minimum(limits).int().tolist()
     for number, box in reversed(list(zip(labels, boxes, strict=True))):  # the best on top
-        pen.rectangle(box, outline=contrast(colour(number)), width=line + 2 * (line // 2))
+        pen.rectangle(box, outline=contrast(colour(number)), width=line + line // 2)
         pen.rectangle(box, outline=colour(number), width=line)
     taken: list[Place] = []
     scores = found["scores"].tolist() if "scores" in found else [None] * len(labels)

@@ -6,13 +6,14 @@ from functools import cache
 from matplotlib import font_manager
 from PIL import ImageDraw, ImageFont
 
-from softmaxfree.drawing.colours import Colour
+from softmaxfree.drawing.colours import Colour, luminance
 
 __all__ = ["Place", "contrast", "font_for", "label", "legible", "line_height", "place", "shortened", "text_size"]
 
 Place = tuple[int, int, int, int]  # left, top, right, bottom
 
 _SMALLEST = 12
+_MIDDLE = 0.179  # luminance on which black and white are equally legible
 
 
 def text_size(height: int, width: int) -> int:
@@ -46,10 +47,9 @@ def shortened(text: str, size: int, width: float) -> str:
     return f"{text.rstrip()}…"
 
 
-def contrast(colour: Colour) -> str:
-    """Return the colour of letters, black or white, on a colour."""
-    red, green, blue = colour
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+def contrast(ground: Colour) -> str:
+    """Return the colour of letters, black or white, that is the more legible on a ground."""
+    return "black" if luminance(ground) > _MIDDLE else "white"
 
 
 def place(box: Sequence[float], size: tuple[int, int], whole: tuple[int, int], taken: Sequence[Place]) -> Place | None:
@@ -87,7 +87,8 @@ def _font_file(letters: frozenset[str]) -> tuple[str, bool]:
     """The file of a font, and whether it has all the letters."""
     usual = font_manager.findfont("DejaVu Sans")  # which comes with matplotlib
     needed = {ord(letter) for letter in letters}
-    files = [usual, *sorted(entry.fname for entry in font_manager.fontManager.ttflist)]
+    others = sorted(entry.fname for entry in font_manager.fontManager.ttflist if "Last Resort" not in entry.name)
+    files = [usual, *others]  # the one of last resort has a box for each letter
     found = next((file for file in files if needed <= _letters_of(file)), None)
     return found or usual, found is not None
 

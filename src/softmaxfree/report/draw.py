@@ -16,7 +16,7 @@ __all__ = ["draw", "draw_samples"]
 
 _SIDE = 360  # pixels of the longer side of an image in the picture
 _GAP = 6
-_LETTERS = 15
+_LETTERS = 18
 
 _Found = dict[str, Tensor] | Tensor
 

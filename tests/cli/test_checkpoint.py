@@ -1,0 +1,84 @@
+"""Run folders, other folders and other files given as a checkpoint; devices that are there and that are not."""
+
+import pytest
+import torch
+
+from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier
+from softmaxfree.cli.device import find_device
+from softmaxfree.errors import InputError
+
+
+def make(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def test_a_run_stands_for_its_best_checkpoint_or_its_last(tmp_path, capsys):
+    run = make(tmp_path / "runs" / "0", "config.yaml", "best.ckpt", "last.ckpt", "best/config.json")
+    assert find_checkpoint(run) == str(run / "best.ckpt")
+    assert find_checkpoint(run / "last.ckpt") == str(run / "last.ckpt")
+    assert find_checkpoint(run / "best") == str(run / "best")
+    assert capsys.readouterr().err == ""
+    (run / "best.ckpt").unlink()
+    assert find_checkpoint(run) == str(run / "last.ckpt")
+    assert capsys.readouterr().err == f"{run} has no best.ckpt: its last.ckpt is used\n"
+
+
+def test_a_sharded_checkpoint_is_a_folder(tmp_path):
+    run = make(tmp_path, "config.yaml", "best.ckpt/meta.pt")
+    assert find_checkpoint(run) == find_checkpoint(run / "best.ckpt") == str(run / "best.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["config.yaml"], "the run {} has no checkpoint yet, neither best.ckpt nor last.ckpt"),
+        (["photo.jpg"], "{} has no config.json, best.ckpt or last.ckpt"),
+        (
+            ["2/last.ckpt", "10/best.ckpt", "11/config.yaml"],
+            "{} holds runs and is none: name one of them, such as {}/10",
+        ),
+    ],
+)
+def test_a_folder_without_a_checkpoint_is_told(files, message, tmp_path):
+    folder = make(tmp_path / "given", *files)
+    with pytest.raises(FileNotFoundError) as error:
+        find_checkpoint(folder)
+    assert message.format(folder, folder) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pth", "a.txt", "config.yaml", "a.json"])
+@pytest.mark.parametrize("text", ["hello", '{"a": 1}', "é" * 600, "epoch,loss\n1,2\n"])
+def test_a_text_is_no_checkpoint(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="is a text, no file of weights; allowed are"):
+        load_classifier(str(tmp_path / name), None)
+    if name.endswith(".ckpt"):
+        with pytest.raises(InputError, match="is a text, no file of weights; allowed are"):
+            find_kind(str(tmp_path / name))
+
+
+def test_the_checkpoint_tells_its_task(tmp_path):
+    for task in ("Classification", "Detection", "Segmentation"):
+        torch.save({"task": f"{task}Task"}, tmp_path / "a.ckpt")
+        assert find_kind(str(tmp_path / "a.ckpt")) == task.lower()
+    torch.save({"task": "PoseTask"}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="is of PoseTask; allowed are those of classification, "):
+        find_kind(str(tmp_path / "a.ckpt"))
+    assert find_kind(None) == "classification"
+
+
+def test_a_device_that_is_not_there_is_told_with_those_that_are(monkeypatch):
+    assert find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    assert find_device() == torch.device("cpu")
+    with pytest.raises(InputError, match=r"--device cuda cannot be used here; choose from auto, cpu$"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert find_device().type == "cuda"
+    assert find_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match=r"--device cuda:2 cannot .* auto, cpu, cuda, cuda:0, cuda:1$"):
+        find_device("cuda:2")
