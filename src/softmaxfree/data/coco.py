@@ -22,7 +22,7 @@ from softmaxfree.data.images import (
     collate_lists,
     frame_hint,
 )
-from softmaxfree.data.splits import draw_split, read_split, val_share
+from softmaxfree.data.splits import draw_split, read_split
 from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, natural_key, read_image
@@ -241,7 +241,7 @@ class CocoDataModule(AbstractImagesDataModule):
             order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
             drawn = draw_split([annotations.labels_of(i) for i in order], self.seed)
             chosen = {names[i]: "val" if val else "train" for i, val in zip(order, drawn, strict=True)}
-            self._how = f" ({val_share(len(names)):.0%} drawn by seed {self.seed})"
+            self._how = f" (drawn by seed {self.seed})"
         self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
         for split in wanted:
             self._read[split] = annotations

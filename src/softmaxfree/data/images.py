@@ -33,6 +33,9 @@ MIN_SIDE = 32
 
 _UNREADABLE, _CONTRADICTED = 1, 2
 _NAMED = 10  # images in one warning
+_PLACES = (  # not part of weights
+    "root", "split", "classes", "train_csv", "val_csv", "train_json", "val_json", "train_images", "val_images",
+)  # fmt: skip
 
 
 class AnnotationError(InputError):
@@ -189,10 +192,10 @@ class AbstractImagesDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
-        self.save_hyperparameters(ignore=["root", "train_csv", "val_csv", "split", "collate_fn"], logger=False)
-        for name, given, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if given != "auto":
-                require_whole(f"data.{name}", given, least)
+        self.save_hyperparameters(ignore=[*_PLACES, "collate_fn"], logger=False)
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value != "auto":  # which `setup` decides
+                require_whole(f"data.{name}", value, least)
         if max_pixels is not None and max_pixels < 1:
             raise InputError(f"data.max_pixels must be 1 or more, or null for no limit, got {max_pixels}")
         self.batch_size: Any = batch_size  # a number after `setup`

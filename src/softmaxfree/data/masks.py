@@ -13,7 +13,7 @@ from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_cla
 from softmaxfree.data.mask_folders import MaskFolders
 from softmaxfree.data.mask_images import MaskPair, read_mask
 from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
-from softmaxfree.data.splits import draw_split, read_split, val_share
+from softmaxfree.data.splits import draw_split, read_split
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, shown_shape
 
@@ -181,7 +181,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         else:
             drawn = draw_split([set(by_label[name]) for name in names], self.seed)
             chosen = {name: "val" if val else "train" for name, val in zip(names, drawn, strict=True)}
-            how = f"{val_share(len(names)):.0%} drawn by seed {self.seed}"
+            how = f"drawn by seed {self.seed}"
         self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
         return {split: [name for name, own in self.split_rows if own == split] for split in ("train", "val")}, how
 

@@ -23,8 +23,8 @@ def draw_split(classes: Sequence[Collection[int]], seed: int) -> list[bool]:
     """Draw the images that validate, the same for the same seed.
 
     Images are grouped by the rarest class that each has, and of each group the same part is drawn, at least one image
-    of two or more. A class that is then on one side alone, though two images have it, gets an image moved, if no other
-    class is lost by that.
+    of two or more; where that is too much of a small group, the next ones give less. A class that is then on one side
+    alone, though two images have it, gets an image moved, if no other class is lost by that.
 
     Args:
         classes: of each image, in an order that is always the same; an image may have none.
@@ -40,9 +40,12 @@ def draw_split(classes: Sequence[Collection[int]], seed: int) -> list[bool]:
         rarest = min(labels, key=lambda label: (having[label], label), default=-1)
         groups.setdefault(rarest, []).append(i)
     share, val = val_share(len(classes)), [False] * len(classes)
-    for label in sorted(groups):
+    seen = drawn = 0
+    for label in sorted(groups, key=lambda label: (having[label], label)):
         group = groups[label]
-        count = min(max(round(share * len(group)), 1), len(group) - 1)
+        seen += len(group)
+        count = min(max(round(share * seen) - drawn, 1), len(group) - 1)
+        drawn += count
         for i in rng.permutation(len(group))[:count]:
             val[group[i]] = True
     if len(classes) > 1 and not any(val):  # each group is one image
