@@ -12,8 +12,9 @@ __all__ = ["AUTO", "Setting", "Settings", "decide", "take_autos"]
 AUTO = "auto"
 
 _UPDATES = 4000  # of a run: nearly constant work, whatever the number of images
-_EPOCHS = (20, 100)
+_EPOCHS = (20, 60)
 _WARMUP_UPDATES = 500
+_LONGEST_AVERAGE = 0.9998
 
 
 class Setting(NamedTuple):
@@ -124,8 +125,12 @@ def _epochs(run: _Run) -> tuple[int, str]:
     return epochs, f"{epochs * per_epoch:,} updates" + (" of trained weights" if run.trained else "")
 
 
+def _optimizer(run: _Run) -> tuple[str, str]:
+    return ("adamw", "trained weights") if run.trained else ("muon", "from scratch")
+
+
 def _rate(run: _Run) -> tuple[float, str]:
-    return 1e-3, "the head's, of trained weights" if run.trained else "from scratch"
+    return (1e-3, "trained weights") if run.trained else (3e-3, "from scratch")
 
 
 def _backbone_rate(run: _Run) -> tuple[float, str]:
@@ -133,7 +138,15 @@ def _backbone_rate(run: _Run) -> tuple[float, str]:
 
 
 def _decay(run: _Run) -> tuple[float, str]:
-    return (0.0, "of a head alone") if run.frozen else (0.05, "usual for AdamW")
+    return (0.0, "of a head alone") if run.frozen else (0.05, "usual")
+
+
+def _average(run: _Run) -> tuple[float | None, str]:
+    epochs = run.config.trainer.max_epochs
+    if not epochs or epochs < 0:
+        return None, "without a number of epochs"
+    updates = max(epochs * run.updates_per_epoch // 10, 2)
+    return min(round(1 - 1 / updates, 6), _LONGEST_AVERAGE), "a tenth of the updates"
 
 
 def _warmup(run: _Run) -> tuple[float, str]:
@@ -165,10 +178,12 @@ def _patience(run: _Run) -> tuple[int | None, str]:
 _RULES: dict[str, _Rule] = {  # in this order: some follow from the number of epochs
     "model.num_classes": _classes,
     "trainer.max_epochs": _epochs,
+    "model.opt": _optimizer,
     "model.lr": _rate,
     "model.backbone_lr_scale": _backbone_rate,
     "model.weight_decay": _decay,
     "model.warmup_epochs": _warmup,
+    "model.ema_decay": _average,
     "model.class_weights": _weights,
     "run.early_stopping": _patience,
 }

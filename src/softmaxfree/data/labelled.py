@@ -12,7 +12,8 @@ from timm.data.readers.class_map import load_class_map
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import list_table
 from softmaxfree.data.images import warn_left_out
-from softmaxfree.data.splitting import draw_held_out, equal_files, held_out_part, list_folder, read_split
+from softmaxfree.data.splits import draw_split, read_split, val_share
+from softmaxfree.data.splitting import equal_files, list_folder
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
 
@@ -144,15 +145,15 @@ def _divide(
     prefix = "" if listing.root == base else f"{listing.root.relative_to(base).as_posix()}/"
     names = [prefix + name for name in listing.names]
     if split:
-        held, how = read_split(Path(split).expanduser(), names), f" (by {split})"
+        sides, how = read_split(split, names), f" (by {split})"
+        held = [i for i, name in enumerate(names) if sides[name] == "val"]
     else:
-        part = held_out_part(len(names))
-        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))  # a table has an order of its own
-        drawn = draw_held_out([listing.classes[i] for i in order], part, seed)
-        held = sorted(order[i] for i in drawn)
-        how = f" ({100 * part:.3g} % of each class, drawn by seed {seed})"
-        if not held:
+        if max(Counter(listing.classes).values()) < 2:
             raise InputError(f"{where}: no class has two images, so none can be held out to validate")
+        order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))  # a table has an order of its own
+        drawn = draw_split([[listing.classes[i]] for i in order], seed)
+        held = sorted(i for i, validates in zip(order, drawn, strict=True) if validates)
+        how = f" ({100 * val_share(len(names)):.3g} % of each class, drawn by seed {seed})"
     val = set(held)
     rows = [(name, "val" if i in val else "train") for i, name in enumerate(names)]
     listings = {"train": listing.select([i for i in range(len(names)) if i not in val]), "val": listing.select(held)}

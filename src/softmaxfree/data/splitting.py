@@ -1,4 +1,4 @@
-"""Training and validation images: found as folders, given in a table, or drawn; and checked against each other."""
+"""Training and validation images as folders, and compared with each other."""
 
 import hashlib
 from collections import defaultdict
@@ -13,9 +13,8 @@ from softmaxfree.data.class_tables import SPLIT_NAMES, read_table
 from softmaxfree.errors import InputError
 from softmaxfree.images import IMAGE_SUFFIXES, is_hidden
 
-__all__ = ["draw_held_out", "equal_files", "held_out_part", "list_folder", "read_split"]
+__all__ = ["equal_files", "list_folder"]
 
-_FEW, _MANY = 2500, 5000  # images between which the held-out part falls from a fifth to a tenth
 _HEAD = 65536  # bytes that are compared before whole files are
 
 
@@ -74,67 +73,6 @@ def _place(entries: list[Path], names: Sequence[str], root: Path) -> Path | None
             f"data.root: {root} has both {' and '.join(path.name for path in folders)}; one of them must go"
         )
     return folders[0] if folders else None
-
-
-def held_out_part(num_images: int) -> float:
-    """Return which part of the images is held out: a fifth of few, a tenth of many."""
-    many = min(max((num_images - _FEW) / (_MANY - _FEW), 0), 1)
-    return 0.2 - 0.1 * many
-
-
-def draw_held_out(classes: Sequence[Hashable], part: float, seed: int) -> list[int]:
-    """Draw the images that are held out: of each class the same part, and one image at least.
-
-    Args:
-        classes: of each image.
-        part: to hold out.
-        seed: of the drawing.
-
-    Returns:
-        Indices in order. A class with one image has none among them.
-    """
-    members = defaultdict(list)
-    for i, name in enumerate(classes):
-        members[name].append(i)
-    generator = torch.Generator().manual_seed(seed)
-    held: list[int] = []
-    for indices in members.values():
-        order = torch.randperm(len(indices), generator=generator).tolist()
-        count = min(max(round(part * len(indices)), 1), len(indices) - 1)
-        held += [indices[i] for i in order[:count]]
-    return sorted(held)
-
-
-def read_split(path: Path, names: Sequence[str]) -> list[int]:
-    """Read which images are held out.
-
-    Args:
-        path: a CSV file with the columns `file` and `split`, train or val.
-        names: of all images.
-
-    Returns:
-        Indices of the held-out images, in order.
-
-    Raises:
-        InputError: the table and the images are not the same files, or a split is empty.
-        FileNotFoundError: there is no such file.
-    """
-    head, rows = read_table(path, "data.split")
-    if [name.lower() for name in head] != ["file", "split"]:
-        raise InputError(f"data.split: {path} must have the columns file and split, got {', '.join(head)}")
-    splits: dict[str, str] = {}
-    for line, (name, split) in rows:
-        if split not in ("train", "val") or splits.setdefault(name, split) != split:
-            raise InputError(f"data.split: {path}, line {line}: {name} must be train or val, and once, got {split!r}")
-    known = set(names)
-    missing, new = [name for name in splits if name not in known], [name for name in names if name not in splits]
-    for wrong, what in ((missing, "files that are not among the images"), (new, "images without a row")):
-        if wrong:
-            raise InputError(f"data.split: {path} does not fit the data: {what}: {len(wrong)}, such as {wrong[0]}")
-    held = [i for i, name in enumerate(names) if splits[name] == "val"]
-    if not 0 < len(held) < len(names):
-        raise InputError(f"data.split: {path} must have images of both train and val")
-    return held
 
 
 def equal_files(train: Listing, val: Listing) -> list[tuple[str, str]]:
