@@ -33,9 +33,7 @@ def mendable(error: BaseException, command: str) -> str | None:
     known = tuple(getattr(sys.modules[module], name) for module, name in _MENDABLE.items() if module in sys.modules)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (OSError, InputError, *known)) or (
-        isinstance(error, ValueError) and _checked_by_trainer(error)
-    ):
+    if isinstance(error, (OSError, InputError, *known)) or _checked_by_trainer(error):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
@@ -49,7 +47,7 @@ def notes(error: BaseException | None) -> Iterator[str]:
 
 def _checked_by_trainer(error: BaseException) -> bool:
     """Whether Lightning's own code has raised it: it does so for arguments of the Trainer that do not fit the data."""
-    place = error.__traceback__
+    place = error.__traceback__ if isinstance(error, ValueError) else None
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")

@@ -11,6 +11,8 @@ from softmaxfree_cli.words import columns, in_yaml
 
 __all__ = ["commented", "run"]
 
+_WIDTH = 110
+
 
 def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, out: str | None = None) -> None:
     """List the recipes, or show one.
@@ -32,10 +34,7 @@ def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, 
     if action == "list":
         if recipe or out:
             raise InputError("`softmaxfree recipes show RECIPE` shows one; the list takes no arguments")
-        names = {name: (str(read_recipe(name)["task"]).rpartition(".")[2], line) for name, line in recipes().items()}
-        print(
-            columns({name: f"{task.removesuffix('Task').lower():14}  {line}" for name, (task, line) in names.items()})
-        )
+        print(columns({name: f"{_kind(name):14}  {line}" for name, line in recipes().items()}))
         return
     if recipe is None:
         raise InputError("which recipe? `softmaxfree recipes show RECIPE`; `softmaxfree recipes` lists them")
@@ -49,6 +48,10 @@ def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, 
     except FileExistsError as error:
         raise InputError(f"--out {out} is there already") from error
     print(f"written: {out}; train by it: softmaxfree train {out}")
+
+
+def _kind(recipe: str) -> str:
+    return str(read_recipe(recipe)["task"]).rpartition(".")[2].removesuffix("Task").lower()
 
 
 def commented(recipe: str) -> str:
@@ -72,13 +75,10 @@ def commented(recipe: str) -> str:
 
 
 def _section(given: Mapping[str, Any], known: Mapping[str, Key]) -> Iterator[str]:
-    for name, key in {**known, **{name: Key("", REQUIRED, "") for name in given if name not in known}}.items():
-        about = f"{key.meaning} ({key.type}" + (
-            ")" if key.default is REQUIRED else f", default: {in_yaml(key.default)})"
-        )
-        if key.type:
-            yield from textwrap.wrap(about, 110, initial_indent="  # ", subsequent_indent="  # ")
-        if name in given:
-            yield f"  {name}: {in_yaml(given[name])}"
-        else:
-            yield f"  #{name}: {'' if key.default is REQUIRED else in_yaml(key.default)}".rstrip()
+    for name, key in known.items():
+        default = "" if key.default is REQUIRED else in_yaml(key.default)
+        about = f"{key.meaning} ({key.type}{default and f', default: {default}'})"
+        yield from textwrap.wrap(about, _WIDTH, initial_indent="  # ", subsequent_indent="  # ")
+        yield f"  {name}: {in_yaml(given[name])}" if name in given else f"  #{name}: {default}".rstrip()
+    for name in given.keys() - known.keys():  # of a class whose source cannot be read
+        yield f"  {name}: {in_yaml(given[name])}"

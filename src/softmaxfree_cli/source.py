@@ -71,40 +71,35 @@ def read(name: str) -> Module | None:
     return module._replace(stars=stars)
 
 
-def find(module: Module | None, name: str) -> tuple[Module, ast.stmt] | None:
+def find(module: Module | None, name: str, depth: int = 20) -> tuple[Module, ast.stmt] | None:
     """Return what binds a name, wherever it is imported from.
 
     Args:
         module: where the name is used.
         name: such as `Trainer` or `pytorch.Trainer`.
+        depth: imports that are followed; there are circles.
 
     Returns:
         The module that defines it and the statement; None if there is none to read.
     """
-    for _ in range(20):  # imports in a circle
-        if module is None:
-            return None
-        first, _, rest = name.partition(".")
-        statement = module.names.get(first)
-        if isinstance(statement, ast.ImportFrom):
-            source = _absolute(module, statement)
-            original = next(a.name for a in statement.names if first in (a.asname, a.name))
-            if (submodule := read(f"{source}.{original}")) is not None and original not in (
-                read(source) or module
-            ).names:
-                module, name = submodule, rest
-            else:
-                module, name = read(source), f"{original}.{rest}" if rest else original
-        elif isinstance(statement, ast.Import):
-            alias = next(a for a in statement.names if first in (a.asname, a.name.partition(".")[0]))
-            module, name = read(alias.name if alias.asname else first), rest
-        elif statement is not None and not rest:
-            return module, statement
-        elif module.is_package and (submodule := read(f"{module.name}.{first}")) is not None:
-            module, name = submodule, rest
-        else:
-            return next((found for star in module.stars if (found := find(read(star), name)) is not None), None)
-    return None
+    if module is None or not name or depth == 0:
+        return None
+    first, _, rest = name.partition(".")
+    statement = module.names.get(first)
+    places: list[tuple[str, str]] = []  # modules, and names in them
+    if isinstance(statement, ast.ImportFrom):
+        source = _absolute(module, statement)
+        original = next(a.name for a in statement.names if first in (a.asname, a.name))
+        places = [(source, f"{original}.{rest}".rstrip(".")), (f"{source}.{original}", rest)]
+    elif isinstance(statement, ast.Import):
+        alias = next(a for a in statement.names if first in (a.asname, a.name.partition(".")[0]))
+        places = [(alias.name if alias.asname else first, rest)]
+    elif statement is not None:
+        return None if rest else (module, statement)
+    else:
+        places = [(star, name) for star in module.stars]
+        places += [(f"{module.name}.{first}", rest)] if module.is_package else []
+    return next((found for place, inner in places if (found := find(read(place), inner, depth - 1))), None)
 
 
 def evaluate(node: ast.expr, module: Module) -> Any:

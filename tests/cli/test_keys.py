@@ -14,11 +14,10 @@ from softmaxfree_cli.show import commented
 from softmaxfree_cli.source import arguments, find, read
 from softmaxfree_cli.words import type_in_words
 
-OF_EACH_TASK = ["digits", "imagenet_soft_tiny", "scenes_instances", "coco_retinanet_soft_norm_tiny"]
-OF_EACH_TASK += ["scenes_segmentation", "ade20k_upernet_soft_norm_tiny"]
+OF_EACH_CLASS = {(c["task"], c["datamodule"]): name for name in recipes() if (c := read_recipe(name))}
 
 
-@pytest.mark.parametrize("recipe", OF_EACH_TASK)
+@pytest.mark.parametrize("recipe", OF_EACH_CLASS.values())
 def test_keys_and_defaults_are_those_of_the_parser(recipe):
     content = read_recipe(recipe)
     parser = _parser(class_of(recipe, content, "task"), class_of(recipe, content, "datamodule"))
@@ -46,9 +45,7 @@ def test_a_recipe_that_is_shown_is_the_same_recipe(recipe, tmp_path):
 
 
 def test_values_that_yaml_could_take_for_others_come_back(tmp_path):
-    odd = (
-        "base: digits\nmodel:\n  opt_args: {a: '1e-3', b: 1e-3, c: 'null', d: [yes, 'yes'], e: 'x: # y', f: \"ü\\n\"}\n"
-    )
+    odd = "base: digits\nmodel:\n  opt_args: {a: '1e-3', b: 1e-3, c: 'null', d: [yes, 'yes'], e: 'x: #', f: \"ü\\n\"}\n"
     (tmp_path / "odd.yaml").write_text(odd, encoding="utf-8")
     (tmp_path / "shown.yaml").write_text(commented(str(tmp_path / "odd.yaml")), encoding="utf-8")
     assert read_recipe(str(tmp_path / "shown.yaml")) == read_recipe(str(tmp_path / "odd.yaml"))
@@ -93,7 +90,7 @@ class Mine(Base):
         lr: another meaning.
         **kwargs: those of the task.
     '''
-    def __init__(self, kind: Kind = "a", *, size: "t.Optional[tuple[int, int]]" = None, limit: int = LIMIT, **kwargs: Any):
+    def __init__(self, kind: Kind = "a", *, size: "t.Optional[tuple[int, int]]" = None, limit: int = LIMIT, **kwargs):
         super().__init__(num_classes=3, **kwargs)
 class Plain(Mine):
     pass
@@ -165,7 +162,7 @@ def test_types_in_words(annotation, words):
         ("model.lr=abc", "model.lr must be a number, got abc"),
         (
             "model.sched=cosin",
-            "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin; ",
+            "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin",
         ),
         ("model.num_classes=", "model.num_classes must be a whole number, got nothing"),
         ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got a"),

@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pytest
 import timm
@@ -6,6 +7,8 @@ import torch
 import yaml
 
 from softmaxfree.cli import train, validate
+from softmaxfree.cli.device import trainer_options
+from softmaxfree_cli import main
 from tests.cli.quick_run import overrides, read_csv
 
 
@@ -56,6 +59,29 @@ def test_validate_finds_the_best_epochs_numbers(run_dir, weights, capsys):
     for key, value in metrics.items():
         assert value == pytest.approx(float(best[key]), rel=1e-6)
     assert f"{100 * metrics['val/top1']:.2f}" in capsys.readouterr().out
+
+
+def test_validate_takes_the_folder_of_a_run(run_dir, tmp_path, capsys):
+    assert main(["validate", str(run_dir), "--device", "cpu"]) == 0
+    best = max(float(row["val/top1"]) for row in read_csv(run_dir / "metrics.csv"))
+    assert f"{100 * best:.2f}" in capsys.readouterr().out
+    shutil.copy(run_dir / "config.yaml", tmp_path)
+    assert main(["validate", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"softmaxfree validate: the run {tmp_path} has no checkpoint yet, neither best.ckpt nor last.ckpt: "
+        "an epoch leaves the first\n"
+    )
+
+
+@pytest.mark.parametrize(("device", "options"), [("auto", []), ("cpu", ["--trainer.accelerator=cpu"])])
+def test_a_device_is_that_of_the_trainer(device, options):
+    assert trainer_options(device) == options
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path, capsys):
+    assert main(["train", "digits", "--out", str(tmp_path / "runs"), "--device", "cuda:99"]) == 2
+    assert "--device cuda:99 cannot be used here; choose from auto, cpu" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_table_tells_the_best_numbers(tmp_path, capsys):
