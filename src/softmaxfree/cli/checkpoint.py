@@ -70,7 +70,7 @@ def find_checkpoint(path: str | Path) -> str:
         key=lambda run: natural_key(run.name),
     )
     if runs:
-        raise FileNotFoundError(f"{path} holds runs and is none: name one, such as {runs[-1]}")
+        raise FileNotFoundError(f"{path} holds runs and is none: name one of them, such as {runs[-1]}")
     raise FileNotFoundError(
         f"{path} has no config.json, best.ckpt or last.ckpt: it is neither a run's folder nor one of timm's save_for_hf"
     )

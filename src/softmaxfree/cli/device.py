@@ -9,7 +9,7 @@ from softmaxfree.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device"]
+__all__ = ["find_device", "trainer_options"]
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -35,3 +35,21 @@ def find_device(name: str = "auto") -> torch.device:
     if name not in there:
         raise InputError(f"--device {name} cannot be used here; choose from auto, {', '.join(there)}")
     return torch.device(name)
+
+
+def trainer_options(name: str) -> list[str]:
+    """Return what makes a Trainer use a device; other options of the same keys come after these, and win.
+
+    Args:
+        name: as for `find_device`.
+
+    Returns:
+        Overrides of a recipe; none for "auto", which leaves the choice to the recipe.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        return []
+    kind, _, number = str(find_device(name)).partition(":")
+    return [f"--trainer.accelerator={kind}", *([f"--trainer.devices=[{number}]"] if number else [])]
