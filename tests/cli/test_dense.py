@@ -177,6 +177,8 @@ def test_what_does_not_fit_is_refused(runs, photos, tmp_path):
         predict.run(image, runs["segmentation"], overlap=0.5)
     with pytest.raises(InputError, match="--overlap must be from 0 to below 1"):
         predict.run(image, runs["segmentation"], window=64, overlap=32)
+    with pytest.raises(InputError, match="--window must be 32 or more for a segmenter, got 16"):
+        predict.run(image, runs["segmentation"], window=16)
     with pytest.raises(InputError, match=r"grey\.png would replace .*grey\.png"):
         predict.run([str(photos)], checkpoint, out=str(photos))
     with pytest.raises(InputError, match=r"unreadable image: .*broken\.jpg"):

@@ -19,6 +19,7 @@ from softmaxfree.weights import read_notes, read_record, read_weights
 __all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_classifier", "load_task"]
 
 _SHARDED = "meta.pt"  # in a checkpoint that is a folder, of a sharded run
+_SMALLEST = 32  # pixels that a segmenter takes
 _KINDS = ("classification", "detection", "segmentation")
 
 
@@ -70,7 +71,7 @@ def find_checkpoint(path: str | Path) -> str:
         key=lambda run: natural_key(run.name),
     )
     if runs:
-        raise FileNotFoundError(f"{path} holds runs and is none: name one, such as {runs[-1]}")
+        raise FileNotFoundError(f"{path} holds runs and is none: name one of them, such as {runs[-1]}")
     raise FileNotFoundError(
         f"{path} has no config.json, best.ckpt or last.ckpt: it is neither a run's folder nor one of timm's save_for_hf"
     )
@@ -136,6 +137,9 @@ def load_task(
     task, record = loading.load_task(checkpoint, kind)
     short, long = record.data_config["size"]
     if kind == "segmentation":
+        for option, side in (("--window", window), ("--size", size)):
+            if side is not None and side < _SMALLEST:
+                raise InputError(f"{option} must be {_SMALLEST} or more for a segmenter, got {side}")
         step = 1 if window is None else max(1, round(window * (1 - overlap)))
         sides = {} if window is None else {"window": (window, window), "stride": (step, step)}
         task.hparams.update(evaluation="slide" if sides else "whole", **sides)

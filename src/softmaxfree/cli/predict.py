@@ -10,6 +10,7 @@ from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["run"]
 
+_OVERLAP = 1 / 3
 _OF_ONE_TASK = {
     "model": "classification",
     "topk": "classification",
@@ -32,7 +33,7 @@ def run(
     threshold: float = 0.5,
     size: int | None = None,
     window: int | None = None,
-    overlap: float = 1 / 3,
+    overlap: float | None = None,
     device: str = "auto",
     on_error: Literal["skip", "fail"] = "skip",
     batch_size: int = 16,
@@ -64,7 +65,7 @@ def run(
             a segmenter takes each image at its own size.
         window: Segmenter: height and width, in pixels, of windows that slide over the image; by default the network
             sees the image as a whole.
-        overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1.
+        overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1; by default a third.
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         on_error: What happens at an image that cannot be read: it is named and skipped, or the command ends.
         batch_size: Classifier: images at a time.
@@ -87,7 +88,7 @@ def run(
             raise InputError(f"{_option(name)} must be 1 or more, got {given[name]}")
     if not 0 <= threshold <= 1:  # nan too
         raise InputError(f"--threshold must be 0 to 1, got {threshold}")
-    if not 0 <= overlap < 1:
+    if overlap is not None and not 0 <= overlap < 1:
         raise InputError(f"--overlap must be from 0 to below 1, a part of the window, got {overlap}")
 
     from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier, load_task  # torch: seconds
@@ -113,7 +114,8 @@ def run(
     else:
         from softmaxfree.cli.predict_dense import predict_dense
 
-        loaded = load_task(weights, kind, size, window=window, overlap=overlap, threshold=threshold)
+        shared = _OVERLAP if overlap is None else overlap
+        loaded = load_task(weights, kind, size, window=window, overlap=shared, threshold=threshold)
         loaded = loaded._replace(class_names=_read_names(class_names, loaded.class_names))
         loaded.task.to(where)
         sizes = {"max_pixels": max_pixels, "size": size, "whole": window is None}
@@ -128,13 +130,12 @@ def _agreed(task: str | None, kind: str, checkpoint: str | None, given: dict[str
     if task not in (None, kind):
         raise InputError(f"--task is {task}, but {checkpoint} is of {kind}; without --task the checkpoint tells")
     usual = inspect.signature(run).parameters
-    changed = [name for name in given if given[name] != usual[name].default]
-    for name in changed:
-        if _OF_ONE_TASK.get(name, kind) != kind:
+    for name in given:
+        if given[name] != usual[name].default and _OF_ONE_TASK.get(name, kind) != kind:
             raise InputError(
                 f"{_option(name)} is for {_OF_ONE_TASK[name]}, but {checkpoint or 'this model'} is of {kind}"
             )
-    if "overlap" in changed and given["window"] is None:
+    if given["overlap"] is not None and given["window"] is None:
         raise InputError("--overlap is that of windows: give --window too")
     return kind
 
