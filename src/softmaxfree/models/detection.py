@@ -26,10 +26,12 @@ from softmaxfree.models.detection_networks import (
     Transform,
 )
 from softmaxfree.models.features import backbone_groups, backbone_no_weight_decay, slim_width
+from softmaxfree.models.parts import Parts
 from softmaxfree.models.targets import check_targets
 
 __all__ = ["HEADS", "Detector"]
 
+_BACKBONE = "network.backbone.net."  # prefix of the names of its weights
 HEADS = {"retinanet": PaddedRetinaNet, "mask_rcnn": PaddedMaskRCNN}
 
 
@@ -93,6 +95,14 @@ class Detector(nn.Module):
         self.set_size(min_size, max_size)
 
     @property
+    def parts(self) -> Parts:
+        """Names of its backbone, and of the layers that depend on the classes."""
+        if self.head == "retinanet":
+            return Parts(_BACKBONE, ("network.head.classification_head.cls_logits",))
+        roi = "network.roi_heads"
+        return Parts(_BACKBONE, (f"{roi}.box_predictor", f"{roi}.mask_predictor.mask_fcn_logits"))
+
+    @property
     def size(self) -> tuple[int, int]:
         """Shorter side that an image is resized to for inference, and the longest that the other may have; pixels."""
         return self.network.transform.min_size[-1], self.network.transform.max_size
@@ -153,11 +163,11 @@ class Detector(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the backbone's weights that do not decay."""
-        return backbone_no_weight_decay(self.network.backbone.net, "network.backbone.net.")
+        return backbone_no_weight_decay(self.network.backbone.net, _BACKBONE)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns the backbone's groups for layer-wise decay, or raises InputError; the heads follow the last one."""
-        return backbone_groups(self.network.backbone.net, "network.backbone.net.", coarse)
+        return backbone_groups(self.network.backbone.net, _BACKBONE, coarse)
 
 
 def _region_heads(channels: int, num_classes: int) -> dict[str, nn.Module]:

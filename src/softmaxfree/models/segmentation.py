@@ -17,9 +17,11 @@ from softmaxfree.errors import InputError
 from softmaxfree.models.creation import check_name, create_model
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.inputs import mask_of_sizes
+from softmaxfree.models.parts import Parts
 
 __all__ = ["Segmenter", "at_scales", "heads", "slide"]
 
+_BACKBONE = "encoder.model."  # prefix of the names of its weights
 _STRIDE = 32  # images are padded to multiples of it: the coarsest stride of backbones and decoders
 _AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
 
@@ -95,6 +97,13 @@ class Segmenter(nn.Module):
         """timm's `features_only` network."""
         return self.encoder.model
 
+    @property
+    def parts(self) -> Parts:
+        """Names of its backbone, and of the layers that depend on the classes."""
+        if isinstance(self.head, nn.Sequential):
+            return Parts(_BACKBONE, ("head.1",))  # of segmentation_models_pytorch: decoder, then the last layer
+        return Parts(_BACKBONE, ("head.head.classifier", "auxiliary_head.head.classifier"))
+
     def forward(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Returns the logits of each image, which depend on no other image.
 
@@ -138,11 +147,11 @@ class Segmenter(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns the backbone's groups for layer-wise decay, or raises InputError; the heads follow the last one."""
-        return backbone_groups(self.backbone, "encoder.model.", coarse)
+        return backbone_groups(self.backbone, _BACKBONE, coarse)
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the backbone's weights that do not decay."""
-        return backbone_no_weight_decay(self.backbone, "encoder.model.")
+        return backbone_no_weight_decay(self.backbone, _BACKBONE)
 
     def _maps(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Feature maps of all images as one batch."""

@@ -124,7 +124,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     if is_sharded(path):
-        weights = read_sharded(model, path)
+        weights = read_sharded(path)
     else:
         weights = read_weights(path / "model.safetensors" if path.is_dir() else path)
     load_state(model, weights, str(path))

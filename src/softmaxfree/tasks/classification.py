@@ -65,9 +65,10 @@ class ClassificationTask(AbstractTask):
         super().__init__(**kwargs)
         if "num_classes" in (model_args or {}):
             raise InputError("model.model_args.num_classes: give model.num_classes alone")
-        self.model: Any = create_model(name, num_classes=num_classes, **(model_args or {}))
+        self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
+        self.start()
         if compile:
             self.model.compile()
         self.mixup = None

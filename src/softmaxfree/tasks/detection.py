@@ -58,9 +58,11 @@ class DetectionTask(AbstractTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model: Any = Detector(head, name, num_classes, model_args=model_args, **(detector_args or {}))
+        arguments = self.start_args(model_args)
+        self.model: Any = Detector(head, name, num_classes, model_args=arguments, **(detector_args or {}))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
+        self.start()
         kinds: Any = _KINDS[head]
         self.monitor = "val/segm_map" if "segm" in kinds else "val/map"  # type: ignore[misc]
         self.summary = {  # type: ignore[misc]

@@ -40,5 +40,5 @@ def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]
     task = _TASKS[record.task](**record.arguments)
     if isinstance(task, DetectionTask):
         task.model.set_size(*record.data_config["size"])
-    load_state(task.model, read_sharded(task.model, path) if weights is None else weights, str(path))
+    load_state(task.model, read_sharded(path) if weights is None else weights, str(path))
     return task.eval(), record

@@ -71,9 +71,11 @@ class SegmentationTask(AbstractTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model: Any = Segmenter(head, name, num_classes, model_args=model_args, head_args=head_args)
+        arguments = self.start_args(model_args)
+        self.model: Any = Segmenter(head, name, num_classes, model_args=arguments, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
+        self.start()
         self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
         self.val_loss = MeanMetric()
         counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}

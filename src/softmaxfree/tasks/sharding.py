@@ -8,6 +8,7 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from softmaxfree.errors import InputError
@@ -58,24 +59,30 @@ def is_sharded(path: Path) -> bool:
     return (path / ".metadata").is_file()
 
 
-def read_sharded(model: nn.Module, path: Path) -> dict[str, Tensor]:
+def read_sharded(path: Path) -> dict[str, Tensor]:
     """Read the whole weights of a task's model from a sharded checkpoint, in one process.
 
     Its index is a pickle, which torch's reader runs: read only what you trust.
 
     Args:
-        model: tells names and shapes.
         path: the folder.
 
     Returns:
         The state dict.
 
     Raises:
-        InputError: it is of another model.
+        InputError: it cannot be read.
     """
-    weights = {name: torch.empty_like(weight) for name, weight in model.state_dict().items()}
+    prefix = "state_dict.model."
     try:
-        dcp.load({"state_dict": {f"model.{k}": v for k, v in weights.items()}}, checkpoint_id=path, no_dist=True)
-    except (dist.checkpoint.api.CheckpointException, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} does not fit the model: {' '.join(str(error).split())[:400]}") from error
-    return weights
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        weights = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in stored.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
+        nested = {"state_dict": {name.removeprefix("state_dict."): weight for name, weight in weights.items()}}
+        dcp.load(nested, checkpoint_id=path, no_dist=True)
+    except (dcp.api.CheckpointException, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:400]}") from error
+    return {name.removeprefix(prefix): weight for name, weight in weights.items()}

@@ -5,7 +5,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -21,6 +21,7 @@ from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.freezing import freeze_backbone, frozen_modules, scale_backbone_lr
 from softmaxfree.tasks.optimization import (
     LrScaling,
     ScheduleName,
@@ -31,6 +32,8 @@ from softmaxfree.tasks.optimization import (
     scaled_lr,
 )
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
+from softmaxfree.tasks.sources import read_source
+from softmaxfree.tasks.start import start, told_of_timm
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
@@ -60,6 +63,10 @@ class AbstractTask(LightningModule):
         ema_decay: of the moving average of the weights, which is validated and kept; null for none.
         ema_warmup: start with a shorter average, over the last tenth of the updates so far, until that is as long as
             `ema_decay` tells: else a short run keeps the first weights. false for a constant decay.
+        init_from: weights to start from: folder of a run, `.ckpt`, folder or file of weights, name of timm or of a hub,
+            or "pretrained" for timm's weights of `name`. A head of other classes is made anew; see `loaded`.
+        freeze: "backbone" trains the head alone: the backbone gets no gradients, and stays in evaluation mode.
+        backbone_lr_scale: factor on the rate of the backbone's weights, beside that of `layer_decay`.
     """
 
     monitor: ClassVar[str]
@@ -90,21 +97,82 @@ class AbstractTask(LightningModule):
         decay_rate: float = 0.1,
         ema_decay: float | None = None,
         ema_warmup: bool = True,
+        init_from: str | None = None,
+        freeze: Literal["none", "backbone"] = "none",
+        backbone_lr_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()  # those of the subclass too
+        self.save_hyperparameters(ignore=["init_from"])  # those of the subclass too; a checkpoint needs no other file
         if (given := self.hparams.get("num_classes", self.fewest_classes)) < self.fewest_classes:
             raise InputError(f"model.num_classes must be {self.fewest_classes} or more, got {given}")
         for name, highest in _HIGHEST.items():
             if not 0 <= self.hparams.get(name, 0) <= highest:
                 raise InputError(f"model.{name} must be 0 to {highest:g}, got {self.hparams[name]}")
         check_optimizer(opt)
+        require(freeze in ("none", "backbone"), "model.freeze", freeze, "none or backbone")
+        require(0 < backbone_lr_scale < math.inf, "model.backbone_lr_scale", backbone_lr_scale, "above 0 and finite")
+        self._init_from = init_from
+        self.loaded = ""
+        """In one line: what the model started from, what was left out and what made anew; "" from scratch."""
+        self._first: tuple[list[str], dict[str, Tensor]] = [], {}  # classes of a loaded head, and its first weights
         self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
         self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
         self._unchecked: list[tuple[str, Tensor]] = []
         self._warned = False
         self.remark = ""
         """After a validation: what is wrong with all its predictions together, in one line; "" if nothing is."""
+
+    @property
+    def num_trained(self) -> int:
+        """Number of parameters that train."""
+        return sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+
+    def start_args(self, model_args: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the arguments of the model, with timm's weights if the run starts from them.
+
+        Args:
+            model_args: those that were given.
+
+        Returns:
+            The arguments.
+
+        Raises:
+            InputError: they name other weights than `init_from`.
+        """
+        arguments = dict(model_args or {})
+        if self._init_from and (other := [key for key in ("pretrained", "checkpoint_path") if arguments.get(key)]):
+            raise InputError(
+                f"model.init_from and model.model_args.{other[0]} both say where weights come from: give one"
+            )
+        return arguments | ({"pretrained": True} if self._init_from == "pretrained" else {})
+
+    def start(self) -> None:
+        """Load what the run starts from, and freeze what does not train; a subclass calls it once it has its model.
+
+        Raises:
+            InputError: the weights cannot be read, or are of another architecture.
+        """
+        h = self.hparams
+        if self._init_from == "pretrained":
+            self.loaded = told_of_timm(self.model, h["num_classes"])
+        elif self._init_from:
+            source = read_source(self._init_from)
+            self.loaded, first = start(self.model, h["name"], h["num_classes"], source)
+            self._first = source.class_names, first
+        if h["freeze"] == "backbone":
+            freeze_backbone(self.model)
+            frozen = f"the backbone is frozen, {self.num_trained / 1e6:.3g} M parameters train"
+            self.loaded = "; ".join(filter(None, (self.loaded, frozen)))
+            self.train(self.training)
+            warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")  # as intended
+
+    def train(self, mode: bool = True) -> "AbstractTask":
+        """Set training or evaluation mode; a frozen backbone stays in evaluation mode: its statistics do not move."""
+        super().train(mode)
+        if self.hparams["freeze"] == "backbone":
+            for module in frozen_modules(self.model):
+                module.training = False
+        return self
 
     @property
     def class_scores(self) -> dict[str, Tensor]:
@@ -124,6 +192,7 @@ class AbstractTask(LightningModule):
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if classes not in (None, num_classes):
             raise InputError(f"model.num_classes is {num_classes}, but the data has {classes} classes")
+        self._renew_head()
 
     def check_names(self, trained: Sequence[str]) -> None:
         """Compare the classes of weights with those of the data; their order is what labels stand for.
@@ -141,6 +210,17 @@ class AbstractTask(LightningModule):
             where = f"class {wrong} is {trained[wrong]!r} there and {names[wrong]!r} here" if wrong is not None else ""
             raise InputError(
                 f"the weights were trained for other classes than the data has: {where or f'{trained}, {names}'}"
+            )
+
+    def _renew_head(self) -> None:
+        """Make the layers of the classes anew where the weights had as many, but others than the data."""
+        (theirs, first), self._first = self._first, ([], {})
+        names = [str(name) for name in getattr(getattr(self._trainer, "datamodule", None), "class_names", None) or ()]
+        if first and theirs and names and theirs != names:
+            self.model.load_state_dict({**self.model.state_dict(), **first})
+            layers = sorted({name.rpartition(".")[0] for name in first})
+            self.loaded += (
+                f"; made anew: {', '.join(layers)}, as the classes there are others ({', '.join(theirs[:4])})"
             )
 
     def configure_model(self) -> None:
@@ -199,6 +279,7 @@ class AbstractTask(LightningModule):
         lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
         arguments = {"weight_decay": h["weight_decay"], "layer_decay": h["layer_decay"], **(h["opt_args"] or {})}
         optimizer = create_optimizer(self.model, h["opt"], lr, arguments)
+        scale_backbone_lr(optimizer, self.model, h["backbone_lr_scale"])
         schedule = create_schedule(
             optimizer,
             h["sched"],
@@ -286,6 +367,7 @@ class AbstractTask(LightningModule):
         arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
         checkpoint["hyper_parameters"] = arguments
         checkpoint["task"] = type(self).__name__
+        checkpoint["loaded"] = self.loaded
         data = getattr(self._trainer, "datamodule", None)
         checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})
 
@@ -300,6 +382,7 @@ class AbstractTask(LightningModule):
                 another optimizer.
         """
         _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
+        self.loaded = checkpoint.get("loaded", "")
         data = getattr(self._trainer, "datamodule", None)
         self.check_names(checkpoint.get("class_names") or ())
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
