@@ -1,5 +1,6 @@
 """What a run needs to be repeatable, and what it writes down."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -65,7 +66,7 @@ class EpochRecord(Callback):
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": seconds, **metrics})
         if trainer.is_global_zero:
             write_csv(self.path, self.rows)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if math.isfinite(value))
         left = _told((trainer.max_epochs or 0) - trainer.current_epoch - 1, self.rows)
         pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s{left}")
         sys.stdout.flush()  # so that a log file shows it at once
