@@ -72,9 +72,9 @@ def _parameters(node: ast.FunctionDef, module: Module, said: dict[str, str]) -> 
         if arg.arg == _KEYS:
             continue
         assert arg.annotation is not None, f"{module.name}: {arg.arg} has no type"
-        kind_of = evaluate(arg.annotation, module)
+        kind_of: Any = evaluate(arg.annotation, module)
         value = inspect.Parameter.empty if default is None else evaluate(default, module)
-        empty = value in ((), False)  # tells nothing that the meaning does not
-        annotation = Annotated[kind_of, Parameter(help=said.get(arg.arg), show_default=False if empty else None)]
+        empty = value is False or value == ()  # tells nothing that the meaning does not
+        annotation: Any = Annotated[kind_of, Parameter(help=said.get(arg.arg), show_default=False if empty else None)]
         out.append(inspect.Parameter(arg.arg, kind, annotation=annotation, default=value))
     return out

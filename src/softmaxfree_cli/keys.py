@@ -86,7 +86,9 @@ def check_keys(
 @cache
 def _of_class(name: str) -> dict[str, Key] | None:
     found = arguments(name)
-    return found and {
+    if found is None:
+        return None
+    return {
         key: Key(
             type_in_words(a.annotation, a.where),
             REQUIRED if a.default is None else default_of(a.default, a.where),

@@ -171,7 +171,8 @@ def _of_class(module: Module, node: ast.stmt) -> dict[str, Argument] | None:
     inherited = next((args for base in bases if (args := _of_class(*base)) is not None), None)
     if inherited is None:
         return None
-    fixed = {keyword.arg for call in ast.walk(init) if _is_super(call) for keyword in call.keywords}
+    calls = [node for node in ast.walk(init) if isinstance(node, ast.Call)]
+    fixed = {k.arg for call in calls if ast.unparse(call.func) == "super().__init__" for k in call.keywords}
     return own | {
         name: argument._replace(meaning=said.get(name, argument.meaning))
         for name, argument in inherited.items()
@@ -186,10 +187,6 @@ def _own(function: ast.FunctionDef, module: Module, said: Mapping[str, str]) -> 
     for arg, default in zip([*by_place, *given.kwonlyargs], defaults, strict=True):
         if arg.arg != "self":
             yield arg.arg, Argument(arg.annotation, default, module, said.get(arg.arg, ""))
-
-
-def _is_super(node: ast.AST) -> Any:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
 
 
 def _value(module: Module, name: str) -> Any:
