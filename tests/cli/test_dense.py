@@ -55,6 +55,14 @@ def test_a_run_leaves_numbers_and_pictures(runs, task, metric):
         with Image.open(run / name) as picture:
             assert min(picture.size) > 100
     assert torch.load(run / "best.ckpt", weights_only=True)["class_names"]
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["mistakes"]["looked_at"] == 4
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for item in summary["mistakes"]["items"]:
+        assert item["file"] in page
+        assert {"truth", "prediction"} <= set(item["pictures"])
+    assert (summary["confusion"] is not None) == (task == "segmentation")
+    assert page.count("data:image/jpeg") == sum(len(item["pictures"]) for item in summary["mistakes"]["items"])
 
 
 @pytest.mark.parametrize(

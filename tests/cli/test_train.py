@@ -27,6 +27,8 @@ def test_a_run_leaves_what_it_promises(run_dir):
         "metrics.csv",
         "curve.png",
         "confusion_matrix.png",
+        "summary.json",
+        "report.html",
         "best",
     ):
         assert name in left

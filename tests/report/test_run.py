@@ -10,18 +10,8 @@ from softmaxfree.report import compare
 from softmaxfree.report.findings import confusion_counts, findings
 from tests.cli.quick_run import overrides, read_csv
 
-ODD_NAMES = [
-    "<script>alert(1)</script>",
-    "$\\frac{",
-    "数字",
-    "_under",
-    '"quoted"',
-    "&amp;",
-    "a\nb",
-    " ",
-    "ü",
-    "x" * 300,
-]
+CODE = "<script>alert(1)</script>"
+ODD_NAMES = [CODE, "$\\frac{", "数字", "_under", '"quoted"', "&amp;", "a\nb", " ", "ü", "x" * 300]
 
 
 def text(page):
@@ -138,5 +128,7 @@ def test_what_is_worth_knowing(finished):
     assert told(summary, [[300, 0, 0], [0, 300, 0], [0, 0, 300]]) == []
     assert "1 class (ugly) is without images in the validation" in told(summary, [[300, 0, 0], [0, 300, 0], [0] * 3])[0]
     assert "one of them is 5.0 percentage points" in told(summary, [[10, 0, 0], [1, 5, 0], [0, 0, 4]])[0]
+    one_sided = told(summary, [[200, 0, 0], [200, 100, 0], [200, 0, 100]])
+    assert one_sided[0] == "The model gives one class, good, to 75 % of the images, and 25 % are of it."
     longer = summary | {"epochs": [*summary["epochs"], *summary["epochs"]], "best_epoch": 4}
     assert told(longer, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])[0].startswith("The best epoch is the last of 4")

@@ -1,5 +1,6 @@
 """A page that compares runs."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -130,7 +131,7 @@ def _different(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
     """Keys of the configurations that are not equal in all runs, and their values."""
     flat = [dict(_flat(config)) for config in configs]
     keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [(key, [str(config.get(key, ABSENT)) for config in flat]) for key in keys]
+    rows = [(key, [_as_yaml(config.get(key, ABSENT)) for config in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
@@ -142,3 +143,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         else:
             rows.append((f"{prefix}{key}", value))
     return rows
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as a recipe has it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

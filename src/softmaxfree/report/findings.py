@@ -9,12 +9,19 @@ from softmaxfree.report.summary import Summary
 __all__ = ["confusion_counts", "findings"]
 
 _NAMED = 5
+_MOST = 0.5  # part of the images from which a class is given too often, if twice as often as there is reason to
 _FEW_IMAGES = 200  # of a validation, below which one image is half a percentage point
 
 
 def findings(summary: Summary) -> list[str]:
     """Return what is worth a warning, the gravest first."""
-    found = [_collapsed(summary), _unvalidated(summary), _no_better_than_guessing(summary), *_classes(summary)]
+    found = [
+        _collapsed(summary),
+        _unvalidated(summary),
+        _one_sided(summary),
+        _no_better_than_guessing(summary),
+        *_classes(summary),
+    ]
     found += [_small_validation(summary), _ended_early(summary)]
     return [line for line in found if line]
 
@@ -40,6 +47,19 @@ def _collapsed(summary: Summary) -> str:
         "from the images. A lower learning rate (model.lr), more epochs, weights to start from (--init-from) or "
         "model.class_weights auto may help."
     )
+
+
+def _one_sided(summary: Summary) -> str:
+    counts = confusion_counts(summary)
+    if counts is None or summary["confusion"]["of"] != "images" or _collapsed(summary):
+        return ""
+    total = max(counts.sum(), 1)
+    most = int(counts.sum(0).argmax())
+    said, true = counts.sum(0)[most] / total, counts.sum(1)[most] / total
+    if said < _MOST or said < 2 * true:
+        return ""
+    name = summary["data"]["class_names"][most]
+    return f"The model gives one class, {name}, to {100 * said:.0f} % of the images, and {100 * true:.0f} % are of it."
 
 
 def _unvalidated(summary: Summary) -> str:

@@ -57,14 +57,15 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
     else:
         judge = judge_segmented if isinstance(task, SegmentationTask) else judge_detected
         most, batch_size, shown = 200, 1, 6
-    class_names = data.class_names or tuple(map(str, range(task.hparams["num_classes"])))
+    class_names = getattr(data, "class_names", ()) or tuple(map(str, range(task.hparams["num_classes"])))
+    config = getattr(data, "data_config", {})
     loader = data.val_dataloader()
     found = Mistakes(of=None if isinstance(loader.dataset, IterableDataset) else len(loader.dataset))
     worst: list[tuple[str, Judged]] = []
     end = time.monotonic() + _SECONDS
     for names, batch in _batches(data, loader, most, batch_size):
         with torch.inference_mode():
-            judged = judge(task, batch, class_names, data.data_config)
+            judged = judge(task, batch, class_names, config)
         for name, one in zip(names, judged, strict=True):
             found.looked_at += 1
             found.wrong += one.badness > 0

@@ -97,7 +97,7 @@ def _without_summary(folder: Path) -> Summary:
         "metrics": {name: best[name] for name in labels if name in best} if best else {},
         "labels": {name: list(label) for name, label in labels.items()},
         "monitor": monitor,
-        "kept": "best" if best else "last",
+        "kept": next((name for name in ("best", "last") if (folder / f"{name}.ckpt").exists()), ""),
         "best_epoch": int(best["epoch"]) + 1 if best else None,
         "seconds": sum(row.get("seconds") or 0 for row in rows) if rows else None,
         "class_scores": {},

@@ -80,7 +80,9 @@ def collect(
                 "name": _data_name(config, data),
                 "found": getattr(data, "found", ""),
                 "num_images": _num_images(data),
-                "class_names": [str(name) for name in data.class_names or range(task.hparams["num_classes"])],
+                "class_names": [
+                    str(name) for name in getattr(data, "class_names", ()) or range(task.hparams["num_classes"])
+                ],
                 "class_counts": getattr(data, "class_counts", ()),
                 "drawn_split": bool(getattr(data, "split_rows", ())),
             },
@@ -147,7 +149,7 @@ def _data_name(config: Mapping[str, Any], data: Any) -> str:
 def _num_images(data: Any) -> dict[str, int]:
     told = getattr(data, "num_images", None)
     if told is not None:
-        return dict(told)
+        return dict(sorted(told.items()))  # train first
     sizes = {}
     for split, loader in (("train", data.train_dataloader), ("val", data.val_dataloader)):
         try:
