@@ -117,7 +117,7 @@ def test_a_wrong_key_or_value(override, message):
         ("model: {}", r"task and datamodule must each name a class"),
         ("base: [", r"is not YAML"),
         ("digits", r"must hold the sections run, model, data, trainer"),
-        ("base: imagenet_soft_tiny", r"required: data.root"),
+        ("base: imagenet_soft_tiny", r"data.root is missing: a folder"),
     ],
 )
 def test_a_wrong_file(tmp_path, content, message):

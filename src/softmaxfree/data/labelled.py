@@ -97,8 +97,7 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
     if not train_csv:
         if val_csv:
             raise InputError("data.val_csv needs data.train_csv")
-        if folder is None:
-            raise InputError("data.root is missing: a folder with a folder a class; or data.train_csv, a table")
+        assert folder is not None
         listings, unused = list_folder(folder)
         return listings, folder, unused
     table = Path(train_csv).expanduser()
