@@ -73,7 +73,7 @@ def find_splits(
         raise InputError(_one_class(listings, where))
     parts = [f"not used: {unused}"] if unused else []
     rows: list[tuple[str, str]] = []
-    how = ""
+    how = f" (in {listings['val'].root.name})" if len({listing.root for listing in listings.values()}) > 1 else ""
     if "all" in listings:
         listings, rows, how = _divide(listings["all"], where, split, seed)
     elif split:
