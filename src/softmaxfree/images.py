@@ -239,7 +239,7 @@ def convert_image(image: Image.Image, mode: Literal["RGB", "L"], name: str = "th
     return image if image.mode == mode else image.convert(mode)
 
 
-def stored_shape(file: str | os.PathLike) -> tuple[int, int]:
+def stored_shape(file: str | os.PathLike | BinaryIO) -> tuple[int, int]:
     """Return height and width of an image as it is stored, before its EXIF orientation turns it."""
     with _pillow_limit(None), Image.open(file) as image:
         return image.height, image.width

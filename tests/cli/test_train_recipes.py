@@ -27,7 +27,7 @@ def test_the_variants_have_recipes():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_recipe_can_be_built(name):
-    embedded = name == "digits" or name.startswith("scenes")
+    embedded = name in ("digits", "solar_cells") or name.startswith("scenes")
     detection = name.startswith(("coco", "scenes"))  # whose metric computes when it is made
     with torch.device("cpu" if detection else "meta"):
         job = load_job(name, [] if embedded else ["--data.root=/data"])
@@ -117,7 +117,7 @@ def test_a_wrong_key_or_value(override, message):
         ("model: {}", r"has no task and no datamodule: begin it with `base: NAME`.* digits,"),
         ("base: [", r"is not YAML"),
         ("digits", r"must hold the sections run, model, data, trainer"),
-        ("base: imagenet_soft_tiny", r"required: data.root"),
+        ("base: imagenet_soft_tiny", r"data.root is missing: a folder"),
     ],
 )
 def test_a_wrong_file(tmp_path, content, message):

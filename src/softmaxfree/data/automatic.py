@@ -9,7 +9,8 @@ from typing import Any
 
 import psutil
 import torch
-from PIL import Image
+
+from softmaxfree.images import stored_shape
 
 __all__ = ["batch_size", "fitting", "free_memory", "image_size", "num_workers", "sample_shapes"]
 
@@ -38,17 +39,12 @@ def sample_shapes(dataset: Any, most: int = 256) -> list[tuple[int, int]]:
 
 def _shape(dataset: Any, index: int) -> tuple[int, int]:
     if listing := getattr(dataset, "listing", None):
-        return _header(listing.file(index))
+        return stored_shape(listing.file(index))
     if reader := getattr(dataset, "reader", None):
         with reader[index][0] as file:
-            return _header(file)
+            return stored_shape(file)
     image = dataset[index][0]
     return image.height, image.width
-
-
-def _header(file: Any) -> tuple[int, int]:
-    with Image.open(file) as image:
-        return image.height, image.width
 
 
 def batch_size(num_images: int, least: int = 8, most: int = 64) -> int:

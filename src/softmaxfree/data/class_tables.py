@@ -97,7 +97,7 @@ def read_table(path: Path, argument: str) -> tuple[list[str], list[tuple[int, li
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
     except UnicodeDecodeError as error:
         raise InputError(f"{argument}: {path} is not in UTF-8 ({error.reason} at byte {error.start})") from error

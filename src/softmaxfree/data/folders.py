@@ -13,7 +13,7 @@ from softmaxfree.data import automatic, sources
 from softmaxfree.data.augmentation import create_eval_transform, create_train_transform
 from softmaxfree.data.class_folders import LabelledImages
 from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
-from softmaxfree.data.labelled import LabelledSplits, find_splits
+from softmaxfree.data.labelled import find_splits
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, check_resized, convert_image, upright
 
@@ -108,6 +108,8 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_readable)
         if not len(mean) == len(std) == in_chans:
             raise InputError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
+        if root is None and not train_csv and not source:
+            raise InputError("data.root is missing: a folder with a folder a class; or data.train_csv, a table")
         self.root, self.train_csv, self.val_csv, self.split = root, train_csv, val_csv, split
         self.source = source
         self.source_args = source_args or {}
@@ -175,7 +177,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
     def _of_files(self) -> dict[str, Dataset]:
         if unknown := self.source_args.keys() - {"class_map"}:
             raise InputError(f"data.source_args without a data.source may be class_map, got {', '.join(unknown)}")
-        splits: LabelledSplits = find_splits(
+        splits = find_splits(
             self.root, self.train_csv, self.val_csv, self.split, self.seed, self.source_args.get("class_map")
         )
         self.class_names = tuple(splits.class_to_idx)
@@ -213,12 +215,10 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         why = {
             "img_size": f"median shorter side {statistics.median(map(min, shapes)):g}" if shapes else "sizes unknown",
             "batch_size": f"{count} training images" if count else "number of images unknown",
-            "num_workers": "CPU cores"
-            if wanted["num_workers"]
-            else "streamed"
-            if streamed
-            else "all images decode in a second",
+            "num_workers": "CPU cores" if wanted["num_workers"] else "all images decode in a second",
         }
+        if streamed:
+            why["num_workers"] = "streamed"
         given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
         memory, kind = automatic.free_memory()
         batch, side = automatic.fitting(

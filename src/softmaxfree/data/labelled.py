@@ -74,7 +74,7 @@ def find_splits(
         raise InputError(_one_class(listings, where))
     parts = [f"not used: {unused}"] if unused else []
     rows: list[tuple[str, str]] = []
-    how = ""
+    how = f" (in {listings['val'].root.name})" if len({listing.root for listing in listings.values()}) > 1 else ""
     if "all" in listings:
         listings, rows, how = _divide(listings["all"], where, split, seed)
     elif split:
@@ -98,8 +98,7 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
     if not train_csv:
         if val_csv:
             raise InputError("data.val_csv needs data.train_csv")
-        if folder is None:
-            raise InputError("data.root is missing: a folder with a folder a class; or data.train_csv, a table")
+        assert folder is not None
         listings, unused = list_folder(folder)
         return listings, folder, unused
     table = Path(train_csv).expanduser()
