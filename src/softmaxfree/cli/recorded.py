@@ -49,12 +49,12 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         config, arguments = notes.get("pretrained_cfg", {}), {}
     else:
         return dict(content), []
+    if (content.get("model") or {}).get("init_from"):  # the checkpoint has all weights
+        content = {**content, "model": {**content["model"], "init_from": None}}
     prepared = getattr(class_of(recipe, content, "datamodule"), "preparation", ())
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
     data = {key: _plain(arguments[key]) for key in prepared if key in arguments}
-    if (content.get("model") or {}).get("init_from"):  # the checkpoint has all weights
-        content = {**content, "model": {**content["model"], "init_from": None}}
     sections = {"model": _plain(model), "data": data}
     changes = [
         f"{section}.{key} {content[section][key]} -> {value}"
