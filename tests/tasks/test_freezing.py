@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from softmaxfree.errors import InputError
 from softmaxfree.models.parts import parts_of
 from softmaxfree.tasks import DetectionTask
 from tests.tasks import test_detection, test_segmentation
+from tests.tasks.test_averaging import Saved
 from tests.tasks.test_classification import TINY, Squares, Steps, fit, task
 
 
@@ -48,20 +48,21 @@ def test_modes():
     assert all(m.training for m in task().train().modules())
 
 
+class First(Saved):
+    """Saves after the first epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
 def test_a_frozen_run_goes_on(tmp_path):
-    keep = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-    arguments = {"freeze": "backbone", "lr": 1e-2, "ema_decay": 0.5}
-    torch.manual_seed(0)
-    through, first = task(**arguments), task(**arguments)
-    first.load_state_dict(through.state_dict())
-    again = task(**arguments)
-    fit(through, max_epochs=2)
-    trainer = fit(first, Squares(), keep, max_epochs=2, limit_train_batches=3, enable_checkpointing=True, max_steps=3)
-    assert trainer.global_step == 3
-    trainer = fit(again, max_epochs=2, limit_train_batches=0)
-    trainer.fit_loop.epoch_progress.reset()
-    trainer.limit_train_batches = 1.0
-    trainer.fit(again, datamodule=Squares(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    path, arguments = tmp_path / "first.ckpt", {"freeze": "backbone", "lr": 1e-2, "ema_decay": 0.5}
+    through, again = task(**arguments), task(**arguments)
+    fit(through, Squares(), First(path), max_epochs=2)
+    trainer = test_segmentation.trainer(max_epochs=2)
+    trainer.fit(again, datamodule=Squares(), ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 6
     torch.testing.assert_close(again.model.state_dict(), through.model.state_dict())
 
 

@@ -52,6 +52,8 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         config, arguments = notes.get("pretrained_cfg", {}), {}
     else:
         return dict(content), []
+    if (content.get("model") or {}).get("init_from"):  # the checkpoint has all weights
+        content = {**content, "model": {**content["model"], "init_from": None}}
     prepared = getattr(class_of(recipe, content, "datamodule"), "preparation", ())
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
@@ -149,7 +151,8 @@ def resumed_recipe(
 def _model(checkpoint: Path) -> _Content:
     """The arguments of a task that say what its model is, where a checkpoint tells them."""
     arguments = read_record(checkpoint).arguments
-    return {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args") if k in arguments}
+    model = {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args", "head_args") if k in arguments}
+    return {**model, "init_from": None}
 
 
 _Leaves = dict[tuple[str, ...], Any]

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
+from softmaxfree.tasks.memory import tells_memory
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.tasks.weights import weights_of
@@ -117,6 +118,7 @@ class ClassificationTask(AbstractTask):
             name = self.hparams["name"]
             raise InputError(f"data.img_size is {min(size)}, but {name} needs images of {minimum} pixels or more")
 
+    @tells_memory
     def training_step(self, batch: tuple[Tensor, Tensor] | None, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 

@@ -10,6 +10,7 @@ from torchmetrics.detection import MeanAveragePrecision
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.detection import Detector
+from softmaxfree.tasks.memory import tells_memory
 from softmaxfree.tasks.remarks import nothing_found
 from softmaxfree.tasks.training import AbstractTask
 
@@ -138,6 +139,7 @@ class DetectionTask(AbstractTask):
         """Return what is detected in each image (3, h, w), in evaluation mode."""
         return self.model(images)
 
+    @tells_memory
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 

@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.segmentation import Segmenter, at_scales, slide
+from softmaxfree.tasks.memory import tells_memory
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.tasks.weights import weights_of
@@ -111,6 +112,7 @@ class SegmentationTask(AbstractTask):
             return self.model(images)
         return [slide(self.model, image, self.hparams["window"], self.hparams["stride"]) for image in images]
 
+    @tells_memory
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch.
 

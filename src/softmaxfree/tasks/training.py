@@ -7,13 +7,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torchmetrics import MeanMetric
 
 from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
@@ -34,6 +32,7 @@ from softmaxfree.tasks.optimization import (
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.tasks.sources import read_source
 from softmaxfree.tasks.start import start, told_of_timm
+from softmaxfree.tasks.watching import AbstractWatchedTask
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
@@ -43,7 +42,7 @@ _HIGHEST = dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "warmup_lr", "m
 _HIGHEST["label_smoothing"] = 1.0  # all from 0 on
 
 
-class AbstractTask(LightningModule):
+class AbstractTask(AbstractWatchedTask):
     """Trains `self.model`, which a subclass builds by its arguments `name`, `num_classes` and `model_args`.
 
     Args:
@@ -77,8 +76,6 @@ class AbstractTask(LightningModule):
     """What was loaded to start from, left out and made anew; in one line."""
 
     fewest_classes: ClassVar[int] = 2
-
-    model: nn.Module
 
     def __init__(
         self,
@@ -116,11 +113,6 @@ class AbstractTask(LightningModule):
         """In one line: what the model started from, what was left out and what made anew; "" from scratch."""
         self._first: tuple[list[str], dict[str, Tensor]] = [], {}  # classes of a loaded head, and its first weights
         self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
-        self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
-        self._unchecked: list[tuple[str, Tensor]] = []
-        self._warned = False
-        self.remark = ""
-        """After a validation: what is wrong with all its predictions together, in one line; "" if nothing is."""
 
     @property
     def num_trained(self) -> int:
@@ -233,39 +225,6 @@ class AbstractTask(LightningModule):
         if isinstance(self.model, FSDPModule):
             broadcast_buffers(self.model)
 
-    def log_loss(self, loss: Tensor, batch_idx: int, num_images: int) -> None:
-        """Log the loss of a training batch, and the rate.
-
-        Whether losses are finite is looked at every `trainer.log_every_n_steps` steps, at the end of an epoch and
-        before a checkpoint is written: at each step the device would be waited for.
-
-        Args:
-            loss: a scalar.
-            batch_idx: number of the batch in its epoch.
-            num_images: of the batch.
-
-        Raises:
-            InputError: a loss since the last look is not finite.
-        """
-        loss = loss.detach()
-        self._unchecked.append((f"step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})", loss))
-        trainer: Any = self.trainer  # whose type does not tell all
-        if len(self._unchecked) >= max(trainer.log_every_n_steps, 1):
-            self._check_losses()
-        self.train_loss.update(loss, weight=loss.new_full((), num_images))
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, batch_size=num_images)
-        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        self.log("train/lr", loss.new_full((), rate, dtype=torch.float32), batch_size=num_images)
-        self.log("loss", loss, prog_bar=True, batch_size=num_images)
-
-    def on_validation_start(self) -> None:
-        """Look at the losses since the last look; raises InputError if one is not finite."""
-        self._check_losses()
-
-    def on_train_epoch_end(self) -> None:
-        """Look at the losses since the last look; raises InputError if one is not finite."""
-        self._check_losses()
-
     def configure_optimizers(self) -> Any:
         """Return optimizer and schedule of timm.
 
@@ -322,32 +281,11 @@ class AbstractTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Tell what the run is too short for."""
+        given = (self.hparams["model_args"] or {}).keys() & {"pretrained", "checkpoint_path"}
+        if self.hparams["freeze"] == "backbone" and not (self._init_from or given or self.trainer.ckpt_path):
+            self._tell("model.freeze is backbone, but the backbone has random weights: give model.init_from")
         for line in too_short_for(self.trainer, dict(self.hparams)):
             self._tell(line)
-
-    def note(self, remark: str) -> None:
-        """Take the remark of a validation, and warn of it: once the warm-up is over, and again only after a good one.
-
-        Args:
-            remark: a line, the same in all processes; "" if nothing is wrong.
-        """
-        trainer = self.trainer
-        if trainer.sanity_checking:
-            return
-        warming_up = trainer.state.fn == TrainerFn.FITTING and trainer.current_epoch < self.hparams["warmup_epochs"]
-        if remark and not self._warned and not warming_up:
-            self._tell(remark)
-        self._warned = bool(remark) and not warming_up
-        self.remark = remark
-
-    def on_train_end(self) -> None:
-        """Repeat the remark of the last validation, if there is one."""
-        if self.remark:
-            self._tell(f"the run ends, and {self.remark}")
-
-    def _tell(self, line: str) -> None:
-        if self.trainer.is_global_zero:
-            _log.warning(line)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note all that is needed to use the weights, without the files that the run started from.
@@ -408,26 +346,6 @@ class AbstractTask(LightningModule):
         weights = checkpoint["state_dict"].items()
         name = "the checkpoint of {name} with {num_classes} classes".format_map(checkpoint["hyper_parameters"])
         load_state(self.model, {key.removeprefix("model."): weight for key, weight in weights}, name)
-
-    def _check_losses(self) -> None:
-        """Look at the losses since the last look."""
-        if not self._unchecked:
-            return
-        places, losses = zip(*self._unchecked, strict=True)
-        self._unchecked = []
-        for place, loss in zip(places, torch.stack(losses).tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise InputError(self._non_finite(f"the loss is {loss} at {place}"))
-
-    def _check_weights(self) -> None:
-        for name, weight in self.model.named_parameters():
-            if not weight.isfinite().all():
-                raise InputError(self._non_finite(f"{name} is not finite after step {self.global_step}"))
-
-    def _non_finite(self, what: str) -> str:
-        kept = [path for c in self.trainer.checkpoint_callbacks if (path := getattr(c, "best_model_path", ""))]
-        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-        return f"{what}; {last}; try a lower model.lr or trainer.precision 32-true"
 
 
 def _text(config: Any) -> str:
