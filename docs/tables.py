@@ -144,7 +144,7 @@ def told(name: str, rows: Rows, constant: str = "") -> str:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; cells that are numbers stand to the right."""
     rows = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(re.fullmatch(r"[-\d.,e]*", cell) for cell in cells) for cells in zip(*rows, strict=True)]
+    numeric = [all(re.fullmatch(r"[-+\d.,e]*", cell) for cell in cells) for cells in zip(*rows, strict=True)]
     rule = ["---:" if right else "---" for right in numeric]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
