@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 import yaml
+from softmaxfree.bench.machine import describe
 
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
 
 
 def main() -> None:

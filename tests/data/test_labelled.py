@@ -76,7 +76,7 @@ def test_a_split_is_read_again(photos, tmp_path):
     with pytest.raises(InputError, match=r"1 images of the data are not in it, such as kind 2/n"):
         found(photos, split=str(table))
     shutil.rmtree(photos / "kind 2" / "inner")
-    with pytest.raises(InputError, match="such as kind 2/inner/0.png"):
+    with pytest.raises(InputError, match=r"such as kind 2/inner/0.png"):
         found(photos, split=str(table))
 
 
@@ -84,7 +84,11 @@ def test_how_much_is_held_out():
     classes = ["a"] * 100 + ["b"] * 3 + ["c"] + ["d"] * 2
     random.Random(0).shuffle(classes)
     drawn = draw_split([[name] for name in classes], 42)
-    assert Counter(name for name, validates in zip(classes, drawn, strict=True) if validates) == {"a": 19, "b": 1, "d": 1}
+    assert Counter(name for name, validates in zip(classes, drawn, strict=True) if validates) == {
+        "a": 19,
+        "b": 1,
+        "d": 1,
+    }
 
 
 def test_a_class_with_one_image_is_trained_on(photos):

@@ -29,7 +29,6 @@ from softmaxfree.cli.outputs import (
 from softmaxfree.drawing import BACKGROUND, beside_legend, colour_classes, colours, count_labels, entries, overlay
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
-from softmaxfree.report.draw import draw
 
 __all__ = ["predict_dense"]
 

@@ -101,7 +101,7 @@ class _Run:
 
     @property
     def updates_per_epoch(self) -> int:
-        images, batch = self.data.num_images.get("train"), self.data.batch_size
+        images, batch = getattr(self.data, "num_images", {}).get("train"), self.data.batch_size
         if not images:
             raise InputError("the data does not tell how many images it has: give trainer.max_epochs a number")
         return max(images // (batch * (self.config.trainer.accumulate_grad_batches or 1)), 1)
@@ -160,9 +160,9 @@ def _warmup(run: _Run) -> tuple[float, str]:
 
 
 def _weights(run: _Run) -> tuple[list[float], str]:
-    from softmaxfree.tasks.class_weights import balanced
+    from softmaxfree.tasks.weights import balanced
 
-    counts = run.data.class_counts
+    counts = getattr(run.data, "class_counts", ())
     if not counts:
         raise InputError("the data does not count its classes: give model.class_weights numbers")
     return balanced(counts), "inverse square root of the frequency"

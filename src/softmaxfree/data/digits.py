@@ -37,6 +37,7 @@ class DigitsDataModule(LightningDataModule):
     class_names = tuple("0123456789")
     found = "5,000 digits of 10 classes: 4,000 to train, 1,000 to validate, the same for every seed"
     class_counts = (_TRAIN_PER_CLASS,) * 10
+    num_images: ClassVar[dict[str, int]] = {"train": 4000, "val": 1000}
     preparation: ClassVar[tuple[str, ...]] = ("img_size",)
 
     def __init__(

@@ -6,10 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from softmaxfree.data.class_folders import Listing, list_classes
-from softmaxfree.data.class_tables import SPLIT_NAMES, read_table
+from softmaxfree.data.class_tables import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import IMAGE_SUFFIXES, is_hidden
 

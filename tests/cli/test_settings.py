@@ -1,0 +1,128 @@
+"""What a recipe calls auto, and a run of one's own photographs from end to end."""
+
+import csv
+import re
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+from PIL import Image
+from skimage import data as photographs
+
+from softmaxfree.cli import train, validate
+from softmaxfree.cli.recipe import load_job
+from softmaxfree.cli.settings import decide, take_autos
+from softmaxfree.errors import InputError
+from softmaxfree.images import find_images
+from softmaxfree_cli import main
+
+NARROW = ["--model.model_args.embed_dims=[8,16,24,32]", "--model.model_args.num_heads=[1,1,1,1]"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two textures in folders of 20 and 10 pieces of 40 x 50 pixels, without a split."""
+    root = tmp_path_factory.mktemp("own") / "my photos"
+    for name, count in (("brick", 20), ("grass", 10)):
+        (root / name).mkdir(parents=True)
+        picture = Image.fromarray(getattr(photographs, name)())
+        for i in range(count):
+            picture.crop((20 * i, 10 * i, 20 * i + 50, 10 * i + 40)).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """The folder of a run with all that is automatic but the number of epochs, and what it printed."""
+    out = tmp_path_factory.mktemp("runs")
+    options = [f"--data.root={photos}", "--trainer.max_epochs=2", "--model.class_weights=auto", *NARROW]
+    return train.run("classification", options, out=str(out), device="cpu"), options
+
+
+def test_a_value_that_is_given_wins():
+    content = {"task": "t", "model": {"lr": "auto", "num_classes": "auto"}, "trainer": {"accelerator": "auto"}}
+    left, options, autos, given = take_autos(content, ["--model.lr=0.5", "--model.warmup_epochs=auto"])
+    assert left == {"task": "t", "model": {}, "trainer": {"accelerator": "auto"}}
+    assert options == ["--model.lr=0.5"]
+    assert autos == ["model.num_classes", "model.warmup_epochs"]
+    assert given["model.lr"] == ("0.5", "given")
+
+
+def test_what_follows_from_the_photographs(photos):
+    job = load_job("classification", [f"--data.root={photos}", *NARROW])
+    assert {key: value for key, (value, _) in job.settings.items() if not key.startswith("model.model_args")} == {
+        "data.root": str(photos),
+        "data.img_size": 64,  # 40, but 64 at least
+        "data.batch_size": 8,  # of 24 training images
+        "data.num_workers": 0,
+        "model.num_classes": 2,
+        "trainer.max_epochs": 60,
+        "model.opt": "muon",
+        "model.lr": 3e-3,
+        "model.backbone_lr_scale": 1,
+        "model.weight_decay": 0.05,
+        "model.warmup_epochs": 6,  # a tenth of 180 updates
+        "model.ema_decay": pytest.approx(1 - 1 / 18, abs=1e-5),
+        "run.early_stopping": 15,
+    }
+    assert job.trainer["max_epochs"] == 60
+    assert job.task.hparams["num_classes"] == job.data.num_classes == 2
+    assert yaml.safe_load(job.config)["data"]["batch_size"] == 8
+
+
+def test_trained_weights_are_tuned_gently(photos, finished):
+    run, _ = finished
+    options = [f"--data.root={photos}", f"--model.init_from={run}", *NARROW]
+    job = load_job("classification", options)
+    assert [job.settings[f"model.{name}"].value for name in ("opt", "lr", "backbone_lr_scale")] == ["adamw", 1e-3, 0.1]
+    assert job.trainer["max_epochs"] == 30
+    frozen = load_job("classification", [*options, "--model.freeze=backbone"])
+    assert [frozen.settings[f"model.{n}"].value for n in ("lr", "weight_decay", "warmup_epochs")] == [1e-3, 0, 0]
+
+
+def test_the_first_four_lines_and_the_last_three(photos, tmp_path, capsys):
+    run = train.run("classification", [f"--data.root={photos}", "--trainer.max_epochs=1", *NARROW], out=str(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"data +.*my photos: 30 images of 2 classes .*24 to train, 6 to validate", lines[0])
+    assert re.match(r"model +soft_nano, 0\.\d+ M parameters, from scratch", lines[1])
+    assert "data.batch_size 8 (auto: 24 training images)" in lines[2]
+    assert "trainer.max_epochs 1 (given)" in lines[2]
+    assert lines[3] == f"run       {run}, 1 process(es)"
+    assert [line.split()[0] for line in lines[-3:]] == ["run", "report", "predict"]
+    assert lines[-1].endswith(f"--checkpoint {run}") or f"'{run}'" in lines[-1]
+
+
+def test_the_split_stays_with_the_run(photos, finished, tmp_path, capsys):
+    run, options = finished
+    with (run / "split.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows].count("val") == 6
+    assert len(rows) == len(find_images(photos).files)
+    metrics = validate.run(str(run))
+    assert metrics["val/loss"] == pytest.approx(
+        validate.run("classification", options[:1], checkpoint=str(run))["val/loss"]
+    )
+    late = photos / "grass" / "late.png"
+    Image.new("RGB", (50, 40)).save(late)
+    try:
+        with pytest.raises(InputError, match=r"1 images of the data are not in it, such as grass/late.png"):
+            validate.run(str(run))
+        with pytest.raises(InputError, match=r"1 images of the data are not in it, such as grass/late.png"):
+            train.run("classification", ["--trainer.max_epochs=3"], resume=str(run / "last.ckpt"))
+    finally:
+        late.unlink()
+
+
+def test_a_run_is_enough_to_validate_and_to_predict(photos, finished, capsys):
+    run, _ = finished
+    assert main(["validate", str(run)]) == 0
+    assert "grass" in capsys.readouterr().out
+    assert main(["predict", str(photos / "grass"), "--checkpoint", str(run), "--format", "csv"]) == 0
+    assert capsys.readouterr().out.count("grass/") >= 10
+
+
+def test_what_cannot_be_decided_is_said():
+    config = Namespace(model={}, trainer=Namespace(accumulate_grad_batches=1))
+    with pytest.raises(InputError, match=r"how many images it has: give trainer.max_epochs a number"):
+        decide(["trainer.max_epochs"], config, SimpleNamespace(num_images={}, batch_size=4), training=True)
