@@ -14,7 +14,8 @@ __all__ = ["REQUIRED", "Key", "check_keys", "keys_of"]
 
 REQUIRED = object()
 
-_CLOSE = 0.7
+_AUTO = "auto"  # what the recipe leaves to be decided, whatever the type
+_CLOSE = 0.7  # likeness from which a key may have been meant
 _PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
 
 
@@ -45,6 +46,10 @@ def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
     found = {section: _of_class(str(name)) for section, name in classes.items()}
     known = {section: dict(keys) for section, keys in found.items() if keys is not None}
     known.get("data", {}).pop("seed", None)  # the parser takes it from run.seed
+    for section, keys in known.items():
+        for name, value in (content.get(section) or {}).items():
+            if value == _AUTO and name in keys and _AUTO not in keys[name].type.split():
+                keys[name] = keys[name]._replace(type=f"{keys[name].type} or {_AUTO}")
     return known
 
 

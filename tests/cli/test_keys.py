@@ -61,6 +61,13 @@ def test_help_of_a_recipe_lists_each_key_with_its_value(capsys):
     assert re.findall(r"^  --(\S+)", text, re.M) == [f"{top}.{name}" for top in known for name in known[top]]
 
 
+def test_a_value_that_is_decided_later_is_a_value():
+    content = read_recipe("digits")
+    content["model"]["lr"] = "auto"
+    assert keys_of(content)["model"]["lr"].type == "number or auto"
+    assert keys_of(read_recipe("digits"))["model"]["lr"].type == "number"
+
+
 def test_recipes_lists_name_task_and_first_line(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -7,24 +7,26 @@ __all__ = ["run"]
 
 
 def run(runs: Sequence[str], *, out: str | None = None) -> Path:
-    """Compare runs on one page: settings, curves, scores.
+    """Compare runs on one page, or write the page of one run again.
 
     The page holds all that it shows, and needs no network.
 
     Args:
         runs: Folders of runs.
-        out: The HTML file to write. By default `comparison.html` in the folder that holds the runs.
+        out: The HTML file to write. By default `report.html` in the folder of the run, or in the deepest folder that
+            holds all of them.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: a folder is no run.
+        FileNotFoundError: there is no such folder.
+        InputError: a folder is no run, or the file is there and not a report.
         OSError: the page cannot be written.
 
     Examples:
-        softmaxfree report runs/digits/0 runs/digits/1
-        softmaxfree report runs/digits/0 runs/solar_cells/0 --out both.html
+        softmaxfree report runs/digits/0
+        softmaxfree report runs/digits/0 runs/digits/1 --out digits.html
     """
     from softmaxfree.report import compare
 
