@@ -45,6 +45,13 @@ def test_one_loss_far_from_all_others_does_not_squeeze_them(outlier):
     assert axes.get_title(loc="right").startswith("outside this axis: 1")
 
 
+def test_no_curve_is_left_outside():
+    (axes,) = axes_of(val_top1=[0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], val_small=[None] * 6 + [0.01])
+    low, high = axes.get_ylim()
+    assert low < 1
+    assert high > 90
+
+
 def test_a_loss_that_falls_far_is_logarithmic_with_plain_numbers():
     (axes,) = axes_of(train_loss=[5 * 0.6**e for e in range(12)])
     assert axes.get_yscale() == "log"

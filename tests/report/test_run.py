@@ -124,7 +124,7 @@ def test_what_is_worth_knowing(finished):
     guessing = told(summary, [[500, 100, 0], [200, 0, 0], [200, 0, 0]])
     assert guessing[0].startswith("Top-1 is 50.0 %. To answer good always")
     assert "gives 60.0 %" in guessing[0]
-    assert guessing[1] == "1 class (ugly) is never predicted."
+    assert guessing[1] == "1 class (ugly) is never predicted in the validation."
     assert told(summary, [[300, 0, 0], [0, 300, 0], [0, 0, 300]]) == []
     assert "1 class (ugly) is without images in the validation" in told(summary, [[300, 0, 0], [0, 300, 0], [0] * 3])[0]
     assert "one of them is 5.0 percentage points" in told(summary, [[10, 0, 0], [1, 5, 0], [0, 0, 4]])[0]

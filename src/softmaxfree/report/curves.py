@@ -110,7 +110,8 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str) -> None:
     """Zooms to the values; a few that would squeeze all others are left outside, which is said."""
     values = sorted(value for curve in curves for value in curve.values)
     logarithmic = panel == _LOSS and values[0] > 0
-    low, high = _most([math.log10(value) for value in values]) if logarithmic else _most(values)
+    shown = [[math.log10(v) for v in curve.values] if logarithmic else curve.values for curve in curves]
+    low, high = _most(shown)
     logarithmic = logarithmic and high - low >= math.log10(_LOG_FROM)
     if panel == _LOSS and values[0] > 0 and not logarithmic:
         low, high = 10**low, 10**high
@@ -130,12 +131,17 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str) -> None:
         axes.set_title(f"outside this axis: {told}", fontsize="small", loc="right", style="italic")
 
 
-def _most(values: Sequence[float]) -> tuple[float, float]:
-    """The range of sorted values, without the fewest that lie so far from all others that they would squeeze them."""
+def _most(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The range of the values, without the fewest that lie so far from all others that they would squeeze them.
+
+    Of each curve at least half is inside.
+    """
+    values = sorted(value for curve in curves for value in curve)
     first, last = values[0], values[-1]
     for few in range(1, max(int(_FEW * len(values)), 1 if len(values) >= 6 else 0) + 1):
         ranges = [(values[i], values[len(values) - 1 - few + i]) for i in range(few + 1)]
         low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
-        if high - low < _SHORTER * (last - first):
+        halves = all(2 * sum(low <= value <= high for value in curve) >= len(curve) for curve in curves)
+        if high - low < _SHORTER * (last - first) and halves:
             return low, high
     return first, last

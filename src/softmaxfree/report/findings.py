@@ -92,7 +92,7 @@ def _classes(summary: Summary) -> list[str]:
     looked = "the validation" if of == "images" else "the images looked at"
     return [
         f"{_number(absent)} without {of} in {looked}, so nothing is known of {_them(absent)}." if absent else "",
-        f"{_number(unseen)} never predicted." if unseen else "",
+        f"{_number(unseen)} never predicted in {looked}." if unseen else "",
     ]
 
 

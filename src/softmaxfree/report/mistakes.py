@@ -52,6 +52,7 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
         The worst, and how many were looked at: at most 2,000 of a classifier, 200 of another, and for a minute.
     """
     task = task.to(device).eval()
+    judge: Any  # by the batches of the task
     if isinstance(task, ClassificationTask):
         judge, most, batch_size, shown = judge_classified, 2000, _BATCH, 12
     else:

@@ -76,7 +76,12 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
         folder=str(run_dir),
         findings=findings(summary),
         scores=[
-            {"label": label.removesuffix(" (%)"), "text": score_text(summary, name), "meaning": meaning(name)}
+            {
+                "label": label.removesuffix(" (%)"),
+                "text": score_text(summary, name),
+                "meaning": meaning(name),
+                "decides": name == summary["monitor"],
+            }
             for name, (label, _, _) in summary["labels"].items()
             if summary["metrics"].get(name) is not None
         ],
@@ -163,8 +168,8 @@ def _with_pictures(item: dict[str, Any], run_dir: Path, names: Sequence[str]) ->
         for what, file in item["pictures"].items()
         if (run_dir / file).is_file()
     }
-    named = {key: names[item[key]] for key in ("true", "predicted") if key in item}
-    listed = {
+    named: dict[str, Any] = {key: names[item[key]] for key in ("true", "predicted") if key in item}
+    listed: dict[str, Any] = {
         key: ", ".join(names[label] + (f" ({count} times)" if count > 1 else "") for label, count in item[key])
         for key in ("missed", "false")
         if key in item
