@@ -168,9 +168,16 @@ def test_a_class_map(root):
     assert told == [f"{n} files left out: {n} of no class in class_map" for n in (4, 2)]
     assert data.class_names == ("owl", "cat")
     assert labels(data, data.val_dataloader()) == [1, 1, 0, 0]
+    with pytest.warns(UserWarning, match=r"there are no images of yak, of data.source_args.class_map$"):
+        module(root, source_args={"class_map": {"cat": 0, "dog": 1, "owl": 2, "yak": 3}}).setup("fit")
     for wrong in ({"owl": 0, "cat": 5}, "nowhere.txt"):
         with pytest.raises(InputError, match=r"data.source_args.class_map"):
             module(root, source_args={"class_map": wrong}).setup("fit")
+    with (
+        pytest.warns(UserWarning, match=r"12 of no class in class_map"),
+        pytest.raises(InputError, match=r"images of none of its classes, yak, gnu"),
+    ):
+        module(root, source_args={"class_map": {"yak": 0, "gnu": 1}}).setup("fit")
     with pytest.raises(InputError, match=r"may be class_map, got input_key"):
         module(root, source_args={"input_key": "png"}).setup("fit")
 

@@ -133,6 +133,11 @@ def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str
         if left := len(listing.classes) - len(keep):
             warn_left_out(listing.root, Counter({"of no class in class_map": left}))
         kept[split] = listing.select(keep)
+    present = {name for listing in kept.values() for name in listing.classes}
+    if absent := [name for name in class_to_idx if name not in present]:
+        if not present:
+            raise InputError(f"data.source_args.class_map: {root} has images of none of its classes, {_named(absent)}")
+        rank_zero_warn(f"{root}: there are no images of {_named(absent)}, of data.source_args.class_map")
     return kept, dict(sorted(class_to_idx.items(), key=lambda item: item[1]))
 
 
@@ -173,7 +178,7 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
     if only["val"]:
         told = "; ".join(f"only in {split}: {_named(names)}" for split, names in only.items() if names)
         raise InputError(f"{where}: the classes of the splits differ: {told}; a class needs images to train on")
-    if missing := [name for name in class_to_idx if name not in counts["val"]]:
+    if missing := only["train"]:
         why = "one image, which is trained on" if drawn else "no images in the validation split"
         has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
         rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
