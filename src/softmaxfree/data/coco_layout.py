@@ -123,4 +123,5 @@ def _near(json: Path, root: Path | None, split: str) -> tuple[Path, ...]:
     names = ("images", *SPLITS[split], f"{split}2017")
     inner = [folder / name for folder in around for name in names]
     inner += [folder / "images" / name for folder in around for name in SPLITS[split]]
+    inner += [path for folder in around for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
     return tuple(dict.fromkeys((*around, *(folder for folder in inner if folder.is_dir()))))

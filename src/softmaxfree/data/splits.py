@@ -4,6 +4,7 @@ import csv
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def val_share(num_images: int) -> float:
     return float(np.interp(num_images, (2500, 5000), (0.2, 0.1)))
 
 
-def draw_split(classes: Sequence[Collection[int]], seed: int) -> list[bool]:
+def draw_split(classes: Sequence[Collection[Any]], seed: int) -> list[bool]:
     """Draw the images that validate, the same for the same seed.
 
     Images are grouped by the rarest class that each has, and of each group the same part is drawn, at least one image
@@ -35,9 +36,9 @@ def draw_split(classes: Sequence[Collection[int]], seed: int) -> list[bool]:
     """
     rng = np.random.default_rng(seed)
     having = Counter(label for labels in classes for label in set(labels))
-    groups: dict[int, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for i, labels in enumerate(classes):
-        rarest = min(labels, key=lambda label: (having[label], label), default=-1)
+        rarest = min(labels, key=lambda label: (having[label], label), default=None)
         groups.setdefault(rarest, []).append(i)
     share, val = val_share(len(classes)), [False] * len(classes)
     seen = drawn = 0
@@ -55,7 +56,7 @@ def draw_split(classes: Sequence[Collection[int]], seed: int) -> list[bool]:
 
 
 def _complete(
-    val: list[bool], classes: Sequence[Collection[int]], having: Counter[int], rng: np.random.Generator
+    val: list[bool], classes: Sequence[Collection[Any]], having: Counter[Any], rng: np.random.Generator
 ) -> None:
     """Move single images until each class of two or more is on both sides, as far as that can be."""
     sides = {side: Counter(label for i, own in enumerate(classes) if val[i] is side for label in set(own))
@@ -81,10 +82,10 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
         names: of the images that there are, as the column `file` has them.
 
     Returns:
-        "train" or "val" of each image that it lists.
+        "train" or "val" of each image.
 
     Raises:
-        InputError: it cannot be read, lists what is not there or something twice, or a side has no image.
+        InputError: it cannot be read, its files are not those of the data, it lists one twice, or a side has no image.
     """
     try:
         with open(Path(file).expanduser(), encoding="utf-8-sig", newline="") as lines:
@@ -102,10 +103,10 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
         raise InputError(f"data.split: {file} lists {twice[0]} twice ({len(twice)} such files)")
     splits: dict[str, str] = dict(rows[1:])
     known = set(names)
-    if absent := [name for name in splits if name not in known]:
-        raise InputError(
-            f"data.split: {file} lists {absent[0]}, which is not in the data ({len(absent)} of {len(splits)} absent)"
-        )
+    absent, new = [name for name in splits if name not in known], [name for name in names if name not in splits]
+    for wrong, what in ((absent, "of its files are not in the data"), (new, "images of the data are not in it")):
+        if wrong:
+            raise InputError(f"data.split: {file} is of other images: {len(wrong)} {what}, such as {wrong[0]}")
     for side in ("train", "val"):
         if side not in splits.values():
             raise InputError(f"data.split: {file} has no image for {side}")
