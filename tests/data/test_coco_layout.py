@@ -25,7 +25,7 @@ def content(names, categories=("cells", "red", "blue")):
 
 
 def write(file, folder, count=COUNT, prefix="", **arguments):
-    names = [f"{prefix}foto ä{i}.jpg" for i in range(count)]
+    names = [f"{prefix}bild ä{i}.jpg" for i in range(count)]
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,11 @@ def test_one_file_is_split_and_sized(tmp_path):
         assert image[0, box[1] + 2 : box[3] - 2, box[0] + 2 : box[2] - 2].min() > 0.6  # red, but for JPEG
     rows = data.split_rows
     assert setup("validate", train_json=file).split_rows == rows
-    (tmp_path / "split.csv").write_text("file,split\n" + "\n".join(f"{name},{split}" for name, split in rows[1:]))
+    turned = [(name, "val" if split == "train" else "train") for name, split in rows]
+    (tmp_path / "split.csv").write_text("file,split\n" + "\n".join(map(",".join, turned)))
     again = setup(train_json=file, split=tmp_path / "split.csv")
-    assert again.split_rows == rows[1:]
-    assert "which leaves 1 out" in again.found
+    assert again.split_rows == turned
+    assert again.num_images == {"val": 8, "train": 2}
 
 
 LAYOUTS = [  # (JSON, folder of its images, before each name), arguments, images to train on and to validate with
@@ -113,8 +114,8 @@ def test_what_cannot_be_found(tmp_path):
         setup(train_json=a, val_images=tmp_path)
     with pytest.raises(InputError, match=r"data.split says which images of one file validate"):
         setup(train_json=a, val_json=b, split=a)
-    (tmp_path / "images" / "foto ä3.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"foto ä3.jpg, which is not in .*images \(1 of 10 absent\); looked"):
+    (tmp_path / "images" / "bild ä3.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"bild ä3.jpg, which is not in .*images \(1 of 10 absent\); looked"):
         setup(train_json=a)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty has no COCO JSON file.*data.train_json names one"):

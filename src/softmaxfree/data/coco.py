@@ -59,8 +59,8 @@ class CocoDataModule(AbstractImagesDataModule):
         val_json: file of the images to validate with.
         train_images: folder of the images of `train_json`.
         val_images: folder of the images of `val_json`.
-        split: where one file is for both: CSV with the head `file,split`, whose files are as the JSON names them and
-            whose splits are train and val; images that it does not list are left out.
+        split: where one file is for both: CSV with the head `file,split`, a line an image: its name as the JSON has
+            it, and train or val.
         batch_size: images a process and step; "auto" is 2 to 8, so that an epoch has eight steps.
         num_workers: worker processes; "auto" is none for few pixels.
         with_masks: whether targets have masks.
@@ -196,7 +196,7 @@ class CocoDataModule(AbstractImagesDataModule):
             self._read_one(files[""], wanted)
         else:
             self._read_each(files, wanted)
-        sizes = self._read["train" if stage == "fit" else "val"].sizes.tolist()
+        sizes = [(height, width) for height, width in self._read["train" if stage == "fit" else "val"].sizes.tolist()]
         self._decide(sizes, len(self._chosen.get("train", sizes)))
         for split in wanted:
             if split not in self._sets:
@@ -232,9 +232,7 @@ class CocoDataModule(AbstractImagesDataModule):
         names = annotations.names
         if self.split:
             chosen = read_split(self.split, names)
-            self._how = f" (by {self.split}" + (
-                f", which leaves {len(names) - len(chosen)} out)" if len(chosen) < len(names) else ")"
-            )
+            self._how = f" (by {self.split})"
         elif len(names) < 2:
             raise InputError(f"{annotations.file} has a single image, of which no part can validate")
         else:
@@ -242,10 +240,10 @@ class CocoDataModule(AbstractImagesDataModule):
             drawn = draw_split([annotations.labels_of(i) for i in order], self.seed)
             chosen = {names[i]: "val" if val else "train" for i, val in zip(order, drawn, strict=True)}
             self._how = f" (drawn by seed {self.seed})"
-        self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
+        self.split_rows = [(name, chosen[name]) for name in names]
         for split in wanted:
             self._read[split] = annotations
-            self._chosen[split] = [i for i, name in enumerate(names) if chosen.get(name) == split]
+            self._chosen[split] = [i for i, name in enumerate(names) if chosen[name] == split]
             if not self._counts(split) or not sum(self._counts(split)):
                 raise InputError(f"{annotations.file}: no image in {split} has a box")
 

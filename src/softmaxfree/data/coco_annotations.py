@@ -147,7 +147,8 @@ class CocoAnnotations:
         if absent:
             raise FileNotFoundError(
                 f"{self.file} lists {absent[0]}, which is not in {self.folder} ({len(absent)} of {len(self)} absent)"
-                + (f"; looked for in {', '.join(map(str, folders))}" if len(folders) > 1 else "")
+                + (f"; looked for in {', '.join(map(str, folders[:6]))}" if len(folders) > 1 else "")
+                + (f" and {len(folders) - 6} more" if len(folders) > 6 else "")
             )
 
     def _good(self, entries: list, known: KnownIds, with_masks: bool, what_to_do: dict[str, str]) -> list[dict]:

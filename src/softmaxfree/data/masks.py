@@ -43,8 +43,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
     Args:
         root: folder of the data.
         classes: path of another `classes.txt`.
-        split: CSV with the head `file,split`, whose files are images relative to the root and whose splits are train
-            and val; images that it does not list are left out.
+        split: CSV with the head `file,split`, a line an image: its path relative to the root, and train or val.
         batch_size: images a process and step; "auto" is 2 to 8, so that an epoch has eight steps.
         num_workers: worker processes; "auto" is none for few pixels.
         img_size: side in pixels of training crops, and shorter side of validation images; "auto" is the median of the
@@ -172,8 +171,6 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         if self.split:
             chosen = read_split(self.split, names)
             how = f"by {self.split}"
-            if left_out := len(names) - len(chosen):
-                how += f", which leaves {left_out} out"
         elif "val" in folders.pairs:
             return {split: list(folders.pairs.get(split, ())) for split in ("train", "val")}, "as the folders say"
         elif len(names) < 2:
@@ -182,7 +179,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             drawn = draw_split([set(by_label[name]) for name in names], self.seed)
             chosen = {name: "val" if val else "train" for name, val in zip(names, drawn, strict=True)}
             how = f"drawn by seed {self.seed}"
-        self.split_rows = [(name, chosen[name]) for name in names if name in chosen]
+        self.split_rows = [(name, chosen[name]) for name in names]
         return {split: [name for name, own in self.split_rows if own == split] for split in ("train", "val")}, how
 
     def _describe(self, folders: MaskFolders, names: dict[str, list[str]], how: str, ignored: int) -> str:
@@ -216,11 +213,13 @@ def _shapes(pairs: dict[str, MaskPair]) -> list[_Shape]:
         images = list(pool.map(shape, [pair.image for pair in pairs.values()]))
         masks = list(pool.map(shape, [pair.mask for pair in pairs.values()]))
     rows = list(zip(pairs.values(), images, masks, strict=True))
-    if wrong := [row for row in rows if row[1] and row[2] and row[1] != row[2]]:
-        pair, image, mask = wrong[0]
+    for pair, image, mask in rows:
+        if not image or not mask or image == mask:
+            continue
+        count = sum(bool(own and other and own != other) for _, own, other in rows)
         raise InputError(
             f"data.root: {pair.mask} is {mask[0]} high and {mask[1]} wide, its image {image[0]} and {image[1]} "
-            f"({len(wrong)} of {len(rows)} differ){frame_hint(str(pair.image), mask)}"
+            f"({count} of {len(rows)} differ){frame_hint(str(pair.image), mask)}"
         )
     known = [image for image in images if image]
     if not known:

@@ -18,10 +18,10 @@ class AnyOrientation(v2.Transform):
         """Draw."""
         return {"flip": bool(torch.rand(()) < 0.5), "quarters": int(torch.randint(4, ()))}
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+    def transform(self, part: Any, params: dict[str, Any]) -> Any:
         """Mirror and turn one part of a sample."""
         if params["flip"]:
-            inpt = self._call_kernel(v2.functional.vertical_flip, inpt)
+            part = self._call_kernel(v2.functional.vertical_flip, part)
         if params["quarters"]:
-            inpt = self._call_kernel(v2.functional.rotate, inpt, angle=90.0 * params["quarters"], expand=True)
-        return inpt
+            part = self._call_kernel(v2.functional.rotate, part, angle=90.0 * params["quarters"], expand=True)
+        return part
