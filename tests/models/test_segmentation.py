@@ -2,6 +2,9 @@ import pytest
 import timm.optim
 import torch
 
+from softmaxfree.errors import InputError
+from softmaxfree.layers import embed
+from softmaxfree.models import semantic_fpn
 from softmaxfree.models.segmentation import Segmenter, at_scales, heads, slide
 from tests.helpers import MAX_BATCH_EFFECT, MAX_RELATIVE_ERROR
 
@@ -61,7 +64,10 @@ def test_images_are_normalised_as_the_backbone_was_trained():
     net = network()
     cfg = timm.get_pretrained_cfg("soft_nano")
     image = torch.tensor(cfg.mean).view(3, 1, 1) + torch.tensor(cfg.std).view(3, 1, 1) * torch.ones(3, 32, 48)
-    x = net._maps([image])[0]
+    seen = []
+    net.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net._maps([image])
+    (x,) = seen
     torch.testing.assert_close(x[..., :48], torch.ones(1, 3, 32, 48))
     assert (x[..., 48:] == 0).all()
 
@@ -188,3 +194,50 @@ def test_no_images():
     assert net([]) == []
     with pytest.raises(ValueError, match=r"images must hold at least one image"):
         net.forward_train([])
+
+
+@pytest.mark.parametrize("size", [(160, 96), (150, 101)])  # the second is padded, and so has a mask
+@pytest.mark.parametrize("policy", ["add", "cat"])
+def test_strips_change_nothing(monkeypatch, size, policy):
+    net = network(head_args={**SLIM["semantic_fpn"], "decoder_merge_policy": policy})
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    (image,) = images(size)
+    (whole,) = net([image])  # with a graph, and so without strips
+    for strip_bytes in (1 << 12, 1 << 15):
+        monkeypatch.setattr(embed, "_CPU_STRIP_BYTES", strip_bytes)
+        monkeypatch.setattr(semantic_fpn, "_STRIP_BYTES", strip_bytes)
+        with torch.no_grad():
+            (strips,) = net([image])
+        assert (strips - whole).abs().max() <= MAX_RELATIVE_ERROR * whole.abs().max()
+
+
+@pytest.mark.parametrize("head", ["upernet", "semantic_fpn", "unet"])
+def test_classes_are_those_of_the_largest_logits(head):
+    net = network(head)
+    (image,) = images((75, 130))
+    (last,) = (module for module in net.head.modules() if getattr(module, "out_channels", 0) == 5)
+    with torch.no_grad():
+        last.bias -= net([image])[0].mean((1, 2))  # else an untrained network may tell a single class
+        logits, windows = net([image])[0], slide(net, image, (64, 64), (40, 50))
+    classes = net.predict_classes(image)
+    assert classes.dtype == torch.uint8
+    assert len(classes.unique()) > 1
+    assert torch.equal(classes.long(), logits.argmax(0))
+    assert torch.equal(net.predict_classes(image, (64, 64), (40, 50)).long(), windows.argmax(0))
+    whole_numbers = (image * 255).round().byte()
+    assert torch.equal(net.predict_classes(whole_numbers), net.predict_classes(whole_numbers / 255))
+
+
+def test_many_classes_are_told_in_wider_numbers():
+    net = Segmenter("semantic_fpn", "soft_nano", 300, head_args=SLIM["semantic_fpn"]).eval()
+    (image,) = images((64, 64))
+    with torch.no_grad():
+        assert torch.equal(net.predict_classes(image).long(), net([image])[0].argmax(0))
+
+
+def test_classes_need_a_network_that_does_not_train():
+    with pytest.raises(InputError, match="call eval"):
+        network().train().predict_classes(torch.rand(3, 64, 64))

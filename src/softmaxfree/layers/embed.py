@@ -8,12 +8,17 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
 from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.types import Device
 
 from softmaxfree.arguments import require_whole, require_whole_numbers
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision
+
+# of the largest map between the layers that inference holds at once
+_CPU_STRIP_BYTES, _STRIP_BYTES = 1 << 26, 1 << 30
 
 
 class ConvEmbedding(nn.Sequential):
@@ -48,10 +53,51 @@ class ConvEmbedding(nn.Sequential):
 
     @torch.jit.unused
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in cast(Iterable[ConvNormAct], self):
+        whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not whole and not isinstance(x, Proxy) and all(isinstance(layer.bn, _BatchNorm) for layer in self._layers):
+            return self._in_strips(x, mask)
+        for layer in self._layers:
             x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
             x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
         return x
+
+    @property
+    def _layers(self) -> list[ConvNormAct]:
+        return list(cast(Iterable[ConvNormAct], self))
+
+    @torch.jit.unused
+    def _in_strips(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Embeds without all maps between the layers at once: strips of rows, each with the rows that it sees."""
+        levels, masks, row_bytes = [x.shape[-2:]], [mask], 0
+        for layer in self._layers:
+            levels.append(torch.Size(-(-size // layer.conv.stride[0]) for size in levels[-1]))
+            masks.append(at_stride(masks[-1], layer.conv.stride[0]))
+            row_bytes = max(row_bytes, len(x) * layer.conv.out_channels * levels[-1].numel() * x.element_size())
+        height = levels[-1][0]
+        strips = -(-row_bytes // (_CPU_STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES))
+        rows, out = -(-height // strips), x
+        for top in range(0, height, rows):
+            spans = [(top, min(top + rows, height))]
+            for layer, (size, _) in zip(reversed(self._layers), reversed(levels[:-1]), strict=True):
+                first, last = spans[0]
+                step, around = layer.conv.stride[0], layer.conv.padding[0]
+                spans.insert(0, (max(first * step - around, 0), min((last - 1) * step + around + 1, size)))
+            strip = x[:, :, slice(*spans[0])]
+            for i, layer in enumerate(self._layers):
+                first, last = (end * layer.conv.stride[0] for end in (spans[i + 1][0], spans[i + 1][1] - 1))
+                around = layer.conv.padding[0]
+                beyond = spans[i][0] - first + around, last + around + 1 - spans[i][1]  # rows outside of the image
+                strip = F.pad(strip, (0, 0, *beyond)) if any(beyond) else strip
+                strip = F.conv2d(strip, layer.conv.weight, layer.conv.bias, layer.conv.stride, (0, around))
+                inside = masks[i + 1]
+                strip = batch_norm(layer.bn, strip, None if inside is None else inside[:, slice(*spans[i + 1])])
+                strip = F.relu(strip, inplace=True)
+            if rows == height:
+                return strip
+            if top == 0:
+                out = torch.empty_like(strip[:, :, :1].expand(-1, -1, height, -1))
+            out[:, :, top : top + rows] = strip
+        return out
 
 
 def _layer(in_dim: int, dim: int, stride: int, **factory: Any) -> ConvNormAct:

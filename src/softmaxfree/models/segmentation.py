@@ -5,7 +5,7 @@ UPerNet is that of transformers (mmsegmentation's, with its auxiliary head); all
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from softmaxfree.models.creation import check_name, create_model
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.inputs import mask_of_sizes
 from softmaxfree.models.parts import Parts
+from softmaxfree.models.semantic_fpn import can_decode, decode
 
 __all__ = ["Segmenter", "at_scales", "heads", "slide"]
 
@@ -116,10 +117,11 @@ class Segmenter(nn.Module):
         Raises:
             InputError: an image is too small or of another shape.
         """
+        self._check(images)
         logits: list[Tensor] = [torch.empty(0)] * len(images)
         for group in _groups_of_one_size(images):
             batch = [images[i] for i in group]
-            for i, own in zip(group, _cropped(self.head(self._maps(batch)), batch), strict=True):
+            for i, own in zip(group, _cropped(self._logits(self._maps(batch)), batch), strict=True):
                 logits[i] = own
         return logits
 
@@ -135,11 +137,57 @@ class Segmenter(nn.Module):
         Raises:
             InputError: an image is too small or of another shape.
         """
+        self._check(images)
         # a batch norm needs two values a channel, of which pooling leaves one an image: an image alone comes twice
         batch = [images[0], images[0]] if len(images) == 1 else images
         maps = self._maps(batch)
         auxiliary = _cropped(self.auxiliary_head(maps), batch) if self.auxiliary_head is not None else []
         return _cropped(self.head(maps), batch)[: len(images)], auxiliary[: len(images)]
+
+    @torch.inference_mode()
+    def predict_classes(
+        self,
+        image: Tensor,
+        window: tuple[int, int] | None = None,
+        stride: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Returns the class of each pixel of an image of any size, in little memory.
+
+        The classes are those of `forward`, or with a window of `slide`; but the logits are never all there at the
+        resolution of the image.
+
+        Args:
+            image: `(3, h, w)`, float in [0, 1] or uint8.
+            window: height and width of windows that slide over the image, pixels; None takes it whole.
+            stride: from one window to the next; None is two thirds of the window.
+
+        Returns:
+            `(h, w)`: uint8 of up to 256 classes, else int16.
+
+        Raises:
+            InputError: the network is in training mode, the image is too small or of another shape, or the stride
+                would leave gaps.
+        """
+        if self.training:
+            raise InputError("predict_classes needs the network in evaluation mode: call eval() first")
+        self._check([image if image.dtype != torch.uint8 else image[..., :1].float().expand(image.shape)])
+        if window is not None:
+            stride = stride or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
+            return torch.cat([_largest(band) for band in _bands(self, image, window, stride)])
+        coarse, finish = self._coarse_logits(self._maps([image]))
+        # class by class, as interpolation does not mix them
+        return _largest(_cropped(finish(one), [image])[0][0] for one in coarse.split(1, 1))
+
+    def _logits(self, maps: list[Tensor]) -> Tensor:
+        coarse, finish = self._coarse_logits(maps)
+        return finish(coarse)
+
+    def _coarse_logits(self, maps: list[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The logits before the head enlarges them, and how it does; `maps` may be empty afterwards."""
+        if not isinstance(self.head, nn.Sequential):
+            return self.head(maps), nn.Identity()
+        decoder, (convolution, *rest) = self.head
+        return convolution(decode(decoder, maps) if can_decode(decoder) else decoder(maps)), nn.Sequential(*rest)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes parts of the backbone in the backward pass: of ours each block."""
@@ -155,16 +203,28 @@ class Segmenter(nn.Module):
 
     def _maps(self, images: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Feature maps of all images as one batch."""
-        self._check(images)
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = (_multiple(max(side)) for side in zip(*sizes, strict=True))
-        x = self.mean.new_zeros(len(sizes), len(self.mean), height, width)
+        ours = isinstance(self.backbone, SoftmaxFreeFeatures)
+        order = torch.channels_last if ours else torch.contiguous_format  # else ours would copy the images
+        x = torch.empty(
+            len(sizes),
+            len(self.mean),
+            height,
+            width,
+            dtype=self.mean.dtype,
+            device=self.mean.device,
+            memory_format=order,
+        ).zero_()
         for i, (image, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-            x[i, :, :h, :w] = (image - self.mean) / self.std
-        if set(sizes) == {(height, width)} or not isinstance(self.backbone, SoftmaxFreeFeatures):
+            part = x[i, :, :h, :w].copy_(image)
+            (part if image.is_floating_point() else part.div_(255)).sub_(self.mean).div_(self.std)
+        if not ours:
             return self.encoder(x)
-        stub = x.new_empty(len(x), 0, height // 2, width // 2)  # as the encoder, which takes no mask
-        return [x, stub, *self.backbone(x, mask=mask_of_sizes(sizes, height, width))]
+        mask = None if set(sizes) == {(height, width)} else mask_of_sizes(sizes, height, width)
+        # as the encoder, which takes no mask, does; but no head looks at the image, which so is freed
+        stubs = (x.new_empty(len(x), 0, height // stride, width // stride) for stride in (1, 2))
+        return [*stubs, *self.backbone(x, mask=mask)]
 
     def _check(self, images: Sequence[Tensor] | Tensor) -> None:
         if not len(images):
@@ -237,25 +297,45 @@ def slide(
     Raises:
         InputError: the stride is not from 1 to the window's side, which would leave gaps.
     """
+    return torch.cat(list(_bands(network, image, window, stride, batch_size)), 1)
+
+
+def _bands(
+    network: Segmenter, image: Tensor, window: tuple[int, int], stride: tuple[int, int], batch_size: int = 8
+) -> Iterator[Tensor]:
+    """Yields the logits of `slide` from the top down, in bands of rows that no further window covers."""
     if not all(1 <= step <= side for step, side in zip(stride, window, strict=True)):
         raise InputError(f"stride must be from 1 to the window's side, {tuple(window)}, got {tuple(stride)}")
     height, width = image.shape[-2:]
-    window = min(window[0], height), min(window[1], width)
-    corners = [
-        (top, left)
-        for top in _starts(height, window[0], stride[0])
-        for left in _starts(width, window[1], stride[1])
-    ]  # fmt: skip
-    crops = [image[:, top : top + window[0], left : left + window[1]] for top, left in corners]
+    rows, columns = min(window[0], height), min(window[1], width)
+    tops, lefts = list(_starts(height, rows, stride[0])), list(_starts(width, columns, stride[1]))
     total: Tensor | None = None
-    count = image.new_zeros(height, width)
-    for first in range(0, len(crops), batch_size):
-        for (top, left), logits in zip(corners[first:], network(crops[first : first + batch_size]), strict=False):
-            total = logits.new_zeros(len(logits), height, width) if total is None else total
-            total[:, top : top + window[0], left : left + window[1]] += logits
-            count[top : top + window[0], left : left + window[1]] += 1
-    assert total is not None
-    return total / count
+    for top, below in zip(tops, [*tops[1:], height], strict=True):
+        row = image[:, top : top + rows]
+        row = row if image.is_floating_point() else row / 255
+        crops = [row[:, :, left : left + columns] for left in lefts]
+        logits = [own for i in range(0, len(crops), batch_size) for own in network(crops[i : i + batch_size])]
+        sums = logits[0].new_zeros(len(logits[0]) + 1, rows, width)  # the last is how many windows there are
+        if total is not None:
+            sums[:, : total.shape[1]] = total
+        for left, own in zip(lefts, logits, strict=True):
+            sums[:-1, :, left : left + columns] += own
+            sums[-1, :, left : left + columns] += 1
+        done, total = sums[:, : below - top], sums[:, below - top :]
+        yield done[:-1] / done[-1]
+
+
+def _largest(logits: Iterable[Tensor]) -> Tensor:
+    """Returns the number of the largest of the maps `(h, w)`, of which two are held at a time; the first of equals."""
+    best: Tensor | None = None
+    for label, own in enumerate(logits):
+        if best is None:
+            best, classes = own.clone(), torch.zeros(own.shape, dtype=torch.int16, device=own.device)
+        else:
+            larger = own > best
+            classes.masked_fill_(larger, label)
+            torch.maximum(best, own, out=best)
+    return classes if label > 255 else classes.to(torch.uint8)
 
 
 def _starts(size: int, window: int, stride: int) -> Iterator[int]:
