@@ -71,6 +71,17 @@ def predict(files, out, **more):
     predict_dense(images, loaded, out, 0.5, "fail", [str(file) for file in files], **more)
 
 
+def test_a_backbone_of_one_size_is_told(tmp_path, monkeypatch):
+    def refuse(task, images):
+        raise AssertionError("Input height (16) doesn't match model (64).")
+
+    monkeypatch.setattr(Segmenter, "__call__", refuse)
+    with pytest.raises(
+        InputError, match=r"a\.jpg: the backbone takes no 16x20 pixels: .* --window 16 gives it that of"
+    ):
+        predict([photo(tmp_path / "a.jpg")], tmp_path / "out")
+
+
 def photo(path, colour="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 16), colour).save(path)

@@ -144,7 +144,12 @@ def _segment(loaded: LoadedTask, image: Tensor, size: int | None) -> _Described:
     if size is not None:
         short, long = loaded.size
         resized = tv.resize(image, list(resized_shape(height, width, (size, round(size * long / short)))))
-    logits = loaded.task([_in_unit_range(image if size is None else resized).to(loaded.task.device)])[0]
+    shown = _in_unit_range(image if size is None else resized).to(loaded.task.device)
+    try:
+        logits = loaded.task([shown])[0]
+    except AssertionError as error:  # timm's, of a backbone that takes one size
+        hint = f"--window {loaded.size[0]} gives it that of its training"
+        raise InputError(f"the backbone takes no {shown.shape[1]}x{shown.shape[2]} pixels: {error} {hint}") from error
     if size is not None:
         logits = F.interpolate(logits[None], size=(height, width), mode="bilinear")[0]
     dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32  # as the PNG; and eight times less memory
