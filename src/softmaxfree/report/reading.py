@@ -15,7 +15,7 @@ __all__ = ["read_run"]
 _CONFIG, _METRICS = "config.yaml", "metrics.csv"
 _KEYS = (
     "task", "model", "data", "settings", "command", "epochs", "metrics", "labels", "monitor", "kept", "best_epoch",
-    "seconds", "class_scores", "confusion", "mistakes", "machine", "finished", "missing",
+    "seconds", "class_scores", "confusion", "mistakes", "machine", "remark", "finished", "missing",
 )  # fmt: skip
 _KNOWN: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, SegmentationTask)}
 
@@ -104,6 +104,7 @@ def _without_summary(folder: Path) -> Summary:
         "confusion": None,
         "mistakes": {"looked_at": 0, "of": None, "wrong": 0, "items": []},
         "machine": {},
+        "remark": "",
         "finished": "",
         "missing": [
             f"There is no {SUMMARY} in {folder}: the run has not finished, or an earlier version made it. {told} in "
