@@ -23,7 +23,7 @@ def test_several_runs_on_one_page(two):
     assert page == two[0].parent / "report.html"
     text = page.read_text(encoding="utf-8")
     different = text[text.index('id="different"') : text.index('id="curves"')]
-    assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", different) == [
+    assert re.findall(r"<td><code>(.*?)</code></td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>", different) == [
         ("run.seed", "42", "7"),
         ("model.lr", "0.004", "0.125"),
     ]

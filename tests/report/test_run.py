@@ -130,5 +130,7 @@ def test_what_is_worth_knowing(finished):
     assert "one of them is 5.0 percentage points" in told(summary, [[10, 0, 0], [1, 5, 0], [0, 0, 4]])[0]
     one_sided = told(summary, [[200, 0, 0], [200, 100, 0], [200, 0, 100]])
     assert one_sided[0] == "The model gives one class, good, to 75 % of the images, and 25 % are of it."
+    remarked = told(summary | {"remark": "nothing is found: try more epochs"}, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])
+    assert remarked == ["Nothing is found: try more epochs."]
     longer = summary | {"epochs": [*summary["epochs"], *summary["epochs"]], "best_epoch": 4}
     assert told(longer, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])[0].startswith("The best epoch is the last of 4")

@@ -16,7 +16,7 @@ _FEW_IMAGES = 200  # of a validation, below which one image is half a percentage
 def findings(summary: Summary) -> list[str]:
     """Return what is worth a warning, the gravest first."""
     found = [
-        _collapsed(summary),
+        _remark(summary) or _collapsed(summary),
         _unvalidated(summary),
         _one_sided(summary),
         _no_better_than_guessing(summary),
@@ -35,6 +35,12 @@ def confusion_counts(summary: Summary) -> np.ndarray | None:
     for i, j, count in confusion["cells"]:
         counts[i, j] = count
     return counts
+
+
+def _remark(summary: Summary) -> str:
+    """What the task itself says, as a sentence."""
+    remark = summary["remark"]
+    return f"{remark[0].upper()}{remark[1:]}." if remark else ""
 
 
 def _collapsed(summary: Summary) -> str:

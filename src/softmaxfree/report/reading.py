@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ __all__ = ["read_run"]
 _CONFIG, _METRICS = "config.yaml", "metrics.csv"
 _KEYS = (
     "task", "model", "data", "settings", "command", "epochs", "metrics", "labels", "monitor", "kept", "best_epoch",
-    "seconds", "class_scores", "confusion", "mistakes", "machine", "finished", "missing",
+    "seconds", "class_scores", "confusion", "mistakes", "machine", "remark", "finished", "missing",
 )  # fmt: skip
 _KNOWN: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, SegmentationTask)}
 
@@ -67,9 +68,10 @@ def _without_summary(folder: Path) -> Summary:
     rows = _read_metrics(folder / _METRICS)
     task = str(config.get("task", "")).rpartition(".")[2]
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
-    measured = list(dict.fromkeys(name for row in rows for name in row if name.startswith("val/")))
-    known = getattr(_KNOWN.get(task), "summary", {})
-    labels = {name: known.get(name, (name, 1 if name.endswith("loss") else 100, 2)) for name in measured}
+    measured = {name for row in rows for name in row if name.startswith("val/")}
+    known = {name: label for name, label in getattr(_KNOWN.get(task), "summary", {}).items() if name in measured}
+    others = sorted(measured - known.keys())
+    labels = known | {name: (name, 1 if name.endswith("loss") else 100, 2) for name in others}
     monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
     best = max(scored, key=lambda row: row[monitor], default=None)
@@ -92,7 +94,7 @@ def _without_summary(folder: Path) -> Summary:
             "drawn_split": (folder / "split.csv").is_file(),
         },
         "settings": {},
-        "command": "",
+        "command": f"softmaxfree train {shlex.quote(str(folder / _CONFIG))}",
         "epochs": rows,
         "metrics": {name: best[name] for name in labels if name in best} if best else {},
         "labels": {name: list(label) for name, label in labels.items()},
@@ -104,6 +106,7 @@ def _without_summary(folder: Path) -> Summary:
         "confusion": None,
         "mistakes": {"looked_at": 0, "of": None, "wrong": 0, "items": []},
         "machine": {},
+        "remark": "",
         "finished": "",
         "missing": [
             f"There is no {SUMMARY} in {folder}: the run has not finished, or an earlier version made it. {told} in "

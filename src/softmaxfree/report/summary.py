@@ -104,6 +104,7 @@ def collect(
                 "items": _keep_pictures(run_dir, mistakes),
             },
             "machine": machine(device) | {"processes": trainer.world_size if trainer is not None else 1},
+            "remark": getattr(task, "remark", "") if metrics else "",
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "missing": [],
         }
