@@ -22,6 +22,7 @@ def test_the_split(cells, capsys):
     assert sorted([*train.tolist(), *val.tolist()]) == list(range(2624))
     assert cells.num_images == {"train": len(train), "val": len(val)} == {"train": 1970, "val": 654}
     assert cells.class_counts == (1353, 617)
+    assert cells.found.startswith("2624 solar cells of 2 classes: 1970 to train, 654 to validate")
     for kind in ("mono", "poly"):
         for probability in probabilities.unique():
             group = (probabilities == probability).numpy() & (kinds == kind)

@@ -1,7 +1,6 @@
 """Photographs of solar cells, functional or defective, that come with a Python package."""
 
 import functools
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -32,8 +31,7 @@ class SolarCellsDataModule(AbstractImagesDataModule):
 
     The package tells for each cell the probability of a defect, 0, 1/3, 2/3 or 1; above 1/2 it counts as defective.
     A quarter is held out, with as many of each probability and kind of cell (mono- or polycrystalline). The split is
-    the same for every seed. Training images are cropped, mirrored, turned by quarters, and made a little brighter or
-    darker.
+    the same for every seed. Training images are cropped a little, mirrored and turned by quarters.
 
     Args:
         batch_size: images a process and step.
@@ -41,7 +39,7 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         num_workers: worker processes; the images are in memory.
         scale: part of the image's area that a training crop covers.
         ratio: width over height of a training crop.
-        color_jitter: strength of the change of brightness and contrast.
+        color_jitter: strength of the change of brightness and contrast: one number, or a list of three, the third 0.
         soft_targets: train on the probability of a defect rather than on the class.
         seed: seed of the run.
     """
@@ -52,12 +50,12 @@ class SolarCellsDataModule(AbstractImagesDataModule):
 
     def __init__(
         self,
-        batch_size: int = 64,
+        batch_size: int = 32,
         img_size: int = 112,
         num_workers: int = 0,
-        scale: tuple[float, float] = (0.5, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        color_jitter: float | Sequence[float] = (0.1, 0.1, 0),
+        scale: tuple[float, float] = (0.85, 1.0),
+        ratio: tuple[float, float] = (0.9, 1.11),
+        color_jitter: float | list[float] = 0.0,
         soft_targets: bool = False,
         seed: int = 42,
     ) -> None:
@@ -80,6 +78,12 @@ class SolarCellsDataModule(AbstractImagesDataModule):
             "val": create_eval_transform(self.data_config),
         }
         self._counts: tuple[int, ...] = ()
+
+    @property
+    def found(self) -> str:
+        """After `setup`: in one line what was found."""
+        train, val = self.num_images.values()
+        return f"{train + val} solar cells of 2 classes: {train} to train, {val} to validate, the same for every seed"
 
     @property
     def class_counts(self) -> tuple[int, ...]:
