@@ -62,6 +62,9 @@ def test_one_file_is_split_and_sized(tmp_path):
         assert min(image.shape[1:]) in (48, 56, 64, 72, 80)
         box = target["boxes"][target["labels"] == 1][0].round().int().tolist()
         assert image[0, box[1] + 2 : box[3] - 2, box[0] + 2 : box[2] - 2].min() > 0.6  # red, but for JPEG
+    given = CocoDataModule(train_json=str(file), min_size=128, max_size="auto", batch_size="auto", num_workers=0)
+    given.setup("fit")
+    assert (given.min_size, given.data_config["size"], given.batch_size) == ((128,), (128, 171), 2)
     rows = data.split_rows
     assert setup("validate", train_json=file).split_rows == rows
     turned = [(name, "val" if split == "train" else "train") for name, split in rows]

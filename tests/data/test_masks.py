@@ -59,6 +59,8 @@ def test_one_folder_is_split_and_sized(tmp_path):
     images, labels = next(iter(again.val_dataloader()))
     assert images[0].shape == (3, 32, 45)
     assert labels[0].unique_consecutive().tolist()[:3] == [0, 1, 2]
+    again.setup("fit")
+    assert again.num_images == {"val": 2, "train": 8}
     other = setup(tmp_path, seed=1)
     assert other.split_rows != data.split_rows
     rows = [(name, "train" if split == "val" else "val") for name, split in data.split_rows]

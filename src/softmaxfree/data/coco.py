@@ -96,7 +96,7 @@ class CocoDataModule(AbstractImagesDataModule):
         augment: bool = True,
         hflip: float = 0.5,
         orientation: Literal["upright", "any"] = "upright",
-        min_size: Sequence[int] | Literal["auto"] = (800,),
+        min_size: int | Sequence[int] | Literal["auto"] = (800,),
         max_size: int | Literal["auto"] = 1333,
         eval_size: int | None = None,
         zero_boxes: Literal["drop", "fail"] = "fail",
@@ -106,6 +106,7 @@ class CocoDataModule(AbstractImagesDataModule):
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
+        min_size = (min_size,) if isinstance(min_size, int) else min_size
         sizes = [] if min_size == "auto" else [*min_size, *([eval_size] if eval_size else [])]
         most = float("inf") if max_size == "auto" else max_size
         if min_size != "auto" and (not min_size or min(sizes) < 1 or max(sizes) > most):
@@ -142,7 +143,7 @@ class CocoDataModule(AbstractImagesDataModule):
             "interpolation": "bilinear",
             "crop_pct": 1.0,
         }
-        if "auto" in (self.min_size, self.max_size, self.eval_size):
+        if "auto" in (self.min_size, self.max_size):
             return config
         size = self.eval_size or max(self.min_size), self.max_size
         return {"input_size": (3, *size), "size": size, **config}
@@ -249,10 +250,9 @@ class CocoDataModule(AbstractImagesDataModule):
 
     def _decide(self, shapes: Sequence[tuple[int, int]], num_train: int) -> None:
         auto = self.min_size == "auto"
-        if auto and self.eval_size is None:
-            self.eval_size = "auto"
+        side = self.eval_size or ("auto" if auto else max(self.min_size))
         zoom = _ZOOM[-1] / 8 if auto and self.augment else 1.0
-        decide_sizes(self, "eval_size", shapes, num_train, zoom)
+        decide_sizes(self, "eval_size", side, shapes, num_train, zoom)
         if auto:
             sizes = [self.eval_size * eighths // 8 for eighths in _ZOOM] if self.augment else [self.eval_size]
             self.decide("min_size", tuple(sizes), "around data.eval_size")

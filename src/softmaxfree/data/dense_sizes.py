@@ -1,7 +1,7 @@
 """Sizes of batches and images of dense tasks where they are "auto"."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from softmaxfree.data import automatic
 
@@ -13,22 +13,32 @@ _LONGEST = 2.0  # times the shorter side
 _COMMON = 0.95  # part of the images whose longer side is not cut
 
 
-def decide_sizes(data: Any, side_name: str, shapes: Sequence[tuple[int, int]], num_train: int, zoom: float = 1) -> None:
+def decide_sizes(
+    data: Any,
+    side_name: str,
+    side: int | Literal["auto"],
+    shapes: Sequence[tuple[int, int]],
+    num_train: int,
+    zoom: float = 1,
+) -> None:
     """Decide batch, image size, longer side and workers of a data module, those of them that are "auto".
 
     Args:
-        data: module with `batch_size`, `num_workers`, `max_size` and `side_name`.
+        data: module with `batch_size`, `num_workers` and `max_size`.
         side_name: its argument for the shorter side.
+        side: shorter side, pixels, if it is given.
         shapes: height and width of the images.
         num_train: number of images to train on.
         zoom: how much larger than the shorter side a training image may be.
     """
     ratios = sorted(max(shape) / min(shape) for shape in shapes)
     ratio = min(ratios[int(_COMMON * (len(ratios) - 1))], _LONGEST)
-    auto = {name for name in ("batch_size", side_name, "max_size", "num_workers") if getattr(data, name) == "auto"}
-    side, batch = getattr(data, side_name), data.batch_size
-    if side_name in auto:
-        side = automatic.image_size([min(shape) for shape in shapes], most=_MOST)
+    auto = {name for name in ("batch_size", "max_size", "num_workers") if getattr(data, name) == "auto"}
+    batch = data.batch_size
+    if side == "auto":
+        auto.add(side_name)
+        most = _MOST if "max_size" in auto else min(_MOST, data.max_size)
+        side = automatic.image_size([min(shape) for shape in shapes], most=most)
     if "batch_size" in auto:
         batch = automatic.batch_size(num_train, *_BATCH)
     if auto & {side_name, "batch_size"}:

@@ -122,7 +122,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             InputError: this is no such layout, a file has no partner, a mask another size than its image or a value
                 that is no class, or there is a single class.
         """
-        if self._sets:
+        wanted = ("val", "train") if stage == "fit" else ("val",)
+        if all(split in self._sets for split in wanted):
             return
         folders = MaskFolders(self.root)
         pairs = {name: pair for own in folders.pairs.values() for name, pair in own.items()}
@@ -138,8 +139,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             raise InputError(f"data.root: {self.root} has images to validate with and none to train on")
         for split, own in names.items():
             self._pixels[split] = sum((Counter(by_label[name]) for name in own), Counter())
-        decide_sizes(self, "img_size", shapes, len(names["train"]))
-        for split in ("val", "train") if stage == "fit" else ("val",):
+        decide_sizes(self, "img_size", self.img_size, shapes, len(names["train"]))
+        for split in wanted:
             self._use(split, [pairs[name] for name in names[split]], classes)
         ignored = sum(count for own in counts if own for value, count in own.items() if value in classes.ignored)
         self._found = self._describe(folders, names, how, ignored)

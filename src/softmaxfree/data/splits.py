@@ -96,8 +96,8 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
         raise InputError(
             f"data.split: {file} must begin with the line file,split, got {','.join(rows[0]) if rows else 'nothing'}"
         )
-    if wrong := [row for row in rows[1:] if len(row) != 2 or row[1] not in ("train", "val")]:
-        raise InputError(f"data.split: {file}: the split must be train or val, got the line {','.join(wrong[0])}")
+    if odd := [row for row in rows[1:] if len(row) != 2 or row[1] not in ("train", "val")]:
+        raise InputError(f"data.split: {file}: the split must be train or val, got the line {','.join(odd[0])}")
     twice = [name for name, count in Counter(row[0] for row in rows[1:]).items() if count > 1]
     if twice:
         raise InputError(f"data.split: {file} lists {twice[0]} twice ({len(twice)} such files)")
