@@ -73,7 +73,9 @@ def train_and_resume(rank, folder, whole):
     trainer(folder, whole).validate(loaded, datamodule=data, ckpt_path=last, verbose=False, weights_only=True)
     alone = task()
     load_weights(alone.model, last)
-    out = [logits(module) for module in (first, loaded, alone)]
+    started = ClassificationTask("soft_nano", 10, {"in_chans": 1, **NANO}, init_from=last)
+    assert f"parameters) of soft_nano from {last}" in started.loaded
+    out = [logits(module) for module in (first, loaded, alone, started)]
     resumed, through = task(), task()
     trainer(folder, whole, epochs=2).fit(resumed, datamodule=data, ckpt_path=last, weights_only=True)
     trainer(folder + "/2", whole, epochs=2).fit(through, datamodule=data)
@@ -86,8 +88,8 @@ def test_a_sharded_run_is_saved_loaded_and_resumed(tmp_path, whole):
     outs = in_processes(train_and_resume, 2, str(tmp_path), whole)
     first = outs[0][0]
     assert (tmp_path / "last.ckpt").is_file() == whole
-    for trained, loaded, alone, resumed, through in outs:
-        for other in (trained, loaded, alone):
+    for trained, loaded, alone, started, resumed, through in outs:
+        for other in (trained, loaded, alone, started):
             torch.testing.assert_close(other, first, rtol=0, atol=0)
         torch.testing.assert_close(resumed, through)
         assert (resumed - first).abs().max() > 1e-4

@@ -52,8 +52,7 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
         config, arguments = notes.get("pretrained_cfg", {}), {}
     else:
         return dict(content), []
-    if (content.get("model") or {}).get("init_from"):  # the checkpoint has all weights
-        content = {**content, "model": {**content["model"], "init_from": None}}
+    content = {**content, "model": _without_start(content)}
     prepared = getattr(class_of(recipe, content, "datamodule"), "preparation", ())
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
@@ -115,8 +114,9 @@ def resumed_recipe(
     own, kept = run_dir / "config.yaml", run_dir / "recipe.yaml"
     if not own.is_file():
         content = read_recipe(recipe)
-        return {**content, "model": {**(content.get("model") or {}), **_model(checkpoint)}}, content, []
+        return {**content, "model": {**_without_start(content), **_model(checkpoint)}}, content, []
     content, tell = read_recipe(str(own)), []
+    content["model"] = _without_start(content)
     now: _Content | None = None
     try:
         now = read_recipe(recipe)
@@ -151,8 +151,12 @@ def resumed_recipe(
 def _model(checkpoint: Path) -> _Content:
     """The arguments of a task that say what its model is, where a checkpoint tells them."""
     arguments = read_record(checkpoint).arguments
-    model = {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args", "head_args") if k in arguments}
-    return {**model, "init_from": None}
+    return {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args", "head_args") if k in arguments}
+
+
+def _without_start(content: Mapping[str, Any]) -> _Content:
+    """The arguments of the task without the weights that the run started from: the checkpoint has all."""
+    return {key: value for key, value in (content.get("model") or {}).items() if key != "init_from"}
 
 
 _Leaves = dict[tuple[str, ...], Any]

@@ -29,7 +29,7 @@ def one_class_for_all(confusion: Tensor, unit: str, task: "AbstractTask") -> str
     share = there[number].item() / confusion.sum().item()
     return (
         f"every {unit} of the validation is given one class, {_name(task, number)!r}, which {100 * share:.1f} % of "
-        f"them are: try {_rates(task)} or class weights (model.class_weights)"
+        f"them are: try {_rates(task)} or class weights (--model.class_weights=auto)"
     )
 
 

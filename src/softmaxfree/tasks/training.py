@@ -153,7 +153,7 @@ class AbstractTask(AbstractWatchedTask):
             self._first = source.class_names, first
         if h["freeze"] == "backbone":
             freeze_backbone(self.model)
-            frozen = f"the backbone is frozen, {self.num_trained / 1e6:.3g} M parameters train"
+            frozen = f"the backbone is frozen, {self.num_trained:,} parameters train"
             self.loaded = "; ".join(filter(None, (self.loaded, frozen)))
             self.train(self.training)
             warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")  # as intended
