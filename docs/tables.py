@@ -119,13 +119,14 @@ def bench(suite: str, unit: str) -> str:
 
 
 def recipes() -> str:
-    """The recipes and what their first lines say."""
+    """The recipes and what their headers say; first those that need no large machine."""
     lines = []
     for path in sorted((ROOT / "src/softmaxfree/recipes").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         told_of = dict(re.findall(r"^# (hardware|time|expected): +(.+(?:\n#  +.+)*)", text, re.M))
         words = [re.sub(r"\n# +", " ", told_of.get(key, "")) for key in ("hardware", "time", "expected")]
         lines.append([f"`{path.stem}`", text.splitlines()[0].strip("# "), *words])
+    lines.sort(key=lambda line: "GPU" in line[2])
     return markdown(["recipe", "what it does", "hardware", "time", "expected"], lines)
 
 

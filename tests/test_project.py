@@ -38,7 +38,8 @@ def test_forms_for_issues_are_forms():
         assert len(set(ids)) == len(ids)
 
 
-def test_the_changelog_tells_of_this_version():
+def test_changelog_and_citation_tell_of_this_version():
     from softmaxfree.version import __version__
 
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == __version__

@@ -4,8 +4,11 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
+import yaml
+
 from softmaxfree.cli.models import _rows, find_models
 
+_SECTIONS = ("run", "model", "data", "trainer")
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 tables = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "tables.py")))
@@ -34,6 +37,16 @@ def test_times_are_those_of_the_csv():
     named = [name for name in measured if name in told]
     assert len(named) == 4
     assert all(measured[name] == told[name] for name in named)
+
+
+def test_settings_that_follow_from_the_data_are_told():
+    told = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    for name in ("classification", "detection", "segmentation"):
+        recipe = yaml.safe_load((ROOT / f"src/softmaxfree/recipes/{name}.yaml").read_text(encoding="utf-8"))
+        keys = [f"{top}.{key}" for top, values in recipe.items() if top in _SECTIONS for key in values]
+        auto = [key for key in keys if recipe[key.split(".")[0]][key.split(".")[1]] == "auto"]
+        assert [key for key in auto if f"`{key}`" not in told] == []
+        assert "model.num_classes" in auto
 
 
 def test_the_table_of_models_is_what_the_command_prints():
