@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from softmaxfree.cli import predict
 from softmaxfree.drawing import colour_classes
 from softmaxfree.errors import InputError
-from softmaxfree.models.segmentation import slide
+from softmaxfree.models.windows import slide
 from softmaxfree.tasks.loading import load_task
 from softmaxfree_cli import main
 from tests.cli.quick_run import read_csv

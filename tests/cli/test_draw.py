@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from softmaxfree.cli.draw import draw_samples
+
 from softmaxfree.drawing import colour, overlay
 
 NAMES = ["background", "Straße", "tree"]

@@ -5,7 +5,8 @@ import torch
 from softmaxfree.errors import InputError
 from softmaxfree.layers import embed
 from softmaxfree.models import semantic_fpn
-from softmaxfree.models.segmentation import Segmenter, at_scales, heads, slide
+from softmaxfree.models.segmentation import Segmenter, heads
+from softmaxfree.models.windows import at_scales, slide
 from tests.helpers import MAX_BATCH_EFFECT, MAX_RELATIVE_ERROR
 
 SLIM = {

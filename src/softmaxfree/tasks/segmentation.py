@@ -10,7 +10,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
-from softmaxfree.models.segmentation import Segmenter, at_scales, slide
+from softmaxfree.models.segmentation import Segmenter
+from softmaxfree.models.windows import at_scales, slide
 from softmaxfree.tasks.memory import tells_memory
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
