@@ -140,20 +140,7 @@ def _detect(loaded: LoadedTask, image: Tensor, threshold: float) -> _Described:
 
 
 def _segment(loaded: LoadedTask, image: Tensor, size: int | None) -> _Described:
-    height, width = image.shape[1:]
-    if size is not None:
-        short, long = loaded.size
-        resized = tv.resize(image, list(resized_shape(height, width, (size, round(size * long / short)))))
-    shown = _in_unit_range(image if size is None else resized).to(loaded.task.device)
-    try:
-        logits = loaded.task([shown])[0]
-    except AssertionError as error:  # timm's, of a backbone that takes one size
-        hint = f"--window {loaded.size[0]} gives it that of its training"
-        raise InputError(f"the backbone takes no {shown.shape[1]}x{shown.shape[2]} pixels: {error} {hint}") from error
-    if size is not None:
-        logits = F.interpolate(logits[None], size=(height, width), mode="bilinear")[0]
-    dtype = torch.uint8 if len(loaded.class_names) <= 256 else torch.int32  # as the PNG; and eight times less memory
-    classes = logits.argmax(0).to(dtype).cpu()
+    classes = _classes(loaded, image, size).cpu()
     counts = count_labels(classes, len(loaded.class_names))
     parts = [
         {"class": loaded.class_names[i], "index": i, "part": round(int(counts[i]) / classes.numel(), 5)}
@@ -161,6 +148,26 @@ def _segment(loaded: LoadedTask, image: Tensor, size: int | None) -> _Described:
         if counts[i]
     ]
     return classes, parts
+
+
+def _classes(loaded: LoadedTask, image: Tensor, size: int | None) -> Tensor:
+    """Class numbers at the size of the image."""
+    task, shape = loaded.task, image.shape[1:]
+    told = task.hparams
+    try:
+        if size is None and not told["scales"]:  # without all logits of a large image
+            sliding = (told["window"], told["stride"]) if told["evaluation"] == "slide" else (None, None)
+            return task.model.predict_classes(image.to(task.device), *sliding)
+        if size is not None:
+            short, long = loaded.size
+            image = tv.resize(image, list(resized_shape(*shape, (size, round(size * long / short)))))
+        logits = task([_in_unit_range(image).to(task.device)])[0]
+    except AssertionError as error:  # timm's, of a backbone that takes one size
+        hint = f"--window {loaded.size[0]} gives it that of its training"
+        raise InputError(f"the backbone takes no {image.shape[1]}x{image.shape[2]} pixels: {error} {hint}") from error
+    if logits.shape[1:] != shape:
+        logits = F.interpolate(logits[None], size=shape, mode="bilinear")[0]
+    return logits.argmax(0).to(torch.uint8 if len(logits) <= 256 else torch.int32)
 
 
 def _pictures(image: Tensor, found: Any, loaded: LoadedTask, threshold: float) -> dict[str, Image.Image]:
