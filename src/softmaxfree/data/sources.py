@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sized
 from functools import partial
 from typing import Any, Literal
 
@@ -116,7 +115,7 @@ def _check(dataset: Any) -> None:
     reader: Any = getattr(dataset, "reader", None)
     table: Any = getattr(reader, "dataset", None)
     shards = getattr(getattr(reader, "split_info", None), "filenames", None) or ()
-    if isinstance(table, Sized) and hasattr(table, "column_names"):
+    if hasattr(table, "__len__") and hasattr(table, "column_names"):
         item = table[0]
         for argument, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
             if item.get(key.split(",")[0]) is None:
