@@ -69,9 +69,10 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
         raise InputError(f"{argument}: {path} has no row of the split train")
     if chosen.keys() == {"train"}:
         chosen = {"all": chosen["train"]}
+    order: tuple[str, ...] = ("all", "train", "val")
     listings = {
         split: Listing(root, list(chosen[split]), list(chosen[split].values()), Counter())
-        for split in ("all", "train", "val")
+        for split in order
         if split in chosen
     }
     return listings, ", ".join(told)

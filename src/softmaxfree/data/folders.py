@@ -248,7 +248,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             return ReadableImages(dataset, transform, max_pixels=self.max_pixels)
         stream: Any = dataset
         stream.transform = transform
-        reader = getattr(stream, "reader", None)
+        reader: Any = getattr(stream, "reader", None)
         if hasattr(reader, "batch_size"):  # a worker gives whole batches
             reader.batch_size = self.batch_size
         shards = len(getattr(getattr(reader, "split_info", None), "filenames", None) or ())

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sized
 from functools import partial
 from typing import Any, Literal
 
@@ -46,7 +45,12 @@ def open_splits(
         InputError: a package, the data set, a split or a column of it is not there, or the classes differ.
     """
     streamed = source.lower().startswith(_STREAMS)
-    fixed = {"root": root, "search_split": True, "seed": seed, "input_img_mode": "" if streamed else mode}
+    fixed: dict[str, Any] = {
+        "root": root,
+        "search_split": True,
+        "seed": seed,
+        "input_img_mode": "" if streamed else mode,
+    }
     datasets: dict[str, Any] = {}
     arguments = dict(source_args)
     for split, name in splits.items():
@@ -86,7 +90,7 @@ def class_names(dataset: Any) -> tuple[str, ...]:
 
 def class_counts(dataset: Any) -> tuple[int, ...]:
     """Return the images of each class; empty where the source does not tell without reading them."""
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     if hasattr(dataset, "targets"):
         labels = dataset.targets
     elif hasattr(reader, "iter_targets") and not isinstance(dataset, IterableDataset):
@@ -108,23 +112,24 @@ def tell(source: str, datasets: dict[str, Any]) -> str:
 
 def _check(dataset: Any) -> None:
     """Refuse columns and files that are not there, which would be told late or never."""
-    reader = getattr(dataset, "reader", None)
-    table, shards = getattr(reader, "dataset", None), getattr(getattr(reader, "split_info", None), "filenames", None)
-    if isinstance(table, Sized) and hasattr(table, "column_names"):
+    reader: Any = getattr(dataset, "reader", None)
+    table: Any = getattr(reader, "dataset", None)
+    shards = getattr(getattr(reader, "split_info", None), "filenames", None) or ()
+    if hasattr(table, "__len__") and hasattr(table, "column_names"):
         item = table[0]
         for argument, key in (("input_key", reader.image_key), ("target_key", reader.label_key)):
             if item.get(key.split(",")[0]) is None:
                 names = ", ".join(name for name, value in item.items() if value is not None)
                 raise InputError(f"data.source_args.{argument}: there is no column {key!r}; there are {names}")
     if hasattr(reader, "shard_shuffle_size"):  # WebDataset, which passes over files that are not there
-        local = [os.path.join(reader.root or "", shard) for shard in shards or () if ":" not in shard]
+        local = [os.path.join(reader.root or "", shard) for shard in shards if ":" not in shard]
         if missing := [shard for shard in local if not os.path.isfile(shard)]:
-            raise InputError(f"data.source: {len(missing)} of {len(shards or ())} shards are missing: {missing[0]}")
+            raise InputError(f"data.source: {len(missing)} of {len(shards)} shards are missing: {missing[0]}")
 
 
 def _words(dataset: Any) -> list[str]:
     """The labels of a Hugging Face data set whose labels are words and not yet numbered."""
-    reader = getattr(dataset, "reader", None)
+    reader: Any = getattr(dataset, "reader", None)
     table, key = getattr(reader, "dataset", None), getattr(reader, "label_key", None)
     if table is None or not hasattr(table, "unique") or class_names(dataset) or key not in table.column_names:
         return []
