@@ -55,11 +55,10 @@ def load_job(recipe: str, overrides: Sequence[str], content: Mapping[str, Any] |
     content = read_recipe(recipe) if content is None else dict(content)
     check_keys(content, overrides)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
-    for key in classes:
-        del content[key]
+    sections = {key: value for key, value in content.items() if key not in classes}
     parser = _parser(**classes)
     try:
-        config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
+        config = parser.parse_args(["--recipe", yaml.safe_dump(sections), *overrides])
     except ArgumentError as error:
         raise InputError(in_plain_words(str(error), content)) from error
     seed_everything(config.run.seed, workers=True, verbose=False)
