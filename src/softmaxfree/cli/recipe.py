@@ -65,13 +65,12 @@ def load_job(
     check_keys(content, overrides)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
     content, overrides, autos, given = take_autos(content, overrides)
-    for key in classes:
-        del content[key]
+    sections = {key: value for key, value in content.items() if key not in classes}
     if "model.num_classes" in autos:  # until it is decided
-        content["model"] = {**content["model"], "num_classes": _SOME_CLASSES}
+        sections["model"] = {**sections["model"], "num_classes": _SOME_CLASSES}
     parser = _parser(**classes)
     try:
-        config = parser.parse_args(["--recipe", yaml.safe_dump(content), *overrides])
+        config = parser.parse_args(["--recipe", yaml.safe_dump(sections), *overrides])
     except ArgumentError as error:
         raise InputError(in_plain_words(str(error), content)) from error
     seed_everything(config.run.seed, workers=True, verbose=False)
