@@ -3,6 +3,7 @@
 import logging
 import os
 import pkgutil
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -87,7 +88,11 @@ def load_job(
             config[f"data.{name}"] = value
             settings[f"data.{name}"] = Setting(value, f"auto: {why}")
         settings |= decide(autos, config, data, training)
-    arguments = parser.instantiate(config)  # what they name by class path
+    try:
+        arguments = parser.instantiate(config)  # what they name by class path
+    except ValueError as error:
+        reason = re.search(r"^ *- (.+)", str(error), re.MULTILINE)
+        raise InputError(f"trainer: {reason[1].strip() if reason else error}") from error
     task = classes["task"](**_plain(arguments.model))
     del config["recipe"]
     names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}

@@ -215,7 +215,7 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
     classifier = isinstance(job.task, ClassificationTask)
-    if classifier and validates:
+    if validates and hasattr(job.task, "confusion"):
         job.task.confusion.compute()  # by all processes together; the result is kept for the report
     if not trainer.is_global_zero:
         return

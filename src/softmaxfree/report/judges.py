@@ -30,13 +30,11 @@ class Judged:
         badness: more is worse; 0 is without a mistake.
         numbers: what is wrong.
         paint: makes the pictures, by what they show.
-        confusion: of a segmenter (classes, classes), pixels of this image, rows are the true classes.
     """
 
     badness: float
     numbers: dict[str, Any]
     paint: Callable[[], dict[str, Image.Image]]
-    confusion: np.ndarray | None = None
 
 
 def judge_classified(
@@ -73,7 +71,7 @@ def judge_segmented(
         iou = float((right[union > 0] / union[union > 0]).mean()) if counted.any() else 1.0
         numbers = {"iou": iou, "accuracy": float(right.sum() / max(confusion.sum(), 1)), "pixels": int(counted.sum())}
         paint = partial(_paint_dense, image, truth, predicted, class_names, with_image=True)
-        judged.append(Judged(1 - iou, numbers, paint, confusion))
+        judged.append(Judged(1 - iou, numbers, paint))
     return judged
 
 

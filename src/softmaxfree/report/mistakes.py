@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
@@ -29,7 +28,6 @@ class Mistakes:
         wrong: how many of those looked at have a mistake.
         items: the worst, the very worst first: numbers and names.
         pictures: of each item, by what they show.
-        confusion: of a segmenter (classes, classes), pixels of the images looked at, rows are the true classes.
     """
 
     looked_at: int = 0
@@ -37,7 +35,6 @@ class Mistakes:
     wrong: int = 0
     items: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, Image.Image]] = field(default_factory=list)
-    confusion: np.ndarray | None = None
 
 
 def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
@@ -71,8 +68,6 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
             found.looked_at += 1
             found.wrong += one.badness > 0
             worst.append((name, one))
-            if one.confusion is not None:
-                found.confusion = one.confusion + (0 if found.confusion is None else found.confusion)
         worst = [entry for entry in worst if entry[1].badness > 0]
         worst = sorted(worst, key=lambda entry: entry[1].badness, reverse=True)[:shown]
         if time.monotonic() > end:

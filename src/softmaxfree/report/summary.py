@@ -16,6 +16,7 @@ from torch import Tensor
 from softmaxfree.atomic import atomic_write
 from softmaxfree.machine import machine
 from softmaxfree.report.mistakes import Mistakes, look_for_mistakes
+from softmaxfree.tasks import SegmentationTask
 from softmaxfree.tasks.loading import load_task
 
 __all__ = ["SUMMARY", "Summary", "collect", "data_name", "read_config", "title_of", "write_summary"]
@@ -96,7 +97,7 @@ def collect(
             "best_epoch": best_epoch,
             "seconds": seconds,
             "class_scores": {name: scores.float() for name, scores in task.class_scores.items()} if metrics else {},
-            "confusion": _confusion(task, mistakes) if metrics else None,
+            "confusion": _confusion(task) if metrics else None,
             "mistakes": {
                 "looked_at": mistakes.looked_at,
                 "of": mistakes.of,
@@ -160,16 +161,13 @@ def _num_images(data: Any) -> dict[str, int]:
     return sizes
 
 
-def _confusion(task: Any, mistakes: Mistakes) -> dict[str, Any] | None:
+def _confusion(task: Any) -> dict[str, Any] | None:
     """The counts that are not zero, which of very many classes are few."""
-    if (metric := getattr(task, "confusion", None)) is not None:
-        counts, of, images = metric.compute().cpu().numpy(), "images", None
-    elif mistakes.confusion is not None:
-        counts, of, images = mistakes.confusion, "pixels", mistakes.looked_at
-    else:
+    if (metric := getattr(task, "confusion", None)) is None:
         return None
+    counts = metric.compute().cpu().numpy()
     cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
-    return {"of": of, "images": images or int(counts.sum()), "classes": len(counts), "cells": cells}
+    return {"of": "pixels" if isinstance(task, SegmentationTask) else "images", "classes": len(counts), "cells": cells}
 
 
 def _keep_pictures(run_dir: Path, mistakes: Mistakes) -> list[dict[str, Any]]:

@@ -155,10 +155,13 @@ class SegmentationTask(AbstractTask):
         scores = {"val/loss": self.val_loss, "val/pixel_accuracy": self.pixel_accuracy}
         self.log_dict(scores, on_step=False, on_epoch=True, batch_size=len(images))
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch's confusions; the last ones stay readable after the run."""
+        self.confusion.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the classes that there are, of their IoU over all pixels."""
         confusion = self.confusion.compute()
-        self.confusion.reset()
         right = confusion.diagonal()
         self.class_iou = right / (confusion.sum(0) + confusion.sum(1) - right)  # 0 / 0 is nan
         self.log("val/miou", self.class_iou.nanmean())
