@@ -63,7 +63,8 @@ def run(
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))
         if scores := job.task.class_scores:
-            lines = zip(job.data.class_names, *(_percent(values) for values in scores.values()), strict=True)
+            names = job.data.class_names or [str(i) for i in range(job.task.hparams["num_classes"])]
+            lines = zip(names, *(_percent(values) for values in scores.values()), strict=True)
             print()
             print_table(("class", *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
     return dict(metrics)
