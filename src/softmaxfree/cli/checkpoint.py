@@ -204,7 +204,7 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     if sharded:
         from softmaxfree.tasks.sharding import read_sharded
 
-        weights = read_sharded(net, folder)
+        weights = read_sharded(folder)
     try:
         net.load_state_dict(weights)
     except (ValueError, RuntimeError) as error:

@@ -109,8 +109,17 @@ def run(
         classifier = load_classifier(weights, model, size)
         classifier = classifier._replace(class_names=_read_names(class_names, classifier.class_names))
         classifier.model.to(where)
-        arguments = {"topk": topk, "format": format, "batch_size": batch_size, "device": where}
-        predict_classes(images, classifier, out, on_error=on_error, max_pixels=max_pixels, **arguments)
+        predict_classes(
+            images,
+            classifier,
+            out,
+            on_error=on_error,
+            max_pixels=max_pixels,
+            topk=topk,
+            format=format,
+            batch_size=batch_size,
+            device=where,
+        )
     else:
         from softmaxfree.cli.predict_dense import predict_dense
 
@@ -118,8 +127,18 @@ def run(
         loaded = load_task(weights, kind, size, window=window, overlap=shared, threshold=threshold)
         loaded = loaded._replace(class_names=_read_names(class_names, loaded.class_names))
         loaded.task.to(where)
-        sizes = {"max_pixels": max_pixels, "size": size, "whole": window is None}
-        predict_dense(images, loaded, out or "predictions", threshold, on_error, files, inputs, **sizes)
+        predict_dense(
+            images,
+            loaded,
+            out or "predictions",
+            threshold,
+            on_error,
+            files,
+            inputs,
+            max_pixels=max_pixels,
+            size=size,
+            whole=window is None,
+        )
     tell(left_out)
 
 

@@ -160,7 +160,7 @@ def _classes(loaded: LoadedTask, image: Tensor, size: int | None) -> Tensor:
             return task.model.predict_classes(image.to(task.device), *sliding)
         if size is not None:
             short, long = loaded.size
-            image = tv.resize(image, list(resized_shape(*shape, (size, round(size * long / short)))))
+            image = tv.resize(image, list(resized_shape(shape[0], shape[1], (size, round(size * long / short)))))
         logits = task([_in_unit_range(image).to(task.device)])[0]
     except AssertionError as error:  # timm's, of a backbone that takes one size
         hint = f"--window {loaded.size[0]} gives it that of its training"

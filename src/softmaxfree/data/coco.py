@@ -250,7 +250,7 @@ class CocoDataModule(AbstractImagesDataModule):
 
     def _decide(self, shapes: Sequence[tuple[int, int]], num_train: int) -> None:
         auto = self.min_size == "auto"
-        side = self.eval_size or ("auto" if auto else max(self.min_size))
+        side: Any = self.eval_size or ("auto" if auto else max(self.min_size))
         zoom = _ZOOM[-1] / 8 if auto and self.augment else 1.0
         decide_sizes(self, "eval_size", side, shapes, num_train, zoom)
         if auto:

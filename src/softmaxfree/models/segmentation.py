@@ -186,7 +186,8 @@ class Segmenter(nn.Module):
         """The logits before the head enlarges them, and how it does; `maps` may be empty afterwards."""
         if not isinstance(self.head, nn.Sequential):
             return self.head(maps), nn.Identity()
-        decoder, (convolution, *rest) = self.head
+        decoder, segmentation_head = self.head
+        convolution, *rest = segmentation_head.children()
         return convolution(decode(decoder, maps) if can_decode(decoder) else decoder(maps)), nn.Sequential(*rest)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

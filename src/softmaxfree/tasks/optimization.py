@@ -53,7 +53,8 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
 
 def check_optimizer(name: str) -> None:
     """Raises InputError, with the nearest names, where timm has no such optimizer."""
-    base, names = name.lower().removeprefix("lookahead_"), list_optimizers()
+    base = name.lower().removeprefix("lookahead_")
+    names = [str(known) for known in list_optimizers()]
     if base not in names:
         close = difflib.get_close_matches(base, names)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
