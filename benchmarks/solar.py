@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import yaml
-from softmaxfree.bench.machine import describe
+from softmaxfree.machine import describe
 
 from softmaxfree.atomic import write_csv
 

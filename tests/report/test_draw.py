@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from softmaxfree.cli.draw import draw_samples
+from softmaxfree.report.draw import draw_samples
 
 from softmaxfree.drawing import colour, overlay
 
