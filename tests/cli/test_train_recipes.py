@@ -27,7 +27,7 @@ def test_the_variants_have_recipes():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_recipe_can_be_built(name):
-    embedded = name in ("digits", "solar_cells") or name.startswith("scenes")
+    embedded = name in ("digits", "earth", "solar_cells") or name.startswith("scenes")
     detection = name.startswith(("coco", "scenes"))  # whose metric computes when it is made
     with torch.device("cpu" if detection else "meta"):
         job = load_job(name, [] if embedded else ["--data.root=/data"])
