@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from softmaxfree.cli.recipe import class_of, read_recipe
+from softmaxfree.cli.settings import AUTO
+from softmaxfree.data.images import PLACES
+from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.weights import read_notes, read_record
 
-__all__ = ["SPLIT", "resumed_recipe", "trained_names", "with_record", "with_split"]
+__all__ = ["SPLIT", "moved", "resumed_recipe", "trained_names", "with_record", "with_split"]
 
 SPLIT = "split.csv"
 """In the folder of a run: which file is of which split, where the run drew them."""
@@ -21,13 +24,16 @@ _TAKEN_OUT = object()
 _TIED = ("solver", "landmark_grid")
 
 
-def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tuple[_Content, list[str]]:
+def with_record(
+    recipe: str, content: Mapping[str, Any], checkpoint: str, overrides: Sequence[str] = ()
+) -> tuple[_Content, list[str]]:
     """Return a recipe whose model is that of a checkpoint, and whose images are prepared as the training did.
 
     Args:
         recipe: its name, for messages.
         content: of the recipe.
         checkpoint: a `.ckpt` of the Trainer, a folder of timm's `save_for_hf`, or other weights.
+        overrides: options of the command.
 
     Returns:
         The content, and what it says now where the recipe said otherwise: `section.key old -> new`.
@@ -57,29 +63,61 @@ def with_record(recipe: str, content: Mapping[str, Any], checkpoint: str) -> tup
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
     data = {key: _plain(arguments[key]) for key in prepared if key in arguments}
-    content = with_split(content, path.parent)
+    content = with_split(content, path.parent, overrides)
     sections = {"model": _plain(model), "data": data}
     changes = [
         f"{section}.{key} {content[section][key]} -> {value}"
         for section, new in sections.items()
         for key, value in new.items()
-        if key in (content.get(section) or {}) and _plain(content[section][key]) != value and key != "model_args"
+        if key in (content.get(section) or {})
+        and _plain(content[section][key]) not in (value, AUTO)
+        and key != "model_args"
     ]
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
 
 
-def with_split(content: Mapping[str, Any], run_dir: Path) -> _Content:
-    """Return a recipe whose images are split as a run has split them, if it has.
+def with_split(content: Mapping[str, Any], run_dir: Path, overrides: Sequence[str] = ()) -> _Content:
+    """Return a recipe whose images are split as a run has split them, if it has and they are the same.
 
     Args:
         content: of the recipe.
         run_dir: folder of the run.
+        overrides: options of the command; where they name other data, every image of these validates that has no
+            split of its own.
 
     Returns:
         The content.
     """
     file, data = run_dir / SPLIT, content.get("data") or {}
-    return {**content, "data": {**data, "split": str(file)}} if file.is_file() else dict(content)
+    given = {keys[1] for option in overrides if (keys := keys_of(option))[0] == "data" and len(keys) > 1}
+    if "split" in given or not file.is_file():
+        return dict(content)
+    split = EVERY if moved(run_dir, overrides) else str(file)
+    return {**content, "data": {**data, "split": split}}
+
+
+def moved(run_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Return which options name other data than those of a run: each as `key old -> new`.
+
+    Args:
+        run_dir: folder of the run.
+        overrides: options.
+
+    Returns:
+        The changes; none where the run does not tell.
+    """
+    own = run_dir / "config.yaml"
+    if not own.is_file():
+        return []
+    data = read_recipe(str(own)).get("data") or {}
+    changes = []
+    for option in overrides:
+        section, *rest = keys_of(option)
+        if section == "data" and rest and rest[0] in PLACES:
+            old, new = data.get(rest[0]), option.partition("=")[2]
+            if old is None or Path(str(old)).expanduser().resolve() != Path(new).expanduser().resolve():
+                changes.append(f"data.{rest[0]} {old} -> {new}")
+    return changes
 
 
 def trained_names(checkpoint: str) -> list[str]:
@@ -128,6 +166,11 @@ def resumed_recipe(
         raise InputError(f"{recipe} is a recipe of {now.get('task')}, the run in {run_dir} is of {content['task']}")
     content["model"].update(_model(checkpoint))
     content = with_split(content, run_dir)
+    if changes := moved(run_dir, overrides):
+        tell.append(
+            f"other data than when the run began: {', '.join(changes)}; images that it was trained on may be among those "
+            "that validate now, and its scores of before are of other images"
+        )
     if now and kept.is_file():
         given = [keys_of(option) for option in overrides]
         edits = {k: v for k, v in _edits(read_recipe(str(kept)), now).items() if k not in given}

@@ -1,6 +1,5 @@
 """Settings of model, trainer and run that follow from the data, where a recipe says "auto"."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -122,7 +121,8 @@ def _epochs(run: _Run) -> tuple[int, str]:
     if run.trained:
         wanted, low, high = wanted / 2, low // 2, high // 2
     epochs = round(min(max(wanted, low), high))
-    return epochs, f"{epochs * per_epoch:,} updates" + (" of trained weights" if run.trained else "")
+    least = f"{_UPDATES // (2 if run.trained else 1):,} updates or {high} epochs"
+    return epochs, f"{least}, whichever is less" if epochs > low else f"{low} at least"
 
 
 def _optimizer(run: _Run) -> tuple[str, str]:
@@ -134,18 +134,20 @@ def _rate(run: _Run) -> tuple[float, str]:
 
 
 def _backbone_rate(run: _Run) -> tuple[float, str]:
-    return (0.1, "trained weights") if run.trained and not run.frozen else (1.0, "from scratch")
+    if run.frozen:
+        return 1.0, "the backbone is frozen"
+    return (0.1, "trained weights") if run.trained else (1.0, "from scratch")
 
 
 def _decay(run: _Run) -> tuple[float, str]:
-    return (0.0, "of a head alone") if run.frozen else (0.05, "usual")
+    return (0.0, "of a head alone") if run.frozen else (0.05, "the usual one")
 
 
 def _average(run: _Run) -> tuple[float | None, str]:
     epochs = run.config.trainer.max_epochs
     if not epochs or epochs < 0:
         return None, "without a number of epochs"
-    updates = max(epochs * run.updates_per_epoch // 10, 2)
+    updates = max(epochs * run.updates_per_epoch // 10, 1)
     return min(round(1 - 1 / updates, 6), _LONGEST_AVERAGE), "a tenth of the updates"
 
 
@@ -155,8 +157,8 @@ def _warmup(run: _Run) -> tuple[float, str]:
     epochs = run.config.trainer.max_epochs
     if not epochs or epochs < 0:
         return 1.0, "without a number of epochs"
-    updates = min(_WARMUP_UPDATES, math.ceil(0.1 * epochs * run.updates_per_epoch))
-    return round(updates / run.updates_per_epoch, 3), f"{updates} updates"
+    updates = min(_WARMUP_UPDATES, epochs * run.updates_per_epoch // 10)
+    return round(updates / run.updates_per_epoch, 3), f"a tenth of the updates, {_WARMUP_UPDATES} at most"
 
 
 def _weights(run: _Run) -> tuple[list[float], str]:
@@ -165,11 +167,14 @@ def _weights(run: _Run) -> tuple[list[float], str]:
     counts = getattr(run.data, "class_counts", ())
     if not counts:
         raise InputError("the data does not count its classes: give model.class_weights numbers")
-    return balanced(counts), "inverse square root of the frequency"
+    weights = [round(weight, 4) for weight in balanced(counts)]
+    return weights, "one over the square root of how frequent each class is"
 
 
 def _patience(run: _Run) -> tuple[int | None, str]:
     epochs = run.config.trainer.max_epochs
+    if run.config.trainer.limit_val_batches == 0:
+        return None, "no validation"
     if not epochs or epochs < 0:
         return None, "without a number of epochs"
     return max(10, epochs // 4), "a quarter of the epochs, in the second half"

@@ -82,6 +82,8 @@ def run(
     """
     start = [] if init_from is None else [f"--model.init_from={init_from}"]
     overrides = [*start, *trainer_options(device), *overrides]
+    if resume is not None and any(option.startswith("--model.init_from=") for option in overrides):
+        raise InputError("--resume goes on with the weights of its run: --init-from is for a new one; leave one out")
     folder = Path(out or f"runs/{Path(recipe).stem}")
     checkpoint = _checkpoint(resume, folder)
     goes_on = checkpoint is not None and (checkpoint.parent / "config.yaml").is_file()
@@ -142,7 +144,9 @@ def _checkpoint(resume: str | None, folder: Path) -> Path | None:
     if resume is None:
         return None
     if resume != "last":
-        path = Path(resume)
+        path = Path(resume).expanduser()
+        if (path / "config.yaml").is_file():  # the folder of a run
+            path = path / "last.ckpt"
     elif numbers := [n for n in _numbers(folder) if (folder / str(n) / "config.yaml").is_file()]:
         path = folder / str(max(numbers)) / "last.ckpt"
     else:

@@ -49,7 +49,7 @@ def run(
     path, weights = recipe_and_weights(recipe, checkpoint)
     checkpoint = find_checkpoint(weights)
     overrides = [*trainer_options(device), *overrides]
-    content, changes = with_record(path, read_recipe(path), checkpoint)
+    content, changes = with_record(path, read_recipe(path), checkpoint, overrides)
     job = load_job(path, overrides, content, training=False)
     load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
@@ -59,6 +59,10 @@ def run(
     trainer = create_trainer({**job.trainer, **quiet})
     if changes and trainer.is_global_zero:
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
+    job.data.prepare_data()
+    job.data.setup("validate")
+    if trainer.is_global_zero:
+        print(f"data      {job.data.found}")
     metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))

@@ -22,7 +22,7 @@ from softmaxfree.data.images import (
     collate_lists,
     frame_hint,
 )
-from softmaxfree.data.splits import draw_split, read_split
+from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, natural_key, read_image
@@ -213,7 +213,7 @@ class CocoDataModule(AbstractImagesDataModule):
         return CocoAnnotations(files.json, files.folders, self.with_masks, self.bad_annotations, self.zero_boxes)
 
     def _read_each(self, files: dict[str, CocoFiles], wanted: Sequence[str]) -> None:
-        if self.split:
+        if self.split not in (None, EVERY):
             raise InputError("data.split says which images of one file validate, but there is a file for each split")
         for split in wanted:
             if split in self._read:

@@ -33,7 +33,7 @@ MIN_SIDE = 32
 
 _UNREADABLE, _CONTRADICTED = 1, 2
 _NAMED = 10  # images in one warning
-_PLACES = (  # not part of weights
+PLACES = (  # not part of weights
     "root", "split", "classes", "train_csv", "val_csv", "train_json", "val_json", "train_images", "val_images",
 )  # fmt: skip
 
@@ -192,7 +192,7 @@ class AbstractImagesDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         # those of the subclass too: they travel with the weights, which hold plain values only
-        self.save_hyperparameters(ignore=[*_PLACES, "collate_fn"], logger=False)
+        self.save_hyperparameters(ignore=[*PLACES, "collate_fn"], logger=False)
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value != "auto":  # which `setup` decides
                 require_whole(f"data.{name}", value, least)

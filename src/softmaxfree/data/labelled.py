@@ -12,7 +12,7 @@ from timm.data.readers.class_map import load_class_map
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import list_table
 from softmaxfree.data.images import warn_left_out
-from softmaxfree.data.splits import draw_split, read_split, val_share
+from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
 from softmaxfree.data.splitting import equal_files, list_folder
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
@@ -77,9 +77,10 @@ def find_splits(
     how = f" (in {listings['val'].root.name})" if len({listing.root for listing in listings.values()}) > 1 else ""
     if "all" in listings:
         listings, rows, how = _divide(listings["all"], where, split, seed)
-    elif split:
+    elif split not in (None, EVERY):
         raise InputError(f"data.split: {where} has a training and a validation split of its own")
-    _check(listings, class_to_idx, where, drawn=bool(rows))
+    if listings["train"].names or split != EVERY:
+        _check(listings, class_to_idx, where, drawn=bool(rows))
     train, val = (len(listings[name].names) for name in ("train", "val"))
     counts = Counter(name for listing in listings.values() for name in listing.classes).values()
     each = f"{min(counts)} each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} each"

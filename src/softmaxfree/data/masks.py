@@ -13,7 +13,7 @@ from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_cla
 from softmaxfree.data.mask_folders import MaskFolders
 from softmaxfree.data.mask_images import MaskPair, read_mask
 from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
-from softmaxfree.data.splits import draw_split, read_split
+from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, shown_shape
 
@@ -169,7 +169,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
     def _split(self, folders: MaskFolders, by_label: dict[str, dict[int, int]]) -> tuple[dict[str, list[str]], str]:
         """The images of each split, and in words how they came there."""
         names = list(by_label)
-        if self.split:
+        if self.split and not (self.split == EVERY and "val" in folders.pairs):
             chosen = read_split(self.split, names)
             how = f"by {self.split}"
         elif "val" in folders.pairs:

@@ -10,7 +10,10 @@ import numpy as np
 
 from softmaxfree.errors import InputError
 
-__all__ = ["draw_split", "read_split", "val_share"]
+__all__ = ["EVERY", "draw_split", "read_split", "val_share"]
+
+EVERY = "all"
+"""In the place of a file of splits: every image validates, as of data that nothing was trained on."""
 
 _HEAD = ["file", "split"]
 
@@ -78,7 +81,7 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
     """Read a CSV with the head `file,split`.
 
     Args:
-        file: the CSV.
+        file: the CSV; or `EVERY`, by which all validate.
         names: of the images that there are, as the column `file` has them.
 
     Returns:
@@ -87,6 +90,8 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: it cannot be read, its files are not those of the data, it lists one twice, or a side has no image.
     """
+    if file == EVERY:
+        return dict.fromkeys(names, "val")
     try:
         with open(Path(file).expanduser(), encoding="utf-8-sig", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
