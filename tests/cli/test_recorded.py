@@ -284,16 +284,21 @@ def test_dense_tasks_predict_at_the_size_of_training(dense):
 
 
 def test_a_strip_stays_a_strip(dense, tmp_path, monkeypatch):
-    """3000 x 60 pixels were enlarged to 25600 x 512."""
+    """3000 x 60 pixels were enlarged to 25600 x 512. Now they are seen as they are, or with --size as in validation."""
     Image.fromarray(photographs.astronaut()).resize((3000, 60)).save(tmp_path / "strip.png")
     seen = []
-    forward = Segmenter.forward
-    monkeypatch.setattr(
-        Segmenter, "forward", lambda self, images: seen.append(images[0].shape) or forward(self, images)
-    )
-    argv = ["predict", str(tmp_path / "strip.png"), "--task", "segmentation", "--out", str(tmp_path / "out")]
-    assert main([*argv, "--checkpoint", str(dense["segmentation"][0] / "best.ckpt")]) == 0
-    assert seen == [(3, 41, 2048)]
+    for name in ("forward", "predict_classes"):
+        real = getattr(Segmenter, name)
+        monkeypatch.setattr(
+            Segmenter,
+            name,
+            lambda self, images, *args, real=real: seen.append(images[-1].shape[-2:]) or real(self, images, *args),
+        )
+    run = dense["segmentation"][0]
+    argv = ["predict", str(tmp_path / "strip.png"), "--checkpoint", str(run), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert main([*argv, "--size", str(read_record(run / "best.ckpt").data_config["size"][0])]) == 0
+    assert seen == [(60, 3000), (41, 2048)]
     with Image.open(tmp_path / "out" / "strip_classes.png") as classes:
         assert classes.size == (3000, 60)
 

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -88,7 +89,7 @@ def test_the_first_four_lines_and_the_last_three(photos, tmp_path, capsys):
     assert re.match(r"model +soft_nano, 0\.\d+ M parameters, from scratch", lines[1])
     assert "data.batch_size 8 (auto: 24 training images)" in lines[2]
     assert "trainer.max_epochs 1 (given)" in lines[2]
-    assert lines[3] == f"run       {run}, 1 process(es)"
+    assert lines[3] == f"run       {run}"
     assert [line.split()[0] for line in lines[-3:]] == ["run", "report", "predict"]
     assert lines[-1].endswith(f"--checkpoint {run}") or f"'{run}'" in lines[-1]
 
@@ -126,3 +127,24 @@ def test_what_cannot_be_decided_is_said():
     config = Namespace(model={}, trainer=Namespace(accumulate_grad_batches=1))
     with pytest.raises(InputError, match=r"how many images it has: give trainer.max_epochs a number"):
         decide(["trainer.max_epochs"], config, SimpleNamespace(num_images={}, batch_size=4), training=True)
+
+
+def test_a_resumed_run_tells_where_it_goes_on_and_of_other_data(photos, finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0], tmp_path / "0")
+    with pytest.raises(InputError, match=r"--resume goes on with the weights of its run: --init-from is for a new one"):
+        train.run("classification", (), resume=str(run), init_from=str(run))
+    train.run("classification", (), resume=str(run))  # its folder
+    assert "last.ckpt is of epoch 2 of 2: a larger trainer.max_epochs would go on" in capsys.readouterr().out
+    other = shutil.copytree(photos, tmp_path / "other")
+    train.run("classification", [f"--data.root={other}", "--trainer.max_epochs=3"], resume=str(run))
+    out = capsys.readouterr().out
+    assert "last.ckpt, from epoch 3 on" in out
+    assert f"other data than when the run began: data.root {photos} -> {other}" in out
+
+
+def test_other_data_is_measured_as_a_whole(photos, finished, tmp_path, capsys):
+    other = shutil.copytree(photos, tmp_path / "other")
+    shutil.rmtree(other / "brick")
+    shutil.copytree(photos / "brick", other / "brick", ignore=lambda folder, names: names[:15])
+    validate.run(str(finished[0]), [f"--data.root={other}"])
+    assert "0 to train, 15 to validate" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def test_while_it_trains(number, word, workers, group, start, tmp_path):
 
 @pytest.mark.slow
 def test_before_the_first_checkpoint(tmp_path):
-    code, _, err = stop(train(tmp_path, data__num_workers=2), signal.SIGTERM, "soft_nano, 1 process")
+    code, _, err = stop(train(tmp_path, data__num_workers=2), signal.SIGTERM, "run       ")
     assert code == 143
     assert err.startswith("softmaxfree train: terminated; there is no checkpoint to resume from")
 

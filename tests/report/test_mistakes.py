@@ -46,7 +46,6 @@ def test_a_segmented_image_is_as_bad_as_its_areas_differ():
     logits = torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1).float()
     task = answering([logits], num_classes=3, ignore_index=255)
     (judged,) = judge_segmented(task, ([torch.rand(3, 40, 50)], [truth]), NAMES, CONFIG)
-    assert judged.confusion.tolist() == [[750, 0, 0], [750, 0, 0], [0, 0, 0]]
     assert judged.numbers == {"iou": 0.25, "accuracy": 0.5, "pixels": 1500}  # 1/2 of cat, nothing of dog
     assert judged.badness == 0.75
     assert {name: picture.size for name, picture in judged.paint().items()} == dict.fromkeys(

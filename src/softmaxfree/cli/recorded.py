@@ -168,8 +168,8 @@ def resumed_recipe(
     content = with_split(content, run_dir)
     if changes := moved(run_dir, overrides):
         tell.append(
-            f"other data than when the run began: {', '.join(changes)}; images that it was trained on may be among those "
-            "that validate now, and its scores of before are of other images"
+            f"other data than when the run began: {', '.join(changes)}; images it was trained on may validate now, "
+            "and its scores of before are of other images"
         )
     if now and kept.is_file():
         given = [keys_of(option) for option in overrides]

@@ -117,7 +117,7 @@ def _classes(run: _Run) -> tuple[int, str]:
 
 def _epochs(run: _Run) -> tuple[int, str]:
     low, high = _EPOCHS
-    wanted, per_epoch = _UPDATES / run.updates_per_epoch, run.updates_per_epoch
+    wanted = _UPDATES / run.updates_per_epoch
     if run.trained:
         wanted, low, high = wanted / 2, low // 2, high // 2
     epochs = round(min(max(wanted, low), high))

@@ -2,6 +2,8 @@
 
 import shlex
 import shutil
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -28,6 +30,7 @@ from softmaxfree.tasks.early_stopping import LateEarlyStopping
 from softmaxfree.tasks.loading import load_task
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.tasks.stopping import resumable
+from softmaxfree.weights import read_record
 
 __all__ = ["run"]
 
@@ -99,6 +102,8 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     else:
         content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
+    if checkpoint is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(_goes_on(checkpoint, job.trainer["max_epochs"]), flush=True)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     begin = LambdaCallback(on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
@@ -109,6 +114,13 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
             command = shlex.join(["softmaxfree", "train", recipe, *overrides])
             _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), command)
     return run_dir
+
+
+def _goes_on(checkpoint: Path, epochs: int | None) -> str:
+    done = read_record(checkpoint).epoch + 1
+    if epochs is not None and done >= epochs >= 0:
+        return f"resume    {checkpoint} is of epoch {done} of {epochs}: a larger trainer.max_epochs would go on"
+    return f"resume    {checkpoint}, from epoch {done + 1} on"
 
 
 @contextmanager
@@ -192,8 +204,14 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     loaded = job.task.loaded or "from scratch"
     yield f"model     {job.task.hparams['name']}, {parameters / 1e6:.2f} M parameters, {loaded}"
     settings = [f"{key} {_short(value)} ({why})" for key, (value, why) in job.settings.items()]
-    yield f"settings  {', '.join(settings) or 'all as in the recipe'}"
-    yield f"run       {run_dir}, {trainer.world_size} process(es)"
+    line = f"settings  {', '.join(settings) or 'all as in the recipe'}"
+    yield "\n".join(textwrap.wrap(line, _columns(), subsequent_indent=" " * 10)) if sys.stdout.isatty() else line
+    processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    yield f"run       {run_dir}{processes}"
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
 
 
 def _short(value: Any) -> str:

@@ -54,36 +54,29 @@ class ConvEmbedding(nn.Sequential):
     @torch.jit.unused
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not whole and not isinstance(x, Proxy) and all(isinstance(layer.bn, _BatchNorm) for layer in self._layers):
-            return self._in_strips(x, mask)
-        for layer in self._layers:
+        if not whole and not isinstance(x, Proxy) and (strips := _num_strips(self, x)) > 1:
+            return self._in_strips(x, mask, strips)
+        for layer in _layers_of(self):
             x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
             x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
         return x
 
-    @property
-    def _layers(self) -> list[ConvNormAct]:
-        return list(cast(Iterable[ConvNormAct], self))
-
     @torch.jit.unused
-    def _in_strips(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _in_strips(self, x: Tensor, mask: Tensor | None, strips: int) -> Tensor:
         """Embeds without all maps between the layers at once: strips of rows, each with the rows that it sees."""
-        levels, masks, row_bytes = [x.shape[-2:]], [mask], 0
-        for layer in self._layers:
-            levels.append(torch.Size(-(-size // layer.conv.stride[0]) for size in levels[-1]))
+        layers, levels, masks = _layers_of(self), _levels(self, x), [mask]
+        for layer in layers:
             masks.append(at_stride(masks[-1], layer.conv.stride[0]))
-            row_bytes = max(row_bytes, len(x) * layer.conv.out_channels * levels[-1].numel() * x.element_size())
         height = levels[-1][0]
-        strips = -(-row_bytes // (_CPU_STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES))
         rows, out = -(-height // strips), x
         for top in range(0, height, rows):
             spans = [(top, min(top + rows, height))]
-            for layer, (size, _) in zip(reversed(self._layers), reversed(levels[:-1]), strict=True):
+            for layer, (size, _) in zip(reversed(layers), reversed(levels[:-1]), strict=True):
                 first, last = spans[0]
                 step, around = layer.conv.stride[0], layer.conv.padding[0]
                 spans.insert(0, (max(first * step - around, 0), min((last - 1) * step + around + 1, size)))
             strip = x[:, :, slice(*spans[0])]
-            for i, layer in enumerate(self._layers):
+            for i, layer in enumerate(layers):
                 first, last = (end * layer.conv.stride[0] for end in (spans[i + 1][0], spans[i + 1][1] - 1))
                 around = layer.conv.padding[0]
                 beyond = spans[i][0] - first + around, last + around + 1 - spans[i][1]  # rows outside of the image
@@ -92,12 +85,34 @@ class ConvEmbedding(nn.Sequential):
                 inside = masks[i + 1]
                 strip = batch_norm(layer.bn, strip, None if inside is None else inside[:, slice(*spans[i + 1])])
                 strip = F.relu(strip, inplace=True)
-            if rows == height:
-                return strip
             if top == 0:
                 out = torch.empty_like(strip[:, :, :1].expand(-1, -1, height, -1))
             out[:, :, top : top + rows] = strip
         return out
+
+
+def _layers_of(embedding: nn.Module) -> list[ConvNormAct]:
+    return list(cast(Iterable[ConvNormAct], embedding))
+
+
+def _levels(embedding: nn.Module, x: Tensor) -> list[torch.Size]:
+    """Height and width before the first layer and after each."""
+    levels = [x.shape[-2:]]
+    for layer in _layers_of(embedding):
+        levels.append(torch.Size(-(-size // layer.conv.stride[0]) for size in levels[-1]))
+    return levels
+
+
+def _num_strips(embedding: nn.Module, x: Tensor) -> int:
+    """In how many strips inference is done; 1 where a norm is not of batches."""
+    layers = _layers_of(embedding)
+    if not all(isinstance(layer.bn, _BatchNorm) for layer in layers):
+        return 1
+    sizes = [
+        level.numel() * layer.conv.out_channels for level, layer in zip(_levels(embedding, x)[1:], layers, strict=True)
+    ]
+    most = _CPU_STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES
+    return -(-len(x) * max(sizes) * x.element_size() // most)
 
 
 def _layer(in_dim: int, dim: int, stride: int, **factory: Any) -> ConvNormAct:

@@ -117,6 +117,8 @@ class Segmenter(nn.Module):
         Raises:
             InputError: an image is too small or of another shape.
         """
+        if not len(images):
+            return []
         self._check(images)
         logits: list[Tensor] = [torch.empty(0)] * len(images)
         for group in _groups_of_one_size(images):

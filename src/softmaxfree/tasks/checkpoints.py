@@ -71,7 +71,8 @@ class KeptCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint under one name: the best one, or the last.
 
     Lightning's own forgets its score when the folder was moved or copied, and when an argument of a resumed run is
-    another; then it replaces the best checkpoint by a worse one.
+    another; then it replaces the best checkpoint by a worse one. Of equal scores the later is kept: where a score cannot
+    rise any more, as in small data, the first to reach it is of weights that still change much.
 
     Args:
         folder: where it lies.
@@ -100,6 +101,12 @@ class KeptCheckpoint(ModelCheckpoint):
         """Save, unless no score of this epoch is known."""
         if self.monitor is None or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a score is the best so far, or equals it."""
+        return super().check_monitor_top_k(trainer, current) or (
+            current is not None and current == self.best_model_score
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the score of a run that goes on, wherever that run lay before."""
