@@ -104,9 +104,8 @@ class KeptCheckpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Whether a score is the best so far, or equals it."""
-        return super().check_monitor_top_k(trainer, current) or (
-            current is not None and current == self.best_model_score
-        )
+        equal = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+        return equal or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the score of a run that goes on, wherever that run lay before."""
