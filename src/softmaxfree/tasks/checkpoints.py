@@ -71,8 +71,8 @@ class KeptCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint under one name: the best one, or the last.
 
     Lightning's own forgets its score when the folder was moved or copied, and when an argument of a resumed run is
-    another; then it replaces the best checkpoint by a worse one. Of equal scores the later is kept: where a score cannot
-    rise any more, as in small data, the first to reach it is of weights that still change much.
+    another; then it replaces the best checkpoint by a worse one. Of equal scores the later is kept: in small data the
+    first to reach the highest is of weights that still change much.
 
     Args:
         folder: where it lies.
