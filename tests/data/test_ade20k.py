@@ -305,7 +305,7 @@ def test_any_suffix_and_what_is_left_out(root):
     assert len(validate(root)[0][0]) == 4
     (folder / "more").mkdir()
     (folder / "list.txt").touch()
-    with pytest.warns(UserWarning, match=r"images/validation: 2 files left out: 1 .txt, 1 folder"):
+    with pytest.warns(UserWarning, match=r"images/validation: 2 files and folders left out: 1 .txt, 1 folder"):
         validate(root)
 
 
