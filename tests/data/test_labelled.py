@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -298,6 +299,15 @@ def test_what_is_auto():
     assert automatic.num_workers(10**6) == 0
     assert automatic.num_workers(10**9) >= 1
     assert automatic.num_workers(10**9, processes=1000) == 1
+
+
+def test_each_process_decides_from_the_same_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(automatic.psutil, "virtual_memory", lambda: SimpleNamespace(total=16, available=3, free=1))
+    assert automatic.total_memory() == (16, "memory")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 80))
+    assert automatic.total_memory() == (80, "GPU memory")
 
 
 def test_given_values_win_and_little_memory_is_told(photos, monkeypatch):
