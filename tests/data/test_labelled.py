@@ -269,6 +269,7 @@ def test_two_tables(table, tmp_path):
         ({"more": ",cat"}, r"labels.csv has no image in line 12$"),
         ({"more": "images/a 0.png,dog"}, r"rows that contradict each other: images/a 0.png is both 'cat' and 'dog'"),
         ({"more": "images/../images//a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
+        ({"more": "../\0.png,dog\r\nlink/../b.png,cat"}, r"2 of the 12 images of .*s.csv are not in "),
         ({"more": "link/a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
         ({"head": "image:label", "row": "images/a {0}.png:{1}"}, r"has image:label; columns are parted by commas, s"),
         ({"head": "image,label,split", "row": "images/a {0}.png,{1},test"}, r"no row of the split train, only of t"),

@@ -46,8 +46,9 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
     for key, values in (("image", images), ("label", labels)):
         if empty := [line for (line, _), value in zip(rows, values, strict=True) if not value]:
             raise InputError(f"{argument}: {path} has no {key} in {_lines(empty)}")
-    images = [_existing(root, name) for name in images]
-    if missing := list(dict.fromkeys(name for name in images if not (root / name).is_file())):
+    base = os.path.join(os.path.abspath(root), "")
+    images = [_existing(base, name) for name in images]
+    if missing := list(dict.fromkeys(name for name in images if not os.path.isfile(os.path.join(base, name)))):
         raise InputError(
             f"{argument}: {len(missing)} of the {len(set(images))} images of {path} are not in {root}: "
             f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}; data.root is their folder"
@@ -129,14 +130,15 @@ def _column(key: str, names: tuple[str, ...], head: list[str], path: Path, argum
     return found[0] if found else None
 
 
-def _existing(root: Path, name: str) -> str:
+def _existing(base: str, name: str) -> str:
     """The name below the root, with the slashes of this system where that makes it a file."""
-    if "\\" in name and not (root / name).is_file():
+    if "\\" in name and not os.path.isfile(base + name):
         name = name.replace("\\", "/")
-    base, plain = Path(os.path.abspath(root)), Path(os.path.abspath(root / name))
-    if ".." in Path(name).parts and os.path.realpath(plain) != os.path.realpath(root / name):
+    path = os.path.join(base, name)
+    plain = os.path.normpath(path)
+    if ".." in name and os.path.isfile(path) and os.path.realpath(plain) != os.path.realpath(path):
         return name  # a link stands before `..`
-    return plain.relative_to(base).as_posix() if plain.is_relative_to(base) else os.path.normpath(name)
+    return plain.removeprefix(base).replace(os.sep, "/") if plain.startswith(base) else os.path.normpath(name)
 
 
 def _one_name(root: Path, names: list[str]) -> list[str]:
