@@ -1,4 +1,5 @@
 import io
+import shutil
 import struct
 import threading
 import warnings
@@ -10,7 +11,7 @@ import tifffile
 from PIL import ExifTags, Image, ImageOps
 
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, find_images, read_image, resized_shape, tell_left_out
+from softmaxfree.images import IMAGE_SUFFIXES, find_images, natural_key, read_image, resized_shape, tell_left_out
 
 RAMP = np.linspace(0, 1, 256).reshape(1, 256).repeat(3, 0)  # black to white
 GREY = np.arange(256, dtype=np.uint8)[None].repeat(3, 0)
@@ -264,10 +265,19 @@ def test_images_are_found_in_natural_order(tmp_path):
     assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)
 
 
-def test_hidden_files_do_not_count(tmp_path):
+def test_hidden_files_and_folders_are_counted_but_not_those_of_the_system(tmp_path):
     hidden = ("._a.jpg", ".DS_Store", "b/.ipynb_checkpoints/c.png", "__MACOSX/d.jpg", "@eaDir/e.jpg", "Thumbs.db")
-    touch(tmp_path / ".data", "a.jpg", *hidden)
+    touch(tmp_path / ".data", "a.jpg", *hidden, ".b.jpg", ".git/c.jpg")
+    assert names(tmp_path / ".data") == (["a.jpg"], "5 files and folders left out: 5 hidden")
+    for folder in (".git", "__MACOSX", "@eaDir", "b"):
+        shutil.rmtree(tmp_path / ".data" / folder)
+    (tmp_path / ".data" / ".b.jpg").unlink()
     assert names(tmp_path / ".data") == (["a.jpg"], "")
+
+
+def test_numbers_of_any_length_have_an_order():
+    wanted = ["a2", "a10", "a" + "9" * 5000, "a1" + "0" * 5000]
+    assert sorted(sorted(wanted), key=natural_key) == wanted
 
 
 def test_links_are_followed_once(tmp_path):
@@ -279,7 +289,7 @@ def test_links_are_followed_once(tmp_path):
     (tmp_path / "data" / "c").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "gone.jpg").symlink_to(tmp_path / "nothing")
     wanted = ["a/1.jpg", "b/2.jpg", "c/3.jpg", "gone.jpg"]
-    assert names(tmp_path / "data") == (wanted, "3 files left out: 2 folder linked twice, 1 without suffix")
+    assert names(tmp_path / "data") == (wanted, "3 files and folders left out: 2 folder linked twice, 1 without suffix")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -17,6 +18,7 @@ from PIL import ExifTags, Image
 from softmaxfree.errors import InputError
 
 __all__ = [
+    "HIDDEN",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "FoundImages",
@@ -24,6 +26,7 @@ __all__ = [
     "convert_image",
     "find_images",
     "is_hidden",
+    "is_of_system",
     "natural_key",
     "open_upright",
     "read_image",
@@ -40,11 +43,15 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Suffixes of image files, in lower case; a file's own may be in upper case."""
 
+HIDDEN = "hidden"
+"""What hidden files and folders are counted as."""
+
 MAX_PIXELS = 2 * 89_478_485
 """The size above which Pillow itself refuses an image, as it may be made to fill the memory."""
 
 _SUFFIXES = frozenset(IMAGE_SUFFIXES)
-_HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}  # beside whatever begins with a dot
+_HIDDEN = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders, beside whatever begins with a dot
+_OF_SYSTEM = {".DS_Store", "Thumbs.db", "desktop.ini"}  # files, beside whatever begins with `._`
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -69,7 +76,7 @@ class FoundImages:
 
     Attributes:
         files: the images, in natural order of their paths below the folder.
-        left_out: how many other files there are, by suffix or reason. Hidden files and folders are not counted.
+        left_out: how many other files and hidden folders there are, by suffix or reason.
     """
 
     files: list[Path]
@@ -79,8 +86,8 @@ class FoundImages:
 def find_images(folder: str | os.PathLike) -> FoundImages:
     """Find the images below a folder, as deep as they are.
 
-    Left out are hidden files and folders (`.name`, `__MACOSX`, ...), other files, and a folder that a link shows for
-    the second time.
+    Left out and counted are hidden files and folders (`.name`, `__MACOSX`, ...), other files, and a folder that a link
+    shows for the second time. Files that the system puts into each folder (`.DS_Store`, `Thumbs.db`, ...) do not count.
 
     Args:
         folder: where to look; it may be hidden itself.
@@ -106,8 +113,8 @@ def find_images(folder: str | os.PathLike) -> FoundImages:
         with os.scandir(path) as entries:
             for entry in entries:
                 if is_hidden(entry.name):
-                    continue
-                if entry.is_symlink() and os.path.isdir(entry.path):  # which a link to itself does not hinder
+                    left_out[HIDDEN] += not is_of_system(entry.name)
+                elif entry.is_symlink() and os.path.isdir(entry.path):  # which a link to itself does not hinder
                     links.append(entry.path)
                 elif not entry.is_symlink() and entry.is_dir():
                     inner.append(entry.path)
@@ -117,7 +124,7 @@ def find_images(folder: str | os.PathLike) -> FoundImages:
                     left_out[suffix or "without suffix"] += 1
         folders[:0] = sorted(links, key=natural_key, reverse=True)  # last, so that a folder is found at its own place
         folders += inner
-    return FoundImages([Path(file) for file in sorted(files, key=natural_key)], left_out)
+    return FoundImages([Path(file) for file in sorted(files, key=natural_key)], +left_out)
 
 
 def tell_left_out(left_out: Counter[str]) -> str:
@@ -126,18 +133,28 @@ def tell_left_out(left_out: Counter[str]) -> str:
         return ""
     count = sum(left_out.values())
     parts = ", ".join(f"{n} {what}" for what, n in sorted(left_out.items(), key=lambda item: (-item[1], item[0])))
-    return f"{count} file{'s' if count > 1 else ''} left out: {parts}"
+    things = (
+        ("file or folder", "files and folders")
+        if any("folder" in what or what == HIDDEN for what in left_out)
+        else ("file", "files")
+    )
+    return f"{count} {things[count > 1]} left out: {parts}"
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is the system's own, and none of the data."""
-    return name.startswith(".") or name in _HIDDEN
+    """Return whether a file or folder of this name is hidden, and none of the data."""
+    return name.startswith(".") or name in _HIDDEN or name in _OF_SYSTEM
+
+
+def is_of_system(name: str) -> bool:
+    """Return whether a hidden file of this name is one that the system puts into each folder."""
+    return name.startswith("._") or name in _OF_SYSTEM
 
 
 def natural_key(name: str) -> tuple[list, str]:
     """Return what sorts names as people do: `a2` before `a10`, whatever the case."""
     parts: list = _NUMBER.split(name.lower())
-    parts[1::2] = map(int, parts[1::2])
+    parts[1::2] = map(Decimal, parts[1::2])  # `int` takes 4,300 digits at most
     return parts, name
 
 

@@ -304,8 +304,9 @@ def test_any_suffix_and_what_is_left_out(root):
         (folder / name).touch()
     assert len(validate(root)[0][0]) == 4
     (folder / "more").mkdir()
+    (folder / ".trash").mkdir()
     (folder / "list.txt").touch()
-    with pytest.warns(UserWarning, match=r"images/validation: 2 files left out: 1 .txt, 1 folder"):
+    with pytest.warns(UserWarning, match=r"/validation: 3 files and folders left out: 1 .txt, 1 folder, 1 hidden"):
         validate(root)
 
 

@@ -97,6 +97,53 @@ def test_tar_files(root, folder, workers):
     assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("around", ["", "photos/"])
+def test_both_splits_in_a_tar(root, around):
+    for name in ("0.jpg", "extra/0.jpg", "extra/1.jpg"):
+        write_images((root / name).parent, 2)
+    plain = module(root)
+    plain.setup("fit")
+    assert plain.found.endswith("; 12 to train, 6 to validate (in val); not used: extra, 2 .jpg")
+    with tarfile.open(root / "all.tar", "w") as tar:
+        for name in ("train", "val", "extra", "0.jpg", "1.jpg"):
+            tar.add(root / name, arcname=around + name)
+    data = module(root / "all.tar")
+    data.setup("fit")
+    assert data.found == plain.found.replace(str(root), str(root / "all.tar"))
+    assert "18 images of 3 classes (6 each: cat, dog, owl)" in data.found
+    assert torch.equal(*(torch.cat([images for images, _ in each.val_dataloader()]) for each in (data, plain)))
+    assert data._sets["val"].dataset.filename(0) == str(root / "all.tar" / around / "val" / "cat" / "0.jpg")
+
+
+def test_a_tar_with_one_split_or_one_folder(root):
+    for name, message in (
+        ("photos", r"of one class, photos; .* put them into .*one.tar itself, without photos$"),
+        ("val", r"one.tar needs a folder train or training beside .*one.tar/val; it holds val$"),
+    ):
+        with tarfile.open(root / "one.tar", "w") as tar:
+            tar.add(root / "val", arcname=name)
+        with pytest.raises(InputError, match=message):
+            module(root / "one.tar").setup("fit")
+    into_tars(root, "{}")
+    data = module(root / "train.tar")
+    data.setup("fit")
+    assert data.class_names == CLASSES
+    assert data.split_rows[0][0] == "train/cat/0.jpg"
+
+
+def test_what_lies_beside_the_splits_is_told(root):
+    for name in ("s0.PNG", "s1.png", "notes.txt", ".DS_Store", ".git/a"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    data = module(root)
+    data.setup("fit")
+    assert data.found.endswith("; not used: 2 .png, 1 .txt, 1 hidden")
+    (root / "val").rename(root.parent / "away")
+    data = module(root)
+    data.setup("fit")
+    assert data.found.endswith("; not used: 2 .png, 1 .txt, 1 hidden")
+
+
 def test_tars_in_a_tar(root):
     for split in ("train", "val"):
         with tarfile.open(root / f"{split}.tar", "w") as tar:
@@ -139,7 +186,16 @@ def test_a_class_is_the_first_folder(root, tar):
 def test_what_is_left_out_is_told_once(root, tar):
     for split in ("train", "val"):
         (root / split / "owl" / "0.jpg").rename(root / split / "owl" / "0 größer 5².JFIF")
-        for name in ("notes.txt", "cat/labels.xml", "cat/more.xml", "dog/._0.jpg", ".ipynb_checkpoints/0.jpg"):
+        for name in (
+            "notes.txt",
+            "cat/labels.xml",
+            "cat/more.xml",
+            "dog/._0.jpg",
+            ".c/0.jpg",
+            ".c/1.jpg",
+            "__MACOSX/0.jpg",
+            "cat/.0.jpg",
+        ):
             (root / split / name).parent.mkdir(exist_ok=True)
             (root / split / name).touch()
     if tar:
@@ -148,7 +204,9 @@ def test_what_is_left_out_is_told_once(root, tar):
     with pytest.warns(UserWarning, match=r"left out") as caught:
         data.setup("fit")
     suffix = ".tar" if tar else ""
-    told = [f"{root / split}{suffix}: 3 files left out: 2 .xml, 1 .txt" for split in ("train", "val")]
+    told = [
+        f"{root / split}{suffix}: 6 files and folders left out: 3 hidden, 2 .xml, 1 .txt" for split in ("train", "val")
+    ]
     assert [str(warning.message) for warning in caught] == told
     assert labels(data, data.val_dataloader()) == [0, 0, 1, 1, 2, 2]
 

@@ -6,13 +6,14 @@ import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from softmaxfree.data import ImageFolderDataModule, automatic
+from softmaxfree.data import ImageFolderDataModule, automatic, labelled
 from softmaxfree.data.splits import draw_split
 from softmaxfree.errors import InputError
 
@@ -36,13 +37,11 @@ def found(root=None, **arguments):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two classes of ten in many modes, below names that are not plain, and what is no class."""
+    """Two classes of ten in many modes, below names that are not plain."""
     root = tmp_path / "my photos ü"
     for i, mode in enumerate(("RGB", "P", "L", "I;16", "RGBA", "LA", "1", "RGB", "L", "P")):
         write(root / "kind 10" / f"ä {i}.PNG", mode)
         write(root / "kind 2" / "inner" / f"{i}.png", mode)
-    for name in (".ipynb_checkpoints", "__MACOSX"):
-        write(root / name / "0.png")
     return root
 
 
@@ -51,7 +50,8 @@ def test_a_folder_of_classes_is_split(photos):
     assert data.class_names == ("kind 2", "kind 10")
     assert (data.num_images, data.class_counts) == ({"train": 16, "val": 4}, (8, 8))
     assert data.found.endswith(
-        ": 20 images of 2 classes (10 each); 16 to train, 4 to validate (20 % of each class, drawn by seed 42)"
+        ": 20 images of 2 classes (10 each: kind 2, kind 10); 16 to train, 4 to validate (20 % of each class, drawn by "
+        "seed 42)"
     )
     assert [data.decided[name][0] for name in ("img_size", "batch_size", "num_workers")] == [64, 8, 0]
     assert data.data_config["input_size"] == (3, 64, 64)
@@ -89,6 +89,29 @@ def test_how_much_is_held_out():
         "b": 1,
         "d": 1,
     }
+
+
+def test_many_classes_with_any_names_are_told_in_one_line(tmp_path):
+    names = ("a\nb", "c\u2028", "d" * 50, "e", "f", "g", "h")
+    for i, name in enumerate(names):
+        for k in range(2 + i):
+            write(tmp_path / name / f"{k}.png")
+    data = found(tmp_path)
+    assert data.class_names == names
+    told = r"(a\nb 2, c\u2028 3, " + "d" * 37 + "... 4, e 5, f 6, ... and 2 more); "
+    assert told in data.found
+
+
+def test_too_many_images_to_compare_are_told(photos, monkeypatch):
+    monkeypatch.setattr(labelled, "_MOST_COMPARED", 19)
+    assert found(photos).found.endswith("; not searched for equal files, as there are more than 19 images")
+
+
+def test_hidden_classes_are_told(photos):
+    for name in (".ipynb_checkpoints", "__MACOSX"):
+        write(photos / name / "0.png")
+    with pytest.warns(UserWarning, match=r"2 files and folders left out: 2 hidden$"):
+        assert found(photos).class_names == ("kind 2", "kind 10")
 
 
 def test_a_class_with_one_image_is_trained_on(photos):
@@ -188,6 +211,7 @@ def table(tmp_path):
         ("image,label", "images/a {0}.png,{1}"),
         ("Target;FileName", '{1};"images/a {0}.png"'),
         ("path\tclass", ".\\images\\a {0}.png\t {1}"),
+        ("image|label", "images//a {0}.png|{1}"),
     ],
 )
 def test_tables(table, head, row):
@@ -210,6 +234,23 @@ def test_a_table_with_splits_and_other_columns(table):
     assert data.found.endswith("; not used: column who, 1 row of the split test")
 
 
+def test_one_image_in_many_spellings(table, tmp_path):
+    spellings = ("images//a 0.png", "./images/../images/a 0.png", f"{tmp_path}/images/a 0.png", "images\\a 0.png")
+    path = table(more="\r\n".join(f"{name},cat" for name in spellings))
+    data = found(train_csv=path)
+    assert data.num_images == {"train": 8, "val": 2}
+    assert data.found.endswith("; not used: 4 repeated rows")
+    assert sorted(file for file, _ in data.split_rows) == [f"images/a {i}.png" for i in range(10)]
+    (tmp_path / "val.csv").write_text("image,label,split\n./images/a 1.png,cat,val\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"val_csv contradicts data.train_csv: .*a 1.png is 'cat', and 'dog' there"):
+        found(train_csv=path, val_csv=str(tmp_path / "val.csv"))
+
+
+def test_a_table_of_one_class_has_no_folders_to_go_into(table, tmp_path):
+    with pytest.raises(InputError, match=r"all images are of one class, cat; a classifier needs two$"):
+        found(train_csv=table(row="images/a {0}.png,cat"))
+
+
 def test_two_tables(table, tmp_path):
     train = table(row="a {0}.png,{1}")
     (tmp_path / "val.csv").write_text("file,class\nmore/b.png,dog\n", encoding="utf-8")
@@ -227,6 +268,13 @@ def test_two_tables(table, tmp_path):
         ({"more": "images/a 0.png,"}, r"labels.csv has no label in line 12$"),
         ({"more": ",cat"}, r"labels.csv has no image in line 12$"),
         ({"more": "images/a 0.png,dog"}, r"rows that contradict each other: images/a 0.png is both 'cat' and 'dog'"),
+        ({"more": "images/../images//a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
+        ({"more": "../\0.png,dog\r\nlink/../b.png,cat"}, r"2 of the 12 images of .*s.csv are not in "),
+        ({"more": "link/a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
+        ({"head": "image:label", "row": "images/a {0}.png:{1}"}, r"has image:label; columns are parted by commas, s"),
+        ({"head": "image,label,split", "row": "images/a {0}.png,{1},test"}, r"no row of the split train, only of t"),
+        ({"head": "image,label,split", "row": "images/a {0}.png,{1},dev"}, r"no row of the split train, only of val$"),
+        ({"head": "image,label,split", "row": "images/a {0}.png,{1},x"}, r"line 2: the split is 'x'; allowed are "),
         ({"more": "images/a 0.png,cat,x"}, r"has 2 columns, but not in line 12$"),
         ({"head": "name,kind"}, r"no column for the image: image, file, filename or path; it has name, kind"),
         ({"head": "image,file"}, r"has the columns image and file; only one may tell the image"),
@@ -234,7 +282,8 @@ def test_two_tables(table, tmp_path):
         ({"more": 'images/"a.png,"c'}, r"labels.csv is no CSV file"),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_used(table, arguments, message):
+def test_tables_that_cannot_be_used(table, tmp_path, arguments, message):
+    (tmp_path / "link").symlink_to(tmp_path / "images")
     with pytest.raises(InputError, match=message):
         found(train_csv=table(**arguments))
 
@@ -253,12 +302,21 @@ def test_what_is_auto():
     assert automatic.num_workers(10**9, processes=1000) == 1
 
 
+def test_each_process_decides_from_the_same_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(automatic.psutil, "virtual_memory", lambda: SimpleNamespace(total=16, available=3, free=1))
+    assert automatic.total_memory() == (16, "memory")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 80))
+    assert automatic.total_memory() == (80, "GPU memory")
+
+
 def test_given_values_win_and_little_memory_is_told(photos, monkeypatch):
     assert found(photos, img_size=40, batch_size=3, num_workers=1).decided == {}
-    monkeypatch.setattr(automatic, "free_memory", lambda: (40_000_000, "memory"))
+    monkeypatch.setattr(automatic, "total_memory", lambda: (40_000_000, "memory"))
     data = found(photos)
     assert data.batch_size == 1
-    assert "GiB of free memory" in data.decided["batch_size"][1]
+    assert "GiB of memory" in data.decided["batch_size"][1]
     assert data.hparams["batch_size"] == 1
 
 

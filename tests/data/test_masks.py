@@ -155,6 +155,7 @@ WRONG = [
     (stripes(0, 1), "0 a\n0 b", "classes.txt has the value 0 twice"),
     (stripes(0, 1), "a", r"names 1 class\(es\); allowed are 2 to 254, the background among them"),
     (stripes(0, 1), " \n", "classes.txt is empty"),
+    (stripes(0, 1), f"0 a\n{'9' * 5000} b", "a value is at most 65535"),
     (stripes(1), "a\nb", "hold only b of the classes of .*nothing to tell apart"),
     (SMOOTH, None, r"are 0 and 255 but for 5 values between .* resized smoothly or saved as JPEG"),
     (

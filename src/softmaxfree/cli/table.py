@@ -4,6 +4,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from softmaxfree.printing import printable
+
 __all__ = ["markdown_table", "plain_table", "print_table", "summary_rows"]
 
 _Rows = Sequence[Sequence[str]]
@@ -23,9 +25,9 @@ def print_table(columns: Sequence[str], rows: _Rows) -> None:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, right in zip(columns, _numeric(rows), strict=True):
-        table.add_column(column.replace(" ", "\n"), justify="right" if right else "left", overflow="fold")
+        table.add_column(printable(column).replace(" ", "\n"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     Console(markup=False).print(table)
 
 
@@ -47,6 +49,7 @@ def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str
 
 
 def _aligned(columns: Sequence[str], rows: _Rows) -> list[list[str]]:
+    columns, rows = list(map(printable, columns)), [list(map(printable, row)) for row in rows]
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     numeric = _numeric(rows)
     return [

@@ -21,6 +21,7 @@ from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_
 from softmaxfree.cli.recorded import SPLIT, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.errors import InputError
+from softmaxfree.printing import printable
 from softmaxfree.report import write as write_report
 from softmaxfree.report.draw import draw_samples
 from softmaxfree.tasks import ClassificationTask
@@ -194,7 +195,7 @@ def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer
         if rows := getattr(job.data, "split_rows", ()):
             write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
         for line in [*told, *_first_lines(job, trainer, run_dir)]:
-            print(line, flush=True)
+            print(printable(line), flush=True)
 
 
 def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ from softmaxfree.data.mask_folders import by_name, pair_by_name
 from softmaxfree.data.mask_images import MaskImages, MaskPair
 from softmaxfree.data.segmentation import AbstractMasksDataModule
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, MAX_PIXELS, is_hidden
+from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, MAX_PIXELS, is_hidden, is_of_system
 
 __all__ = ["IGNORED", "Ade20kDataModule"]
 
@@ -160,10 +160,12 @@ def _files(folder: Path, suffixes: Collection[str], left_out: Counter[str]) -> d
         raise FileNotFoundError(f"data.root: there is no folder {folder}")
     files = []
     for path in sorted(folder.iterdir()):
-        if is_hidden(path.name):
-            continue
         suffix = path.suffix.lower()
-        if suffix in suffixes:
+        if is_of_system(path.name):
+            continue
+        if is_hidden(path.name):
+            left_out[HIDDEN] += 1
+        elif suffix in suffixes:
             files.append(path)
         else:
             left_out["folder" if path.is_dir() else suffix or "without suffix"] += 1

@@ -12,7 +12,7 @@ import torch
 
 from softmaxfree.images import stored_shape
 
-__all__ = ["batch_size", "fitting", "free_memory", "image_size", "num_workers", "sample_shapes"]
+__all__ = ["batch_size", "fitting", "image_size", "num_workers", "sample_shapes", "total_memory"]
 
 _STEP = 32  # image sizes are multiples of it: the coarsest stride
 _BYTES_A_PIXEL = 3000  # that a training step keeps of an input pixel: of soft_tiny and its like in float32, rounded up
@@ -90,11 +90,14 @@ def num_workers(num_pixels: float, processes: int = 1) -> int:
     return 0 if num_pixels < _PIXELS_A_WORKER else min(max(cores // processes, 1), _MOST_WORKERS)
 
 
-def free_memory() -> tuple[int, str]:
-    """Return the free bytes where a model trains, on the GPU if there is one, and the words for it."""
+def total_memory() -> tuple[int, str]:
+    """Return the bytes where a model trains, on the GPU if there is one, and the words for it.
+
+    It is not what is free now: each process decides for itself, and all must come to the same batch.
+    """
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], "GPU memory"
-    return psutil.virtual_memory().available, "memory"
+        return torch.cuda.mem_get_info()[1], "GPU memory"
+    return psutil.virtual_memory().total, "memory"
 
 
 def fitting(batch: int, side: int, memory: int, *, change_batch: bool, change_side: bool) -> tuple[int, int]:
@@ -106,7 +109,7 @@ def fitting(batch: int, side: int, memory: int, *, change_batch: bool, change_si
     Args:
         batch: images a step.
         side: height and width of an image, pixels.
-        memory: free bytes.
+        memory: bytes.
         change_batch: whether the batch may be smaller.
         change_side: whether the size may be smaller.
 

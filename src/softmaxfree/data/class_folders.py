@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, find_images, is_hidden, natural_key, read_image
+from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, find_images, is_hidden, is_of_system, natural_key, read_image
 
-__all__ = ["LabelledImages", "Listing", "list_classes"]
+__all__ = ["LabelledImages", "Listing", "by_class", "folder_around", "list_classes", "list_files"]
 
 
 class _Part(NamedTuple):
@@ -33,6 +33,7 @@ class Listing:
         classes: of each image.
         left_out: how many other files there are, by suffix or reason.
         parts: where each image is in the tar file; None in a folder.
+        folder: below the root, in which the folders of classes are; empty if it is the root.
     """
 
     root: Path
@@ -40,6 +41,12 @@ class Listing:
     classes: list[str]
     left_out: Counter[str]
     parts: list[_Part] | None = None
+    folder: str = ""
+
+    @property
+    def place(self) -> Path:
+        """Where the folders of classes are."""
+        return self.root / self.folder
 
     def select(self, indices: Sequence[int]) -> "Listing":
         """Return some of the images."""
@@ -97,7 +104,7 @@ def list_classes(root: Path, split_names: Sequence[str] = ()) -> Listing:
 
     Args:
         root: folder that holds a folder a class, or a tar file of such folders. The tar file may have one folder named
-            like the split around them; tar files inside it are read as folders, as ImageNet's are.
+            like the split around them.
         split_names: what a folder around those of a tar file may be called.
 
     Returns:
@@ -106,27 +113,67 @@ def list_classes(root: Path, split_names: Sequence[str] = ()) -> Listing:
     Raises:
         InputError: there are no images, an image lies outside the folders of the classes, or the tar file is broken.
     """
-    parts = None
+    return by_class(list_files(root), "", split_names)
+
+
+def list_files(root: Path) -> Listing:
+    """List the images of a folder or tar file, without classes; tar files in it are read as folders, as ImageNet's are.
+
+    Args:
+        root: folder or tar file.
+
+    Returns:
+        The images in natural order.
+
+    Raises:
+        InputError: the tar file is broken.
+    """
     if root.is_dir():
         found = find_images(root)
-        left_out = found.left_out
-        names = [path.relative_to(root).as_posix() for path in found.files]
-    else:
-        left_out, members = _list_tar(root)
-        names, parts = _without_split_folder(list(members), split_names), list(members.values())
-    if outside := [name for name in names if "/" not in name]:
+        return Listing(root, [path.relative_to(root).as_posix() for path in found.files], [], found.left_out)
+    left_out, members = _list_tar(root)
+    return Listing(root, list(members), [], left_out, list(members.values()))
+
+
+def folder_around(names: Sequence[str]) -> str:
+    """Return the one folder that holds all files and has folders; empty if there is none."""
+    tops = {name.split("/", 1)[0] for name in names}
+    return tops.pop() if len(tops) == 1 and any(name.count("/") > 1 for name in names) else ""
+
+
+def by_class(listing: Listing, folder: str = "", split_names: Sequence[str] = ()) -> Listing:
+    """Return the images below a folder, of the classes that its folders are.
+
+    Args:
+        listing: of images without classes.
+        folder: in which the folders of classes are; empty for the root.
+        split_names: what one more folder around those of a tar file may be called.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: there are no images, or one lies outside the folders of the classes.
+    """
+    begin, place = f"{folder}/" if folder else "", listing.root / folder
+    chosen = [i for i, name in enumerate(listing.names) if name.startswith(begin)]
+    names = [listing.names[i].removeprefix(begin) for i in chosen]
+    if listing.parts is not None and (around := folder_around(names)).lower() in split_names:
+        return by_class(listing, begin + around)
+    paths = [name.split("/", 1) for name in names]
+    if outside := [path[0] for path in paths if len(path) == 1]:
         raise InputError(
-            f"data.root: {root} has images outside any class folder: {outside[0]} ({len(outside)} such images); each "
+            f"data.root: {place} has images outside any class folder: {outside[0]} ({len(outside)} such images); each "
             "class needs a folder of its own, or data.train_csv a table of image and label"
         )
-    if not names:
+    if not paths:
         told = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"data.root: no images in {root}: there are no files {told} in the folders of classes")
-    classes = [name.split("/", 1)[0] for name in names]
-    if parts is None and (empty := _class_folders(root) - set(classes)):
+        raise InputError(f"data.root: no images in {place}: there are no files {told} in the folders of classes")
+    classes = [path[0] for path in paths]
+    if listing.parts is None and (empty := _class_folders(place) - set(classes)):
         reason = f"class folder{'s' if len(empty) > 1 else ''} without images ({min(empty, key=natural_key)})"
-        left_out[reason] = len(empty)
-    return Listing(root, names, classes, left_out, parts)
+        listing.left_out[reason] = len(empty)
+    return replace(replace(listing, classes=[""] * len(listing.names)).select(chosen), classes=classes, folder=folder)
 
 
 class _NamedBytes(io.BytesIO):
@@ -139,35 +186,34 @@ def _class_folders(root: Path) -> set[str]:
 
 def _list_tar(root: Path) -> tuple[Counter[str], dict[str, _Part]]:
     """Where each image of a tar file begins and ends, in natural order of their names."""
-    left_out: Counter[str] = Counter()
+    left_out, hidden = Counter[str](), set[str]()
     try:
         with open(root, "rb") as file:
-            parts = dict(_members(file, "", 0, left_out))
+            parts = dict(_members(file, "", 0, left_out, hidden))
     except tarfile.TarError as error:
         raise InputError(f"data.root: {root} is no whole, uncompressed tar file: {error}") from error
-    return left_out, {name: parts[name] for name in sorted(parts, key=natural_key)}
+    left_out[HIDDEN] += len(hidden)
+    return +left_out, {name: parts[name] for name in sorted(parts, key=natural_key)}
 
 
-def _members(file: BinaryIO, folder: str, begin: int, left_out: Counter[str]) -> Iterator[tuple[str, _Part]]:
+def _members(
+    file: BinaryIO, folder: str, begin: int, left_out: Counter[str], hidden: set[str]
+) -> Iterator[tuple[str, _Part]]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             name = os.path.normpath(f"{folder}/{member.name}").lstrip("/")
             stem, suffix = os.path.splitext(name)
-            if member.isdir() or any(is_hidden(part) for part in name.split("/")):
+            parts = name.split("/")
+            if (first := next((i for i, part in enumerate(parts) if is_hidden(part)), None)) is not None:
+                hidden |= {"/".join(parts[: first + 1])} if not is_of_system(parts[first]) else set()
+            elif member.isdir():
                 continue
-            if not member.isreg() or member.issparse():
+            elif not member.isreg() or member.issparse():
                 left_out["links"] += 1
             elif suffix.lower() == ".tar":
                 inner: Any = tar.extractfile(member)
-                yield from _members(inner, stem, begin + member.offset_data, left_out)
+                yield from _members(inner, stem, begin + member.offset_data, left_out, hidden)
             elif suffix.lower() in IMAGE_SUFFIXES:
                 yield name, _Part(begin + member.offset_data, member.size)
             else:
                 left_out[suffix.lower() or "without suffix"] += 1
-
-
-def _without_split_folder(names: list[str], split_names: Sequence[str]) -> list[str]:
-    tops = {name.split("/", 1)[0] for name in names}
-    if len(tops) == 1 and {top.lower() for top in tops} <= set(split_names) and all(n.count("/") > 1 for n in names):
-        return [name.split("/", 1)[1] for name in names]
-    return names

@@ -1,13 +1,16 @@
 """Tables of images and their classes: CSV files."""
 
 import csv
+import functools
+import os
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.errors import InputError
 
-__all__ = ["SPLIT_NAMES", "list_table", "read_table"]
+__all__ = ["SPLIT_NAMES", "check_labels", "list_table", "read_table", "real_paths"]
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -43,12 +46,14 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
     for key, values in (("image", images), ("label", labels)):
         if empty := [line for (line, _), value in zip(rows, values, strict=True) if not value]:
             raise InputError(f"{argument}: {path} has no {key} in {_lines(empty)}")
-    images = [_existing(root, name) for name in images]
-    if missing := list(dict.fromkeys(name for name in images if not (root / name).is_file())):
+    base = os.path.join(os.path.abspath(root), "")
+    images = [_existing(base, name) for name in images]
+    if missing := list(dict.fromkeys(name for name in images if not os.path.isfile(os.path.join(base, name)))):
         raise InputError(
             f"{argument}: {len(missing)} of the {len(set(images))} images of {path} are not in {root}: "
             f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}; data.root is their folder"
         )
+    images = _one_name(root, images)
     splits = ["all"] * len(rows)
     if columns["split"] is not None:
         splits = [_split(row[columns["split"]], line, path, argument) for line, row in rows]
@@ -62,13 +67,14 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
         chosen.setdefault(split, {})[name] = label
     if repeated := len(rows) - sum(map(len, chosen.values())):
         told.append(f"{repeated} repeated row{'s' if repeated > 1 else ''}")
-    if chosen.keys() & {"train", "val"} and "val" not in chosen and "test" in chosen:
+    own = "val" if argument == "data.val_csv" else "train"
+    if "val" not in chosen and "test" in chosen and (own == "val" or "train" in chosen):
         chosen["val"] = chosen.pop("test")
+    if own == "train" and not chosen.keys() & {"all", "train"}:
+        raise InputError(f"{argument}: {path} has no row of the split train, only of {' and '.join(chosen)}")
     chosen.pop("test", None)
-    if chosen.keys() == {"val"}:
-        raise InputError(f"{argument}: {path} has no row of the split train")
-    if chosen.keys() == {"train"}:
-        chosen = {"all": chosen["train"]}
+    if chosen.keys() == {own}:
+        chosen = {"all": chosen[own]}
     order: tuple[str, ...] = ("all", "train", "val")
     listings = {
         split: Listing(root, list(chosen[split]), list(chosen[split].values()), Counter())
@@ -79,7 +85,7 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
 
 
 def read_table(path: Path, argument: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Read a CSV file whose columns are parted by commas, semicolons or tabs.
+    """Read a CSV file whose columns are parted by commas, semicolons, tabs or `|`.
 
     Args:
         path: of the file, in UTF-8.
@@ -98,7 +104,7 @@ def read_table(path: Path, argument: str) -> tuple[list[str], list[tuple[int, li
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True, skipinitialspace=True)
+            reader = csv.reader(file, delimiter=max(",;\t|", key=first.count), strict=True, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
     except UnicodeDecodeError as error:
         raise InputError(f"{argument}: {path} is not in UTF-8 ({error.reason} at byte {error.start})") from error
@@ -119,15 +125,61 @@ def _column(key: str, names: tuple[str, ...], head: list[str], path: Path, argum
         raise InputError(f"{argument}: {path} has the columns {both}; only one may tell the {key}")
     if not found and key != "split":
         allowed = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise InputError(f"{argument}: {path} has no column for the {key}: {allowed}; it has {', '.join(head)}")
+        hint = "" if len(head) > 1 else "; columns are parted by commas, semicolons, tabs or |"
+        raise InputError(f"{argument}: {path} has no column for the {key}: {allowed}; it has {', '.join(head)}{hint}")
     return found[0] if found else None
 
 
-def _existing(root: Path, name: str) -> str:
-    """The name with the slashes of this system, where that makes it a file."""
-    if "\\" in name and not (root / name).is_file():
+def _existing(base: str, name: str) -> str:
+    """The name below the root, with the slashes of this system where that makes it a file."""
+    if "\\" in name and not os.path.isfile(base + name):
         name = name.replace("\\", "/")
-    return name.removeprefix("./")
+    path = os.path.join(base, name)
+    plain = os.path.normpath(path)
+    if ".." in name and os.path.isfile(path) and os.path.realpath(plain) != os.path.realpath(path):
+        return name  # a link stands before `..`
+    return plain.removeprefix(base).replace(os.sep, "/") if plain.startswith(base) else os.path.normpath(name)
+
+
+def _one_name(root: Path, names: list[str]) -> list[str]:
+    """The names, of which the first stands for all that lead to the same file."""
+    first: dict[str, str] = {}
+    return [first.setdefault(real, name) for name, real in zip(names, real_paths(root, names), strict=True)]
+
+
+def real_paths(root: Path, names: Sequence[str]) -> Iterator[str]:
+    """Yield the paths of files without links, by which one is told from another.
+
+    Args:
+        root: folder of the files.
+        names: below the root.
+
+    Yields:
+        Absolute paths.
+    """
+    folder = functools.cache(os.path.realpath)  # which asks for each folder above
+    for name in names:
+        path = os.path.join(root, name)
+        parent, last = os.path.split(path)
+        yield os.path.realpath(path) if os.path.islink(path) else os.path.join(folder(parent), last)
+
+
+def check_labels(train: Listing, val: Listing) -> None:
+    """Refuse an image that two tables label differently.
+
+    Args:
+        train: images of the one table.
+        val: images of the other.
+
+    Raises:
+        InputError: there is one.
+    """
+    labels = dict(zip(real_paths(train.root, train.names), train.classes, strict=True))
+    for name, real, label in zip(val.names, real_paths(val.root, val.names), val.classes, strict=True):
+        if (other := labels.get(real, label)) != label:
+            raise InputError(
+                f"data.val_csv contradicts data.train_csv: {val.root / name} is {label!r}, and {other!r} there"
+            )
 
 
 def _split(value: str, line: int, path: Path, argument: str) -> str:

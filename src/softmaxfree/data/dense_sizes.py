@@ -42,13 +42,13 @@ def decide_sizes(
     if "batch_size" in auto:
         batch = automatic.batch_size(num_train, *_BATCH)
     if auto & {side_name, "batch_size"}:
-        free, kind = automatic.free_memory()
+        memory, kind = automatic.total_memory()
         can_change = {"change_batch": "batch_size" in auto, "change_side": side_name in auto}
-        fitted = automatic.fitting(batch, side, int(free / ratio / zoom**2), **can_change)
+        fitted = automatic.fitting(batch, side, int(memory / ratio / zoom**2), **can_change)
         whys = f"{num_train} training images", "median of the shorter sides, in steps of 32"
         for name, why, wanted, value in zip(("batch_size", side_name), whys, (batch, side), fitted, strict=True):
             if name in auto:
-                less = f"; less, for {free / 2**30:.1f} GiB of free {kind}" if value < wanted else ""
+                less = f"; less, for {memory / 2**30:.1f} GiB of {kind}" if value < wanted else ""
                 data.decide(name, value, why + less)
         side = fitted[1]
     if "max_size" in auto:

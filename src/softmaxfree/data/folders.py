@@ -49,7 +49,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             from 64 to 224.
         in_chans: 3 for colour, 1 for grey.
         batch_size: images a process and step; "auto" gives an epoch eight steps or more, with 8 to 64 images. With
-            "auto", batch and then size are reduced where a step of 3 kB a pixel would fill half of the free memory.
+            "auto", batch and then size are reduced where a step of 3 kB a pixel would fill half of the memory.
         num_workers: worker processes; "auto" is one a core, at most 8, and none where all images decode in a second.
         mean: of each channel, of values in [0, 1].
         std: of each channel.
@@ -220,14 +220,14 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         if streamed:
             why["num_workers"] = "streamed"
         given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
-        memory, kind = automatic.free_memory()
+        memory, kind = automatic.total_memory()
         batch, side = automatic.fitting(
             given["batch_size"], given["img_size"], memory,
             change_batch="batch_size" in auto, change_side="img_size" in auto,
         )  # fmt: skip
         for name, fits in (("batch_size", batch), ("img_size", side)):
             if fits < given[name]:
-                why[name] += f", and {memory / 2**30:.1f} GiB of free {kind}"
+                why[name] += f", and {memory / 2**30:.1f} GiB of {kind}"
                 given[name] = fits
         for name in auto:
             self.decide(name, given[name], why[name])

@@ -10,17 +10,19 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from timm.data.readers.class_map import load_class_map
 
 from softmaxfree.data.class_folders import Listing
-from softmaxfree.data.class_tables import list_table
+from softmaxfree.data.class_tables import check_labels, list_table
 from softmaxfree.data.images import warn_left_out
 from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
 from softmaxfree.data.splitting import equal_files, list_folder
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
+from softmaxfree.printing import printable
 
 __all__ = ["LabelledSplits", "find_splits"]
 
 _MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _SHOWN = 5  # classes in one message
+_LONGEST = 40  # characters of a class in one message
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def find_splits(
         raise InputError(_one_class(listings, where))
     parts = [f"not used: {unused}"] if unused else []
     rows: list[tuple[str, str]] = []
-    how = f" (in {listings['val'].root.name})" if len({listing.root for listing in listings.values()}) > 1 else ""
+    how = f" (in {listings['val'].place.name})" if len({listing.place for listing in listings.values()}) > 1 else ""
     if "all" in listings:
         listings, rows, how = _divide(listings["all"], where, split, seed)
     elif split not in (None, EVERY):
@@ -82,10 +84,11 @@ def find_splits(
     if listings["train"].names or split != EVERY:
         _check(listings, class_to_idx, where, drawn=bool(rows))
     train, val = (len(listings[name].names) for name in ("train", "val"))
-    counts = Counter(name for listing in listings.values() for name in listing.classes).values()
-    each = f"{min(counts)} each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} each"
     parts.insert(0, f"{train} to train, {val} to validate{how}")
-    found = f"{where}: {train + val} images of {len(class_to_idx)} classes ({each}); {'; '.join(parts)}"
+    if train + val > _MOST_COMPARED:
+        parts.append(f"not searched for equal files, as there are more than {_MOST_COMPARED:,} images")
+    classes = f"{len(class_to_idx)} classes ({_counted(listings, list(class_to_idx))})"
+    found = printable(f"{where}: {train + val} images of {classes}; {'; '.join(parts)}")
     return LabelledSplits(listings, class_to_idx, rows, found)
 
 
@@ -113,6 +116,7 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
     for listed, name, path in ((listings, "train_csv", table), (of_val, "val_csv", second)):
         if listed.keys() != {"all"}:
             raise InputError(f"data.{name}: {path} has a column of splits; with data.val_csv neither table may")
+    check_labels(listings["all"], of_val["all"])
     return {"train": listings["all"], "val": of_val["all"]}, table, ", ".join(filter(None, (unused, more)))
 
 
@@ -192,14 +196,31 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
         )
 
 
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _counted(listings: dict[str, Listing], names: Sequence[str]) -> str:
+    """The images of the first classes."""
+    counts = Counter(name for listing in listings.values() for name in listing.classes)
+    if len({counts[name] for name in names}) == 1:
+        return f"{counts[names[0]]} each: {_named(names)}"
+    return _named(names, counts)
+
+
+def _named(names: Sequence[str], counts: dict[str, int] | None = None) -> str:
+    more = f", ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"{_short(name)} {counts[name]}" if counts else _short(name) for name in names[:_SHOWN]) + more
+
+
+def _short(name: str) -> str:
+    return printable(name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}...")
 
 
 def _one_class(listings: dict[str, Listing], where: Path) -> str:
     listing = next(iter(listings.values()))
     name = listing.classes[0]
-    message = f"{where}: all images are of one class, {name}; a classifier needs two"
-    if len({file.split("/")[1] for file in listing.names if file.count("/") > 1}) < 2:
+    message = f"{where}: all images are of one class, {_short(name)}; a classifier needs two"
+    begin = (Path(listing.folder) / name).as_posix() + "/"
+    inner = {file.removeprefix(begin).split("/")[0] for file in listing.names if file.count("/") > begin.count("/")}
+    if len(inner) < 2 or where.is_file() != (listing.parts is not None):  # a table has classes of its own
         return message
-    return f"{message}; if its folders are the classes, data.root is {listing.root / name}"
+    if listing.parts is None and len(listings) == 1:
+        return f"{message}; if its folders are the classes, data.root is {listing.place / name}"
+    return f"{message}; if its folders are the classes, put them into {listing.place} itself, without {_short(name)}"

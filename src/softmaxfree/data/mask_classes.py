@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def listed_classes(file: Path) -> Listing:
                 "`red green blue name` on each line, all in the same way"
             )
         *numbers, name = found.groups() or (line,)
-        parts = [int(number) for number in numbers]
+        parts = [int(min(Decimal(number), Decimal(65536))) for number in numbers]  # `int` takes 4,300 digits at most
         if max(parts, default=0) > (255 if len(parts) == 3 else 65535):
             raise InputError(f"{file}: {line!r}: a value is at most 65535, a part of a colour at most 255")
         names.append(name.strip())

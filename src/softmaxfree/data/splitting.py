@@ -1,18 +1,20 @@
 """Training and validation images as folders, and compared with each other."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from softmaxfree.data.class_folders import Listing, list_classes
+from softmaxfree.data.class_folders import Listing, by_class, folder_around, list_classes, list_files
 from softmaxfree.data.class_tables import SPLIT_NAMES
 from softmaxfree.errors import InputError
-from softmaxfree.images import IMAGE_SUFFIXES, is_hidden
+from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, is_hidden, is_of_system
 
 __all__ = ["equal_files", "list_folder"]
 
+_SHOWN = 10  # folders in one message
+_NAMES = [name for names in SPLIT_NAMES.values() for name in names]
 _HEAD = 65536  # bytes that are compared before whole files are
 
 
@@ -21,56 +23,87 @@ def list_folder(root: Path) -> tuple[dict[str, Listing], str]:
 
     Args:
         root: has folders or tar files for `train` (or `training`) and for `val` (or `valid`, `validation`, `dev`, or
-            `test` where there is none of these), in any case; or `train` alone; or a folder for each class.
+            `test` where there is none of these), in any case; or `train` alone; or a folder for each class. A tar file
+            may have one folder around them.
 
     Returns:
-        The images by split, "train" and "val", or "all"; and which folders of splits were not used, empty if none.
+        The images by split, "train" and "val", or "all"; and what beside the folders of splits was not used, empty if
+        nothing.
 
     Raises:
         InputError: a split is there twice, or there are no images.
         FileNotFoundError: there is no such folder.
     """
     if root.is_file() and root.suffix.lower() == ".tar":
-        return {"all": list_classes(root, ())}, ""
+        return _list_tar(root)
     if not root.is_dir():
         raise FileNotFoundError(f"data.root: there is no folder {root}")
-    entries = [path for path in sorted(root.iterdir()) if not is_hidden(path.name)]
-    entries = [path for path in entries if path.is_dir() or path.suffix.lower() == ".tar"]
-    places = {split: _place(entries, names, root) for split, names in SPLIT_NAMES.items()}
+    entries = [path for path in sorted(root.iterdir()) if not is_of_system(path.name)]
+    folders = [path.name for path in entries if _is_place(path)]
+    found = _splits(folders, root, lambda name: _holds_classes(root / name))
+    if not found:
+        return {"all": list_classes(root)}, ""
+    beside = Counter(_kind(path.name) for path in entries if not _is_place(path))
+    listings = {split: list_classes(root / name, _NAMES) for split, name in found.items()}
+    return listings, _unused([name for name in folders if name not in found.values()], beside)
+
+
+def _list_tar(root: Path) -> tuple[dict[str, Listing], str]:
+    files = list_files(root)
+    for around in dict.fromkeys(("", folder_around(files.names))):
+        paths = [name.removeprefix(f"{around}/").split("/", 2) for name in files.names]
+        deep = {path[0]: True for path in paths if len(path) > 1}
+        deep |= {path[0]: False for path in paths if len(path) == 2}
+        if found := _splits(list(deep), root / around, deep.__getitem__):
+            listings = {split: by_class(files, f"{around}/{name}".lstrip("/"), _NAMES) for split, name in found.items()}
+            beside = Counter(_kind(path[0]) for path in paths if len(path) == 1)
+            return listings, _unused([name for name in deep if name not in found.values()], beside)
+    return {"all": by_class(files)}, ""
+
+
+def _is_place(path: Path) -> bool:
+    return not is_hidden(path.name) and (path.is_dir() or path.suffix.lower() == ".tar")
+
+
+def _kind(name: str) -> str:
+    return HIDDEN if is_hidden(name) else Path(name).suffix.lower() or "without suffix"
+
+
+def _unused(folders: Sequence[str], files: Counter[str]) -> str:
+    more = [f"... and {len(folders) - _SHOWN} more"] if len(folders) > _SHOWN else []
+    return ", ".join([*folders[:_SHOWN], *more, *(f"{count} {kind}" for kind, count in sorted(files.items()))])
+
+
+def _splits(names: Sequence[str], place: Path, holds_classes: Callable[[str], bool]) -> dict[str, str]:
+    """The folder of each split among all folders; none where they are classes."""
+    places = {split: _folder(names, words, place) for split, words in SPLIT_NAMES.items()}
     train, val = places["train"], places["val"] or places["test"]
     if train and val:
-        found = {"train": train, "val": val}
-    elif not (train or val) or not _holds_classes(train or val):
-        return {"all": list_classes(root)}, ""  # it is a class of this name
-    elif train and len(entries) == 1:
-        found = {"all": train}
-    else:
-        missing = "val" if train else "train"
-        allowed = [name for split in ([missing, "test"] if train else [missing]) for name in SPLIT_NAMES[split]]
-        held = ", ".join(path.name for path in entries)
-        raise InputError(
-            f"data.root: {root} needs a folder {', '.join(allowed[:-1])} or {allowed[-1]} beside {train or val}; it "
-            f"holds {held}"
-        )
-    names = [name for names in SPLIT_NAMES.values() for name in names]
-    unused = ", ".join(path.name for path in entries if path not in found.values())
-    return {split: list_classes(place, names) for split, place in found.items()}, unused
+        return {"train": train, "val": val}
+    if not (only := train or val) or not holds_classes(only):
+        return {}  # it is a class of this name
+    if train and len(names) == 1:
+        return {"all": train}
+    missing = "val" if train else "train"
+    allowed = [name for split in ([missing, "test"] if train else [missing]) for name in SPLIT_NAMES[split]]
+    raise InputError(
+        f"data.root: {place} needs a folder {', '.join(allowed[:-1])} or {allowed[-1]} beside {place / only}; it "
+        f"holds {_unused(names, Counter())}"
+    )
 
 
-def _holds_classes(place: Path | None) -> bool:
-    if place is None or place.is_file():
-        return place is not None
+def _holds_classes(place: Path) -> bool:
+    if place.is_file():
+        return True
     inner = [path for path in place.iterdir() if not is_hidden(path.name)]
     return any(path.is_dir() for path in inner) and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner)
 
 
-def _place(entries: list[Path], names: Sequence[str], root: Path) -> Path | None:
-    found = [path for path in entries if (path.name if path.is_dir() else path.stem).lower() in names]
-    if len(folders := [path for path in found if path.is_dir()] or found) > 1:
-        raise InputError(
-            f"data.root: {root} has both {' and '.join(path.name for path in folders)}; one of them must go"
-        )
-    return folders[0] if folders else None
+def _folder(names: Sequence[str], words: Sequence[str], place: Path) -> str:
+    found = [name for name in names if name.lower().removesuffix(".tar") in words]
+    if len(folders := [name for name in found if not name.lower().endswith(".tar")] or found) > 1:
+        raise InputError(f"data.root: {place} has both {' and '.join(folders)}; one of them must go")
+    return folders[0] if folders else ""
 
 
 def equal_files(train: Listing, val: Listing) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from softmaxfree.printing import printable
+
 if TYPE_CHECKING:
     from softmaxfree.tasks.training import AbstractTask
 
@@ -57,4 +59,4 @@ def _rates(task: "AbstractTask") -> str:
 
 def _name(task: "AbstractTask", number: int) -> str:
     names = getattr(getattr(task.trainer, "datamodule", None), "class_names", None) or ()
-    return str(names[number]) if number < len(names) else str(number)
+    return printable(str(names[number])) if number < len(names) else str(number)
