@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from softmaxfree.bench.machine import describe
 
 from softmaxfree.atomic import write_csv
-from softmaxfree.bench.machine import describe
 from softmaxfree.data.earth_labels import CLASS_NAMES, HEIGHT, read_earth
 from softmaxfree.models.segmentation import Segmenter
 from softmaxfree.tasks.loading import load_task

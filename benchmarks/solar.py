@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 import yaml
-from softmaxfree.machine import describe
 
 from softmaxfree.atomic import write_csv
+from softmaxfree.machine import describe
 
 
 def main() -> None:

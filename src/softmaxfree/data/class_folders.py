@@ -41,6 +41,11 @@ class Listing:
     left_out: Counter[str]
     parts: list[_Part] | None = None
 
+    @classmethod
+    def of_files(cls, root: Path, names: Sequence[str]) -> "Listing":
+        """Return images without classes."""
+        return cls(root, list(names), [], Counter())
+
     def select(self, indices: Sequence[int]) -> "Listing":
         """Return some of the images."""
         names, classes = [self.names[i] for i in indices], [self.classes[i] for i in indices]

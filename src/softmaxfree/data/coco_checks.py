@@ -4,7 +4,16 @@ import math
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-__all__ = ["KnownIds", "annotation_problem", "category_problem", "image_problem", "is_id", "is_number", "is_zero_box"]
+__all__ = [
+    "KnownIds",
+    "annotation_problem",
+    "category_problem",
+    "image_problem",
+    "is_id",
+    "is_number",
+    "is_zero_box",
+    "repeated",
+]
 
 _LARGEST = 2**31  # of any number: larger ones are mistakes, and overflow
 _BEYOND = 0.1  # of the image's longer side, that a box may reach beyond it
@@ -98,6 +107,32 @@ def annotation_problem(entry: Any, known: KnownIds, with_masks: bool) -> str | N
     if problem is None and with_masks:
         problem = _mask_problem(entry.get("segmentation"), height, width)
     return problem
+
+
+def repeated(entries: list[dict[str, Any]]) -> str:
+    """Return in words how many annotations repeat others.
+
+    Args:
+        entries: good annotations.
+
+    Returns:
+        A few words; empty if none does.
+    """
+    boxes, ids = set(), set()
+    same, same_id = [], []
+    for entry in entries:
+        key = (entry["image_id"], entry["category_id"], *entry["bbox"])
+        for kept, known, value in ((same, boxes, key), (same_id, ids, entry["id"])):
+            if value in known:
+                kept.append(entry)
+            known.add(value)
+    parts = [
+        f"{len(kept)} of {len(entries)} annotations have {what}, such as annotation {kept[0]['id']} (image "
+        f"{kept[0]['image_id']})"
+        for kept, what in ((same, "image, category and box of another"), (same_id, "the id of another"))
+        if kept
+    ]
+    return "; ".join([*parts, "they are kept"]) if parts else ""
 
 
 def _not(entry: dict[str, Any], key: str, allowed: str) -> str:

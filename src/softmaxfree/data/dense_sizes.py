@@ -1,9 +1,11 @@
 """Sizes of batches and images of dense tasks where they are "auto"."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from softmaxfree.data import automatic
+from softmaxfree.data.images import MIN_SIDE
 
 __all__ = ["decide_sizes"]
 
@@ -52,9 +54,12 @@ def decide_sizes(
                 data.decide(name, value, why + less)
         side = fitted[1]
     if "max_size" in auto:
-        data.decide(
-            "max_size", round(side * ratio * zoom), f"longer side of {_COMMON:.0%} of the images, at most twice"
-        )
+        longest, why = round(side * ratio * zoom), f"longer side of {_COMMON:.0%} of the images, at most twice"
+        # a narrow image keeps a shorter side that the networks can take, also if it is rounded down
+        needed = min(math.floor(MIN_SIDE * ratios[-1]) + 1, round(_LONGEST * _MOST))
+        if needed > longest:
+            longest, why = needed, f"the narrowest image keeps {MIN_SIDE} pixels each way, at most {_LONGEST * _MOST:g}"
+        data.decide("max_size", longest, why)
     if "num_workers" in auto:
         pixels = sum(height * width for height, width in shapes) / len(shapes) * num_train
         data.decide("num_workers", automatic.num_workers(pixels), f"{pixels / 1e6:.0f} megapixels an epoch")

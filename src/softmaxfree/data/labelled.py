@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.readers.class_map import load_class_map
 
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import list_table
 from softmaxfree.data.images import warn_left_out
 from softmaxfree.data.splits import draw_split, read_split, val_share
-from softmaxfree.data.splitting import equal_files, list_folder
+from softmaxfree.data.splitting import list_folder
+from softmaxfree.data.telling import equal_images, shown
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
 
 __all__ = ["LabelledSplits", "find_splits"]
 
-_MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _SHOWN = 5  # classes in one message
 
 
@@ -182,17 +182,12 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
         why = "one image, which is trained on" if drawn else "no images in the validation split"
         has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
         rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
-    compared = len(train.names) + len(val.names) <= _MOST_COMPARED and rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if pairs := equal_files(train, val) if compared else []:
-        first, second = pairs[0]
-        rank_zero_warn(
-            f"{where}: {len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes"
-            f" the score too good: {second} is the same file as {first}"
-        )
+    if equal := equal_images(train, val):
+        rank_zero_warn(f"{where}: {equal}")
 
 
 def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return shown(names, _SHOWN)
 
 
 def _one_class(listings: dict[str, Listing], where: Path) -> str:

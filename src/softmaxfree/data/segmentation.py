@@ -114,9 +114,9 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         self._sets[split] = ReadableImages(images, self._transform(training), dense=True)
 
     def _smallest(self, training: bool) -> tuple[int, int]:
-        """Shorter and longer side of the smallest image that the transform makes."""
-        size = self.img_size, self.max_size
-        return RandomRatio.scaled(size, self.scale[0]) if training and self.augment else size
+        """Shorter and longer side that an image needs to fit; a ratio below 1 makes no side too small."""
+        ratio = max(self.scale[0], 1) if training and self.augment else 1
+        return round(self.img_size * ratio), round(self.max_size * ratio)
 
     def _transform(self, training: bool) -> v2.Transform:
         size = self.img_size, self.max_size
