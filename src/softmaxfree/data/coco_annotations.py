@@ -178,7 +178,11 @@ class CocoAnnotations:
         some = self.names[:: len(self.names) // 100 + 1]
         counts = {folder: sum((folder / name).is_file() for name in some) for folder in (*files.folders, *files.others)}
         most = max(counts.values())
-        best = list({folder.resolve(): folder for folder in reversed(counts) if counts[folder] == most}.values())[::-1]
+        unlike: dict[Path, Path] = {}  # a link is the folder that it shows
+        for folder in counts:
+            if counts[folder] == most:
+                unlike.setdefault(folder.resolve(), folder)
+        best = list(unlike.values())
         if most == 0 or len(best) == 1:
             return best[0]
         named = shown(list(map(str, best[1:])), 5)
