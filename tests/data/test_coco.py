@@ -449,6 +449,12 @@ def test_an_image_of_another_size_than_listed(root):
 def test_sizes_must_be_possible(root):
     with pytest.raises(ValueError, match=r"data.min_size needs sizes from 32 to data.max_size = 96"):
         module(root, min_size=[])
+    for eval_size in (0, 31, 97):
+        with pytest.raises(InputError, match=rf"data.min_size needs .*, got auto, and data.eval_size {eval_size}$"):
+            module(root, min_size="auto", eval_size=eval_size)
+    data = module(root, min_size="auto", eval_size=32)
+    data.setup("fit")
+    assert data.min_size == (32, 32, 32, 36, 40)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

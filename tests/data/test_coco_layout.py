@@ -181,8 +181,17 @@ def test_unused_images_are_told(tmp_path):
     assert (
         f"; images left out: 1 in {tmp_path}/train" in setup(train_json=tmp_path / "train/_annotations.coco.json").found
     )
-    shutil.rmtree(tmp_path / "train")
-    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "test").rename(tmp_path.parent / f"{tmp_path.name} test")
+    (tmp_path / "train" / "new.png").unlink()
+    (tmp_path / "train").rename(tmp_path / "z")
+    (tmp_path / "train").symlink_to(tmp_path / "z")  # what a link shows is used
+    assert "left out" not in setup(root=tmp_path).found
+    swapped = write(tmp_path / "swapped.json", tmp_path / "z", categories=("cells", "blue", "red"))
+    message = r"^data.train_json and data.val_json: the categories have other ids, .*: 1 is blue in .*, 1 is red in"
+    with pytest.raises(InputError, match=message):
+        setup(train_json=swapped, val_json=tmp_path / "valid" / "_annotations.coco.json")
+    swapped.unlink()
+    (tmp_path / "train").unlink()
     with pytest.raises(
         InputError, match=r"data.root: \S* has no JSON file for train: there is only .*valid/_annotations"
     ):

@@ -72,7 +72,7 @@ class CocoDataModule(AbstractImagesDataModule):
         min_size: shorter sides in pixels, of which a training image gets one by chance; "auto" is 6 to 10 eighths of
             the median of the shorter sides, as a multiple of 32, at most 512.
         max_size: a training image's longer side is at most this; "auto" is as much as all but the longest twentieth
-            need, at most twice the shorter.
+            need, at most twice the shorter, but for narrow images as much as leaves them 32 pixels each way.
         eval_size: shorter side, pixels, of the images that the network gets in validation; null is the largest of
             `min_size`, or where that is "auto" the size that it is around.
         zero_boxes: what a box without width or height does: it is left out and counted, or an error. COCO has two.
@@ -109,12 +109,12 @@ class CocoDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
         min_size = (min_size,) if isinstance(min_size, int) else min_size
-        sizes = [] if min_size == "auto" else [*min_size, *([eval_size] if eval_size else [])]
+        sizes = [*(() if min_size == "auto" else min_size), *(() if eval_size is None else (eval_size,))]
         most = float("inf") if max_size == "auto" else max_size
-        if min_size != "auto" and (not min_size or min(sizes) < MIN_SIDE or max(sizes) > most):
+        if not min_size or (sizes and (min(sizes) < MIN_SIDE or max(sizes) > most)):
             raise InputError(
                 f"data.min_size needs sizes from {MIN_SIDE} to data.max_size = {max_size}, got {min_size}"
-                + (f", and data.eval_size {eval_size}" if eval_size else "")
+                + (f", and data.eval_size {eval_size}" if eval_size is not None else "")
             )
         if not 0 <= hflip <= 1:
             raise InputError(f"data.hflip must be a probability from 0 to 1, got {hflip}")
@@ -242,7 +242,8 @@ class CocoDataModule(AbstractImagesDataModule):
             annotations = self._annotations(files[split])
             for other in self._read.values():
                 if problem := annotations.category_difference(other):
-                    raise InputError(problem)
+                    given = "data.train_json and data.val_json: " if self.train_json else ""
+                    raise InputError(given + problem)
             self.class_names = annotations.class_names
             self._read[split], self._chosen[split] = annotations, list(range(len(annotations)))
 
@@ -273,7 +274,11 @@ class CocoDataModule(AbstractImagesDataModule):
         zoom = _ZOOM[-1] / 8 if auto and self.augment else 1.0
         decide_sizes(self, "eval_size", side, shapes, num_train, zoom)
         if auto:
-            sizes = [self.eval_size * eighths // 8 for eighths in _ZOOM] if self.augment else [self.eval_size]
+            sizes = (
+                [max(self.eval_size * eighths // 8, MIN_SIDE) for eighths in _ZOOM]
+                if self.augment
+                else [self.eval_size]
+            )
             self.decide("min_size", tuple(sizes), "around data.eval_size")
 
     def _counts(self, split: str) -> tuple[int, ...]:

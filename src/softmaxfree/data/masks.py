@@ -49,10 +49,11 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         img_size: side in pixels of training crops, and shorter side of validation images; "auto" is the median of the
             shorter sides, as a multiple of 32, at most 512.
         max_size: longer side of a validation image at most; of a training image before its ratio. "auto" is as much
-            as all but the longest twentieth need, at most twice `img_size`.
+            as all but the longest twentieth need, at most twice `img_size`, but for narrow images as much as leaves
+            them 32 pixels each way.
         augment: whether training images are augmented; otherwise they are prepared as validation images are,
             with labels of the images' size.
-        scale: smallest and largest ratio of a training image.
+        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
         hflip: probability of a mirrored training image.
         orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
         cat_max_ratio: largest part of a training crop that one class should cover.

@@ -39,7 +39,7 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         max_size: longer side of a validation image at most; of a training image before its ratio.
         augment: whether training images are augmented; otherwise they are prepared as validation images are,
             with labels of the images' size.
-        scale: smallest and largest ratio of a training image.
+        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
         hflip: probability of a mirrored training image.
         orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
         cat_max_ratio: largest part of a training crop that one class should cover.

@@ -57,6 +57,9 @@ def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:
     images = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)]
     known = set(used)
     unused = [path for path in images if path not in known]
+    if unused:  # only then, as it asks for each file
+        known = {path.resolve() for path in used}
+        unused = [path for path in unused if path.resolve() not in known]
     folders = Counter(path.relative_to(root).parent.as_posix() for path in unused)
     named = [f"{count} in {root if folder == '.' else folder}" for folder, count in folders.items()]
     return f"images left out: {shown(named, _FOLDERS)}" if named else ""
