@@ -118,20 +118,21 @@ def repeated(entries: list[dict[str, Any]]) -> str:
     Returns:
         A few words; empty if none does.
     """
-    boxes, ids = set(), set()
-    same, same_id = [], []
-    for entry in entries:
-        key = (entry["image_id"], entry["category_id"], *entry["bbox"])
-        for kept, known, value in ((same, boxes, key), (same_id, ids, entry["id"])):
+    parts = []
+    for keys, what in (
+        (("image_id", "category_id", "bbox"), "image, category and box of another"),
+        (("id",), "the id of another"),
+    ):
+        known: set[tuple] = set()
+        same = []
+        for entry in entries:
+            value = tuple(tuple(entry[key]) if key == "bbox" else entry[key] for key in keys)
             if value in known:
-                kept.append(entry)
+                same.append(entry)
             known.add(value)
-    parts = [
-        f"{len(kept)} of {len(entries)} annotations have {what}, such as annotation {kept[0]['id']} (image "
-        f"{kept[0]['image_id']})"
-        for kept, what in ((same, "image, category and box of another"), (same_id, "the id of another"))
-        if kept
-    ]
+        if same:
+            first = f"annotation {same[0]['id']} (image {same[0]['image_id']})"
+            parts.append(f"{len(same)} of {len(entries)} annotations have {what}, such as {first}")
     return "; ".join([*parts, "they are kept"]) if parts else ""
 
 

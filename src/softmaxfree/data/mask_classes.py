@@ -190,7 +190,7 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
         )
     if len(kept) < 2:
         raise InputError(
-            f"data.root: the masks of {where} hold a single class: {_told(values, pixels, first)}; the background "
+            f"data.root: the masks of {where} hold {'a single' if kept else 'no'} class: {_told(values, pixels, first)}; the background "
             "must be one too" + (f", and {IGNORED} is ignored" if IGNORED in values else "")
         )
     names = ("background", "object") if binary else tuple(map(str, kept))
