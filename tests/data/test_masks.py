@@ -141,6 +141,7 @@ def test_a_palette_holds_indices_or_colours(tmp_path):
 
 SMOOTH = np.clip(stripes(*([0] * 20), 30, 90, 120, 170, 200, *([255] * 15)).astype(int), 0, 255).astype(np.uint8)
 WRONG = [
+    (stripes(255), None, r"hold no class: \S*masks/a 0.png has the value 255 .*, and 255 is ignored"),
     (
         stripes(4),
         None,
