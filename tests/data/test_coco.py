@@ -276,6 +276,27 @@ def test_what_is_unusual_and_right(root):
     assert targets[0]["iscrowd"].tolist() == [False, True]
 
 
+def test_categories_of_one_name(root):
+    for split in ("train", "val"):
+        write(root, split, bad(lambda d, a: d["categories"].append({"id": 7, "name": "ant "})))
+    data = module(root)
+    with pytest.warns(UserWarning, match=r"categories of the same name, .*: ant \(id 3\), ant \(id 7\)$"):
+        data.setup("fit")
+    assert data.class_names == ("ant (id 3)", "ant (id 7)", "zebra")
+    assert data.class_counts == (1, 0, 1)
+
+
+def test_annotations_that_repeat_others_are_told(root):
+    write(root, "val", bad(lambda d, a: d["annotations"].extend([{**a, "id": 9}, {**a, "bbox": [5, 3, 4, 4]}])))
+    message = (
+        r"_val2017.json: 1 of 5 annotations have image, category and box of another, such as annotation 9 \(image 5\); "
+        r"1 of 5 annotations have the id of another, such as annotation 1 \(image 5\); they are kept"
+    )
+    with pytest.warns(UserWarning, match=message):
+        _, targets = validate(root)[0]
+    assert [len(target["boxes"]) for target in targets] == [2, 0, 3]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_run_lengths_as_pycocotools_writes_them(seed):
     rng = np.random.default_rng(seed)
@@ -291,9 +312,16 @@ OTHERS = [
     (lambda d: d.update(images=[]), r"lists no images"),
     (lambda d: d.update(categories=[]), r"lists no categories"),
     (lambda d: d["images"].append(d["images"][0]), r"images\[0\] and \[3\] have the same id, 11"),
+    *(
+        (
+            lambda d, name=name: d["images"].append({**d["images"][0], "id": 1, "file_name": name}),
+            rf"images\[0\] and \[3\] have the same file_name, '{name}'",
+        )
+        for name in ("11.jpg", "./11.jpg", ".//11.jpg")
+    ),
     (
-        lambda d: d["images"].append({**d["images"][0], "id": 1}),
-        r"images\[0\] and \[3\] have the same file_name, '11.jpg'",
+        lambda d: d["categories"].extend({"id": i, "name": name} for i, name in ((4, "ant"), (5, "ant (id 4)"))),
+        r"has the category ant 2 times; rename them",
     ),
     (lambda d: d["images"][1].update(height=None), r"images\[1\] has the height None; write a whole number of pixels"),
     (lambda d: d["images"][1].update(width=0), r"images\[1\] has the width 0"),
@@ -320,6 +348,10 @@ def test_bad_images_and_categories(root, change, message):
 
 
 def test_a_file_of_another_kind(root):
+    for section in ("", '{"images": '):
+        (root / "annotations" / "instances_val2017.json").write_text(section + "[" * 100_000)
+        with pytest.raises(InputError, match=r"instances_val2017.json is not a JSON file: .* nested too deep"):
+            module(root).setup("validate")
     for text in ("[]", "3", '{"images": {}}'):
         (root / "annotations" / "instances_val2017.json").write_text(text)
         with pytest.raises(InputError, match=r"is not a COCO instances file: it has no list of images"):
@@ -362,7 +394,8 @@ def test_images_that_are_too_small(root):
     data["images"][1].update(height=12, width=3000)
     write(root, "val", data)
     with pytest.warns(
-        UserWarning, match=r"7.jpg is 12 high and 3000 wide, and 1 and 96 when resized; the networks need"
+        UserWarning,
+        match=r"7.jpg is 12 high and 3000 wide, and 1 and 96 when resized; the networks need .*; data.min_s",
     ):
         images, _ = validate(root)[0]
     assert len(images) == 2
@@ -396,7 +429,14 @@ def test_missing_files(root, tmp_path):
 
 def test_splits_with_other_categories(root):
     write(root, "train", bad(lambda d, a: d["categories"][0].update(name="horse")))
-    with pytest.raises(ValueError, match=r"other categories than the validation file: \['horse', 'zebra'\]"):
+    message = r"_train2017.json has other categories than .*_val2017.json: only in .*_train.*: horse; only in .*: zebra"
+    with pytest.raises(InputError, match=message):
+        module(root).setup("fit")
+    write(root, "train", bad(lambda d, a: d["categories"].reverse()))  # the order in the file is none
+    module(root).setup("fit")
+    write(root, "train", bad(lambda d, a: [entry.update(id=93 - entry["id"]) for entry in d["categories"]]))
+    message = r"other ids, so another order: 3 is zebra in .*_train2017.json, 3 is ant in .*_val2017.json; number them"
+    with pytest.raises(InputError, match=message):
         module(root).setup("fit")
 
 
@@ -407,8 +447,14 @@ def test_an_image_of_another_size_than_listed(root):
 
 
 def test_sizes_must_be_possible(root):
-    with pytest.raises(ValueError, match=r"data.min_size needs sizes from 1 to data.max_size = 96"):
+    with pytest.raises(ValueError, match=r"data.min_size needs sizes from 32 to data.max_size = 96"):
         module(root, min_size=[])
+    for eval_size in (0, 31, 97):
+        with pytest.raises(InputError, match=rf"data.min_size needs .*, got auto, and data.eval_size {eval_size}$"):
+            module(root, min_size="auto", eval_size=eval_size)
+    data = module(root, min_size="auto", eval_size=32)
+    data.setup("fit")
+    assert data.min_size == (32, 32, 32, 36, 40)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

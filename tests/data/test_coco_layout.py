@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -139,3 +141,82 @@ def test_any_orientation_turns_boxes_too(tmp_path):
             seen.add((x1 < image.shape[2] / 3, y1 < image.shape[1] / 3, image.shape[1] < image.shape[2]))
     assert len(seen) > 4
     assert torch.is_tensor(image)
+
+
+def test_narrow_images_survive_the_sizes_that_follow_from_them(tmp_path):
+    file = write(tmp_path / "x.json", tmp_path)
+    data = json.loads(file.read_text())
+    for entry in data["images"]:
+        entry.update(height=48, width=1152)
+        Image.new("RGB", (1152, 48)).save(tmp_path / entry["file_name"])
+    file.write_text(json.dumps(data))
+    data = setup(train_json=file)
+    assert (data.eval_size, data.max_size) == (64, 769)
+    for images, targets in (*data.train_dataloader(), *data.val_dataloader()):
+        data.on_before_batch_transfer((images, targets), 0)
+        assert len(images) > 0
+        assert all(min(image.shape[1:]) >= 32 for image in images)
+
+
+def test_images_on_both_sides_are_told(tmp_path):
+    a = write(tmp_path / "a.json", tmp_path / "images")
+    text = rf"; 10 validation images are also trained on, .*: {tmp_path}/images/bild ä0.jpg is (on both|the same file)"
+    for b in (a, write(tmp_path / "b.json", tmp_path / "images")):
+        assert re.search(text, setup(train_json=a, val_json=b).found)
+    for i in range(COUNT):
+        Image.effect_noise((80, 60), 50 + i).convert("RGB").save(tmp_path / "images" / f"bild ä{i}.jpg")
+    assert "also trained on" not in setup(train_json=a).found
+    shutil.copy(tmp_path / "images" / "bild ä0.jpg", tmp_path / "images" / "bild ä1.jpg")
+    rows = [(f"bild ä{i}.jpg", "val" if i == 1 else "train") for i in range(COUNT)]
+    (tmp_path / "split.csv").write_text("file,split\n" + "\n".join(map(",".join, rows)))
+    found = setup(train_json=a, split=tmp_path / "split.csv").found
+    assert f"1 validation image is also trained on, which makes the score too good: {tmp_path}/images/bild ä1" in found
+
+
+def test_unused_images_are_told(tmp_path):
+    for split in ("train", "valid", "test"):
+        write(tmp_path / split / "_annotations.coco.json", tmp_path / split)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "new.png")
+    assert "; images left out: 10 in test, 1 in train" in setup(root=tmp_path).found
+    assert (
+        f"; images left out: 1 in {tmp_path}/train" in setup(train_json=tmp_path / "train/_annotations.coco.json").found
+    )
+    (tmp_path / "test").rename(tmp_path.parent / f"{tmp_path.name} test")
+    (tmp_path / "train" / "new.png").unlink()
+    (tmp_path / "train").rename(tmp_path / "z")
+    (tmp_path / "train").symlink_to(tmp_path / "z")  # what a link shows is used
+    assert "left out" not in setup(root=tmp_path).found
+    swapped = write(tmp_path / "swapped.json", tmp_path / "z", categories=("cells", "blue", "red"))
+    message = r"^data.train_json and data.val_json: the categories have other ids, .*: 1 is blue in .*, 1 is red in"
+    with pytest.raises(InputError, match=message):
+        setup(train_json=swapped, val_json=tmp_path / "valid" / "_annotations.coco.json")
+    swapped.unlink()
+    (tmp_path / "train").unlink()
+    with pytest.raises(
+        InputError, match=r"data.root: \S* has no JSON file for train: there is only .*valid/_annotations"
+    ):
+        setup(root=tmp_path)
+
+
+def test_images_in_two_folders(tmp_path):
+    """Of two unknown names none is better; a known one is, and the other is told."""
+    file = write(tmp_path / "x.json", tmp_path / "photos")
+    assert "also in" not in setup(train_json=file).found
+    shutil.copytree(tmp_path / "photos", tmp_path / "small")
+    (tmp_path / "link").symlink_to(tmp_path / "small")
+    with pytest.raises(InputError, match=r"x.json: its images are in \S*/link and in \S*/photos; data.train_images"):
+        setup(train_json=file)
+    assert "/small" in setup(train_json=file, train_images=tmp_path / "small").found
+    shutil.copytree(tmp_path / "photos", tmp_path / "images")
+    found = setup(train_json=file).found
+    assert f"(images in {tmp_path}/images)" in found
+    assert f"images of the same names also in {tmp_path}/link, {tmp_path}/photos" in found
+
+
+def test_many_classes_are_told_in_one_line(tmp_path):
+    names = ("cells", "red\nlight", *map(str, range(200)))
+    found = setup(train_json=write(tmp_path / "x.json", tmp_path, categories=names)).found
+    assert "cells 0, red light 10, 0 2, 1 0" in found
+    assert "9 0 and 190 more; no box in train of cells, 1, 2" in found
+    assert "11 and 188 more" in found
+    assert "\n" not in found

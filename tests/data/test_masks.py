@@ -141,8 +141,17 @@ def test_a_palette_holds_indices_or_colours(tmp_path):
 
 SMOOTH = np.clip(stripes(*([0] * 20), 30, 90, 120, 170, 200, *([255] * 15)).astype(int), 0, 255).astype(np.uint8)
 WRONG = [
-    (stripes(4), None, r"masks/a 0.png has the value 4 \(6720 pixels\): a single class"),
-    (stripes(4, 255), None, r"has the values .*: a single class; the background must be one too, and 255 is ignored"),
+    (stripes(255), None, r"hold no class: \S*masks/a 0.png has the value 255 .*, and 255 is ignored"),
+    (
+        stripes(4),
+        None,
+        r"masks of \S* hold a single class: \S*masks/a 0.png has the value 4 \(6720 pixels\); the background",
+    ),
+    (
+        stripes(4, 255),
+        None,
+        r"hold a single class: .* has the values .*; the background must be one too, and 255 is ignored",
+    ),
     (COLOURS, None, r"a 0.png has the colours \(0, 0, 0\) \(2280 pixels\), .* need .*classes.txt with `red green blue"),
     (
         COLOURS,
@@ -161,7 +170,7 @@ WRONG = [
     (
         np.arange(H * W).reshape(H, W).astype(np.uint16),
         None,
-        r"hold 2239 values, .*; if they are classes, name",
+        r"hold 2239 values: .*; if they are classes, name",
     ),
     (np.zeros((H, W), np.float32), None, r"a \d.png|a 0.tif is an array"),
 ]
@@ -227,3 +236,46 @@ def test_any_orientation_keeps_image_and_labels_together(tmp_path):
             low, high = (labels[0, 0], labels[-1, 0]) if rows else (labels[0, 0], labels[0, -1])
             seen.add((rows, bool(low < high)))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("ratio", [2.5, 6, 40])
+def test_narrow_images_survive_the_sizes_that_follow_from_them(tmp_path, ratio):
+    """At the smallest ratio too, at which no side becomes too small."""
+    mask = stripes(0, 1)[:1, [0, -1]].repeat(48, 0).repeat(24 * ratio, 1)
+    for i in range(5):
+        write(tmp_path, str(i), mask)
+    data = setup(tmp_path, scale=(0.1, 0.1), photometric=0)
+    assert (data.img_size, data.max_size) == (64, {2.5: 128, 6: 193, 40: 1281}[ratio])
+    for images, labels in (*data.val_dataloader(), *data.train_dataloader()):
+        data.on_before_batch_transfer((images, labels), 0)  # which tells what was left out
+        assert len(images) > 0
+        assert all(min(image.shape[1:]) >= 32 for image in images)
+    small = setup(tmp_path, img_size=32, max_size=64, on_error="fail")
+    message = r"0.png|\d.jpg is 48 high and .* when resized; the networks need 32 .*; data.img_size, data.max_size and"
+    with pytest.raises(InputError, match=message):
+        small.on_before_batch_transfer(next(iter(small.train_dataloader())), 0)
+
+
+def test_equal_and_unused_images_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, split in enumerate(("train", "train", "val", "val", "test", "other")):
+        write(tmp_path, str(i), rng.integers(0, 2, (H, W), np.uint8), f"{split}/images", f"{split}/masks")
+    write(tmp_path, "stray", stripes(0), ".", "more")
+    assert "also trained on" not in setup(tmp_path).found
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (tmp_path / "val" / kind / f"2.{suffix}").write_bytes((tmp_path / "train" / kind / f"1.{suffix}").read_bytes())
+    found = setup(tmp_path).found
+    assert "; 1 validation image is also trained on" in found
+    assert f"{tmp_path}/val/images/2.jpg is the same file as {tmp_path}/train/images/1.jpg" in found
+    assert (
+        f"images left out: 1 in more, 1 in other/images, 1 in other/masks, 1 in {tmp_path}, 1 in test/images and 1 more"
+    ) in found
+    assert "\n" not in found
+
+
+def test_many_classes_are_told_in_one_line(tmp_path):
+    plain(tmp_path, 3)
+    (tmp_path / "classes.txt").write_text("\n".join(f"class {i}" for i in range(200)))
+    found = setup(tmp_path).found
+    assert "class 11 0.0% and 188 more; no pixel in train of class 3, class 4, " in found
+    assert "class 14 and 185 more" in found

@@ -48,6 +48,11 @@ class Listing:
         """Where the folders of classes are."""
         return self.root / self.folder
 
+    @classmethod
+    def of_files(cls, root: Path, names: Sequence[str]) -> "Listing":
+        """Return images without classes."""
+        return cls(root, list(names), [], Counter())
+
     def select(self, indices: Sequence[int]) -> "Listing":
         """Return some of the images."""
         names, classes = [self.names[i] for i in indices], [self.classes[i] for i in indices]

@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.coco_annotations import CocoAnnotations
 from softmaxfree.data.coco_layout import CocoFiles, find_coco
 from softmaxfree.data.dense_sizes import decide_sizes
 from softmaxfree.data.images import (
+    MIN_SIDE,
     AbstractImagesDataModule,
     AnnotationError,
     ReadableImages,
@@ -23,6 +25,7 @@ from softmaxfree.data.images import (
     frame_hint,
 )
 from softmaxfree.data.splits import EVERY, draw_split, read_split
+from softmaxfree.data.telling import equal_images, shown, unused_images
 from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, natural_key, read_image
@@ -30,7 +33,6 @@ from softmaxfree.images import MAX_PIXELS, natural_key, read_image
 __all__ = ["CocoDataModule"]
 
 _ZOOM = (6, 7, 8, 9, 10)  # eighths of the decided size, that a training image may have
-_SHOWN = 12  # classes in a line
 
 
 class CocoDataModule(AbstractImagesDataModule):
@@ -70,7 +72,7 @@ class CocoDataModule(AbstractImagesDataModule):
         min_size: shorter sides in pixels, of which a training image gets one by chance; "auto" is 6 to 10 eighths of
             the median of the shorter sides, as a multiple of 32, at most 512.
         max_size: a training image's longer side is at most this; "auto" is as much as all but the longest twentieth
-            need, at most twice the shorter.
+            need, at most twice the shorter, but for narrow images as much as leaves them 32 pixels each way.
         eval_size: shorter side, pixels, of the images that the network gets in validation; null is the largest of
             `min_size`, or where that is "auto" the size that it is around.
         zero_boxes: what a box without width or height does: it is left out and counted, or an error. COCO has two.
@@ -107,12 +109,12 @@ class CocoDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
         min_size = (min_size,) if isinstance(min_size, int) else min_size
-        sizes = [] if min_size == "auto" else [*min_size, *([eval_size] if eval_size else [])]
+        sizes = [*(() if min_size == "auto" else min_size), *(() if eval_size is None else (eval_size,))]
         most = float("inf") if max_size == "auto" else max_size
-        if min_size != "auto" and (not min_size or min(sizes) < 1 or max(sizes) > most):
+        if not min_size or (sizes and (min(sizes) < MIN_SIDE or max(sizes) > most)):
             raise InputError(
-                f"data.min_size needs sizes from 1 to data.max_size = {max_size}, got {min_size}"
-                + (f", and data.eval_size {eval_size}" if eval_size else "")
+                f"data.min_size needs sizes from {MIN_SIDE} to data.max_size = {max_size}, got {min_size}"
+                + (f", and data.eval_size {eval_size}" if eval_size is not None else "")
             )
         if not 0 <= hflip <= 1:
             raise InputError(f"data.hflip must be a probability from 0 to 1, got {hflip}")
@@ -133,6 +135,7 @@ class CocoDataModule(AbstractImagesDataModule):
         self._read: dict[str, CocoAnnotations] = {}  # by split; that of one file for both is in both
         self._chosen: dict[str, list[int]] = {}  # images of each split
         self._how = ""
+        self._compared: list[str] = []
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -165,19 +168,19 @@ class CocoDataModule(AbstractImagesDataModule):
         counts = {split: self._counts(split) for split in self._chosen}
         totals = [sum(column) for column in zip(*counts.values(), strict=True)]
         named = [f"{name} {total}" for name, total in zip(self.class_names, totals, strict=True)]
-        shown = ", ".join(named[:_SHOWN]) + (f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
         files = ", ".join(dict.fromkeys(f"{own.file} (images in {own.folder})" for own in self._read.values()))
         parts = [
             f"{sum(map(len, self._chosen.values()))} images of {files}: {images}{self._how}; {sum(totals)} boxes of "
-            f"{len(named)} classes: {shown}"
+            f"{len(named)} classes: {shown(named)}"
         ]
         for split, own in sorted(counts.items()):
             absent = [name for name, count in zip(self.class_names, own, strict=True) if not count]
             if absent:
-                parts.append(f"no box in {split} of {', '.join(absent)}")
+                parts.append(f"no box in {split} of {shown(absent)}")
             if empty := sum(not self._read[split].labels_of(i) for i in self._chosen[split]):
                 parts.append(f"{empty} images in {split} without boxes")
-        return "; ".join(parts)
+        tied = [own.tied for own in dict.fromkeys(self._read.values()) if own.tied]
+        return " ".join("; ".join([*parts, *tied, *self._compared]).split())  # one line, whatever the names
 
     def setup(self, stage: str) -> None:
         """Read the annotations, and those of the training split only to fit; split, and decide what is "auto".
@@ -197,7 +200,9 @@ class CocoDataModule(AbstractImagesDataModule):
             self._read_one(files[""], wanted)
         else:
             self._read_each(files, wanted)
-        sizes = [(height, width) for height, width in self._read["train" if stage == "fit" else "val"].sizes.tolist()]
+        sizes = [(height, width) for own in dict.fromkeys(self._read.values()) for height, width in own.sizes.tolist()]
+        if stage == "fit":
+            self._compare()
         self._decide(sizes, len(self._chosen.get("train", sizes)))
         for split in wanted:
             if split not in self._sets:
@@ -209,8 +214,19 @@ class CocoDataModule(AbstractImagesDataModule):
                 transform = self._train_transform() if augment else _plain()
                 self._sets[split] = ReadableImages(images, transform, dense=True)
 
+    def _compare(self) -> None:
+        """Tell of images that are on both sides, and of those on none."""
+        sides = {
+            split: Listing.of_files(own.folder, [own.names[i] for i in self._chosen[split]])
+            for split, own in self._read.items()
+        }
+        used = [own.folder / name for own in self._read.values() for name in own.names]
+        roots = [self.root] if self.root else list(dict.fromkeys(own.folder for own in self._read.values()))
+        unused = [unused_images(root, used, deep=root == self.root) for root in roots]
+        self._compared = [text for text in (*unused, equal_images(**sides)) if text]
+
     def _annotations(self, files: CocoFiles) -> CocoAnnotations:
-        return CocoAnnotations(files.json, files.folders, self.with_masks, self.bad_annotations, self.zero_boxes)
+        return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes)
 
     def _read_each(self, files: dict[str, CocoFiles], wanted: Sequence[str]) -> None:
         if self.split not in (None, EVERY):
@@ -219,11 +235,15 @@ class CocoDataModule(AbstractImagesDataModule):
             if split in self._read:
                 continue
             if split not in files:
-                raise InputError(f"data.{split}_json is missing: there is only {next(iter(files.values())).json}")
+                missing = f"data.{split}_json is missing"
+                if not self.train_json and not self.val_json:
+                    missing = f"data.root: {self.root} has no JSON file for {split}"
+                raise InputError(f"{missing}: there is only {next(iter(files.values())).json}")
             annotations = self._annotations(files[split])
-            if self.class_names and annotations.class_names != self.class_names:
-                names = sorted(set(annotations.class_names) ^ set(self.class_names))
-                raise InputError(f"{annotations.file} has other categories than the validation file: {names}")
+            for other in self._read.values():
+                if problem := annotations.category_difference(other):
+                    given = "data.train_json and data.val_json: " if self.train_json else ""
+                    raise InputError(given + problem)
             self.class_names = annotations.class_names
             self._read[split], self._chosen[split] = annotations, list(range(len(annotations)))
 
@@ -254,7 +274,11 @@ class CocoDataModule(AbstractImagesDataModule):
         zoom = _ZOOM[-1] / 8 if auto and self.augment else 1.0
         decide_sizes(self, "eval_size", side, shapes, num_train, zoom)
         if auto:
-            sizes = [self.eval_size * eighths // 8 for eighths in _ZOOM] if self.augment else [self.eval_size]
+            sizes = (
+                [max(self.eval_size * eighths // 8, MIN_SIDE) for eighths in _ZOOM]
+                if self.augment
+                else [self.eval_size]
+            )
             self.decide("min_size", tuple(sizes), "around data.eval_size")
 
     def _counts(self, split: str) -> tuple[int, ...]:
@@ -308,7 +332,7 @@ class _CocoImages(Dataset):
                 f"{name} is {height} high and {width} wide, {self.annotations.file} says {listed}"
                 + frame_hint(name, listed)
             )
-        check_side(name, height, width, self.size)
+        check_side(name, height, width, self.size, "data.min_size and data.max_size")
         target = self.annotations.target(self.chosen[index], self.with_crowds)
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=(height, width))
         if "masks" in target:

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from softmaxfree.data.coco_checks import KnownIds, annotation_problem, category_problem, image_problem, is_zero_box
+from softmaxfree.data.coco_checks import (
+    KnownIds,
+    annotation_problem,
+    category_problem,
+    image_problem,
+    is_zero_box,
+    repeated,
+)
+from softmaxfree.data.coco_layout import CocoFiles
+from softmaxfree.data.telling import shown
 from softmaxfree.errors import InputError
 
 __all__ = ["CocoAnnotations"]
@@ -21,8 +31,7 @@ class CocoAnnotations:
     """The images and instances of one `instances_*.json`.
 
     Args:
-        file: the JSON file.
-        folders: of its images; of several the one that has most of them.
+        files: the JSON file, and where its images may be.
         with_masks: whether each instance needs a mask (polygons, or a run-length code).
         bad: what a bad annotation does: it is left out, named and counted, or an error.
         zero_boxes: the same of a box without width or height.
@@ -33,6 +42,7 @@ class CocoAnnotations:
         image_ids: one an image.
         names: file name of each image, within `folder`.
         folder: of the images.
+        tied: in words which other known folders have the images too; empty if none has.
         sizes: (images, 2) height and width of each image.
 
     Raises:
@@ -42,26 +52,26 @@ class CocoAnnotations:
 
     def __init__(
         self,
-        file: Path,
-        folders: Sequence[Path],
+        files: CocoFiles,
         with_masks: bool,
         bad: Literal["drop", "fail"] = "fail",
         zero_boxes: Literal["drop", "fail"] = "fail",
     ) -> None:
-        self.file = file
-        content = _load(file)
+        self.file = files.json
+        content = _load(files.json)
         categories, images = content["categories"], content["images"]
         self._check("categories", categories, category_problem)
         self._check("images", images, image_problem)
         categories = sorted(categories, key=lambda category: category["id"])
         self.category_ids = tuple(int(category["id"]) for category in categories)
-        self.class_names = tuple(category["name"] for category in categories)
+        self.class_names = self._unlike([category["name"].strip() for category in categories])
         self.image_ids = [int(image["id"]) for image in images]
         self.names = [image["file_name"] for image in images]
         sizes = [(int(image["height"]), int(image["width"])) for image in images]
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self.folder = self._choose(folders)
-        self._check_files(folders)
+        self.tied = ""
+        self.folder = self._choose(files)
+        self._check_files((*files.folders, *files.others))
         known = KnownIds(_positions(self.image_ids), _positions(self.category_ids), sizes)
         instances = self._good(content["annotations"], known, with_masks, {"bad": bad, "zero": zero_boxes})
         owners = np.array([known.images[row["image_id"]] for row in instances], np.int64)
@@ -130,14 +140,59 @@ class CocoAnnotations:
             if problem := problem_of(entry):
                 raise InputError(f"{self.file}: {section}[{i}] {problem}")
             for key in ("id", "file_name"):
-                if key in entry and seen.setdefault((key, entry[key]), i) != i:
-                    first = seen[key, entry[key]]
+                value = PurePath(entry[key]) if key == "file_name" and key in entry else entry.get(key)  # ./a is a
+                if key in entry and (first := seen.setdefault((key, value), i)) != i:
                     raise InputError(f"{self.file}: {section}[{first}] and [{i}] have the same {key}, {entry[key]!r}")
 
-    def _choose(self, folders: Sequence[Path]) -> Path:
+    def _unlike(self, names: list[str]) -> tuple[str, ...]:
+        """The names of categories, those of the same name with their ids."""
+        same = {name for name, count in Counter(names).items() if count > 1}
+        if not same:
+            return tuple(names)
+        unlike = [
+            f"{name} (id {key})" if name in same else name for name, key in zip(names, self.category_ids, strict=True)
+        ]
+        if len(set(unlike)) < len(unlike):
+            raise InputError(f"{self.file} has the category {min(same)} {names.count(min(same))} times; rename them")
+        told = [name for name, old in zip(unlike, names, strict=True) if old in same]
+        rank_zero_warn(f"{self.file} has categories of the same name, which are classes of their own: {shown(told)}")
+        return tuple(unlike)
+
+    def category_difference(self, other: "CocoAnnotations") -> str:
+        """Return in words how the categories differ from those of another file, empty if they do not."""
+        if self.class_names == other.class_names:
+            return ""
+        only = [
+            f"only in {one.file}: {shown(names)}"
+            for one, two in ((self, other), (other, self))
+            if (names := [name for name in one.class_names if name not in two.class_names])
+        ]
+        if only:
+            return f"{self.file} has other categories than {other.file}: {'; '.join(only)}"
+        i = next(i for i, name in enumerate(self.class_names) if name != other.class_names[i])
+        first, second = (f"{one.category_ids[i]} is {one.class_names[i]} in {one.file}" for one in (self, other))
+        return f"the categories have other ids, so another order: {first}, {second}; number them alike"
+
+    def _choose(self, files: CocoFiles) -> Path:
         """The folder in which most images are, of those that are looked for: a hundred, from all parts of the list."""
         some = self.names[:: len(self.names) // 100 + 1]
-        return max(folders, key=lambda folder: sum((folder / name).is_file() for name in some))
+        counts = {folder: sum((folder / name).is_file() for name in some) for folder in (*files.folders, *files.others)}
+        most = max(counts.values())
+        unlike: dict[Path, Path] = {}  # a link is the folder that it shows
+        for folder in counts:
+            if counts[folder] == most:
+                unlike.setdefault(folder.resolve(), folder)
+        best = list(unlike.values())
+        if most == 0 or len(best) == 1:
+            return best[0]
+        named = shown(list(map(str, best[1:])), 5)
+        if best[0] not in files.folders:
+            raise InputError(
+                f"{self.file}: its images are in {best[0]} and in {named}; data.train_images (or data.val_images) "
+                "names one"
+            )
+        self.tied = f"images of the same names also in {named}"
+        return best[0]
 
     def _check_files(self, folders: Sequence[Path]) -> None:
         if not self.folder.is_dir():
@@ -169,6 +224,8 @@ class CocoAnnotations:
             rank_zero_warn(
                 f"{self.file}: {len(left_out)} of {len(entries)} annotations left out; the first: {left_out[0]}"
             )
+        if again := repeated(good):
+            rank_zero_warn(f"{self.file}: {again}")
         if all(entry.get("iscrowd", 0) for entry in good):
             crowds = f" but {len(good)} crowds" if good else ""
             raise InputError(f"{self.file} has no annotations{crowds}: there is nothing to train on or to measure")
@@ -208,8 +265,9 @@ def _load(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"data.root: there is no file {file}")
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{file} is not a JSON file: {error}") from error
+    except (ValueError, RecursionError) as error:
+        why = "its brackets are nested too deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{file} is not a JSON file: {why}") from error
     needed = ("images", "annotations", "categories")
     missing = [key for key in needed if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing:

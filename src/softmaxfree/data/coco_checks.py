@@ -4,7 +4,16 @@ import math
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-__all__ = ["KnownIds", "annotation_problem", "category_problem", "image_problem", "is_id", "is_number", "is_zero_box"]
+__all__ = [
+    "KnownIds",
+    "annotation_problem",
+    "category_problem",
+    "image_problem",
+    "is_id",
+    "is_number",
+    "is_zero_box",
+    "repeated",
+]
 
 _LARGEST = 2**31  # of any number: larger ones are mistakes, and overflow
 _BEYOND = 0.1  # of the image's longer side, that a box may reach beyond it
@@ -98,6 +107,33 @@ def annotation_problem(entry: Any, known: KnownIds, with_masks: bool) -> str | N
     if problem is None and with_masks:
         problem = _mask_problem(entry.get("segmentation"), height, width)
     return problem
+
+
+def repeated(entries: list[dict[str, Any]]) -> str:
+    """Return in words how many annotations repeat others.
+
+    Args:
+        entries: good annotations.
+
+    Returns:
+        A few words; empty if none does.
+    """
+    parts = []
+    for keys, what in (
+        (("image_id", "category_id", "bbox"), "image, category and box of another"),
+        (("id",), "the id of another"),
+    ):
+        known: set[tuple] = set()
+        same = []
+        for entry in entries:
+            value = tuple(tuple(entry[key]) if key == "bbox" else entry[key] for key in keys)
+            if value in known:
+                same.append(entry)
+            known.add(value)
+        if same:
+            first = f"annotation {same[0]['id']} (image {same[0]['image_id']})"
+            parts.append(f"{len(same)} of {len(entries)} annotations have {what}, such as {first}")
+    return "; ".join([*parts, "they are kept"]) if parts else ""
 
 
 def _not(entry: dict[str, Any], key: str, allowed: str) -> str:

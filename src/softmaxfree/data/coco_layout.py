@@ -19,11 +19,13 @@ class CocoFiles(NamedTuple):
 
     Attributes:
         json: the file.
-        folders: of which the one that has most of the images is meant.
+        folders: of which the one that has most of the images is meant, or of several the first.
+        others: folders of any name, one of which is meant where it has more.
     """
 
     json: Path
     folders: tuple[Path, ...]
+    others: tuple[Path, ...] = ()
 
 
 def find_coco(
@@ -60,7 +62,7 @@ def find_coco(
         if json is not None and not json.is_file():
             raise FileNotFoundError(f"data.{split}_json: there is no file {json}")
     files = {
-        split: CocoFiles(json, (images,) if images else _near(json, root, split))
+        split: CocoFiles(json, (images,)) if images else _near(json, root, split)
         for split, (json, images) in given.items()
         if json is not None
     }
@@ -90,9 +92,9 @@ def _in_folder(root: Path) -> dict[str, CocoFiles]:
         for split, names in SPLITS.items()
     }
     if len(candidates) == 1 and not roboflow:
-        return {"": CocoFiles(candidates[0], _near(candidates[0], root, "train"))}
+        return {"": _near(candidates[0], root, "train")}
     if len(candidates) == 2 and all(len(paths) == 1 for paths in by_split.values()) and not roboflow:
-        return {split: CocoFiles(path, _near(path, root, split)) for split, (path,) in by_split.items()}
+        return {split: _near(path, root, split) for split, (path,) in by_split.items()}
     named = [str(path) for path in (*candidates, *(files.json for files in roboflow.values()))]
     more = f" and {len(named) - 6} more" if len(named) > 6 else ""
     raise InputError(
@@ -115,13 +117,15 @@ def _candidates(root: Path) -> list[Path]:
     return [path for path in files if all(section in path.read_bytes() for section in _SECTIONS)] or files[:1]
 
 
-def _near(json: Path, root: Path | None, split: str) -> tuple[Path, ...]:
-    """Folders in which the images of a file are looked for."""
+def _near(json: Path, root: Path | None, split: str) -> CocoFiles:
+    """A file with the folders in which its images are looked for."""
     around = [root] if root is not None else []
     around += [json.parent] if root is None or json.parent.name.lower() != "annotations" else []
     around += [json.parent.parent] if json.parent.name.lower() == "annotations" else []
     names = ("images", *SPLITS[split], f"{split}2017")
     inner = [folder / name for folder in around for name in names]
     inner += [folder / "images" / name for folder in around for name in SPLITS[split]]
-    inner += [path for folder in around for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
-    return tuple(dict.fromkeys((*around, *(folder for folder in inner if folder.is_dir()))))
+    known = tuple(dict.fromkeys((*around, *(folder for folder in inner if folder.is_dir()))))
+    there = [path for folder in around for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+    others = dict.fromkeys(path for path in there if path.is_dir() and path not in known)
+    return CocoFiles(json, known, tuple(others))

@@ -1,9 +1,11 @@
 """Sizes of batches and images of dense tasks where they are "auto"."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from softmaxfree.data import automatic
+from softmaxfree.data.images import MIN_SIDE
 
 __all__ = ["decide_sizes"]
 
@@ -32,7 +34,7 @@ def decide_sizes(
         zoom: how much larger than the shorter side a training image may be.
     """
     ratios = sorted(max(shape) / min(shape) for shape in shapes)
-    ratio = min(ratios[int(_COMMON * (len(ratios) - 1))], _LONGEST)
+    ratio = min(ratios[_common(ratios)], _LONGEST)
     auto = {name for name in ("batch_size", "max_size", "num_workers") if getattr(data, name) == "auto"}
     batch = data.batch_size
     if side == "auto":
@@ -52,9 +54,24 @@ def decide_sizes(
                 data.decide(name, value, why + less)
         side = fitted[1]
     if "max_size" in auto:
-        data.decide(
-            "max_size", round(side * ratio * zoom), f"longer side of {_COMMON:.0%} of the images, at most twice"
-        )
+        longest, why = round(side * ratio * zoom), f"longer side of {_COMMON:.0%} of the images, at most twice"
+        needed = _needed(ratios, side)
+        if needed > longest:
+            longest, why = needed, f"narrow images keep {MIN_SIDE} pixels each way"
+        data.decide("max_size", longest, why)
     if "num_workers" in auto:
         pixels = sum(height * width for height, width in shapes) / len(shapes) * num_train
         data.decide("num_workers", automatic.num_workers(pixels), f"{pixels / 1e6:.0f} megapixels an epoch")
+
+
+def _needed(ratios: Sequence[float], side: int) -> int:
+    """The longer side at which a narrow image keeps a shorter one that the networks can take, also if rounded down.
+
+    It is not that of a few very narrow images, for which a batch of the others would become too large.
+    """
+    common, narrowest = (math.floor(MIN_SIDE * ratio) + 1 for ratio in (ratios[_common(ratios)], ratios[-1]))
+    return max(common, min(narrowest, round(_LONGEST * _MOST**2 / side)))
+
+
+def _common(ratios: Sequence[float]) -> int:
+    return int(_COMMON * (len(ratios) - 1))

@@ -121,7 +121,7 @@ class ReadableImages(Dataset):
             return read_image(file, mode, self.max_pixels), label
 
 
-def check_side(name: str, height: int, width: int, size: tuple[int, int] | None) -> None:
+def check_side(name: str, height: int, width: int, size: tuple[int, int] | None, arguments: str) -> None:
     """Refuse an image that is too small for the networks of dense tasks.
 
     Args:
@@ -129,6 +129,7 @@ def check_side(name: str, height: int, width: int, size: tuple[int, int] | None)
         height: of the image.
         width: of the image.
         size: least shorter side and most of the longer to which it is resized; None leaves it as it is.
+        arguments: that decide the size, for the message.
 
     Raises:
         InputError: a side is below `MIN_SIDE`.
@@ -136,8 +137,10 @@ def check_side(name: str, height: int, width: int, size: tuple[int, int] | None)
     resized = resized_shape(height, width, size) if size else (height, width)
     if min(resized) < MIN_SIDE:
         after = f", and {resized[0]} and {resized[1]} when resized" if size else ""
+        remedy = f"; {arguments} say to what it is resized" if size else ""
         raise InputError(
             f"{name} is {height} high and {width} wide{after}; the networks need {MIN_SIDE} pixels or more each way"
+            + remedy
         )
 
 

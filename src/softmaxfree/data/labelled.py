@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from timm.data.readers.class_map import load_class_map
 
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import check_labels, list_table
 from softmaxfree.data.images import warn_left_out
 from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
-from softmaxfree.data.splitting import equal_files, list_folder
+from softmaxfree.data.splitting import list_folder
+from softmaxfree.data.telling import MOST_COMPARED, equal_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
 from softmaxfree.printing import printable
 
 __all__ = ["LabelledSplits", "find_splits"]
 
-_MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _SHOWN = 5  # classes in one message
 _LONGEST = 40  # characters of a class in one message
 
@@ -85,8 +85,8 @@ def find_splits(
         _check(listings, class_to_idx, where, drawn=bool(rows))
     train, val = (len(listings[name].names) for name in ("train", "val"))
     parts.insert(0, f"{train} to train, {val} to validate{how}")
-    if train + val > _MOST_COMPARED:
-        parts.append(f"not searched for equal files, as there are more than {_MOST_COMPARED:,} images")
+    if train + val > MOST_COMPARED:
+        parts.append(f"not searched for equal files, as there are more than {MOST_COMPARED:,} images")
     classes = f"{len(class_to_idx)} classes ({_counted(listings, list(class_to_idx))})"
     found = printable(f"{where}: {train + val} images of {classes}; {'; '.join(parts)}")
     return LabelledSplits(listings, class_to_idx, rows, found)
@@ -187,13 +187,8 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
         why = "one image, which is trained on" if drawn else "no images in the validation split"
         has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
         rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
-    compared = len(train.names) + len(val.names) <= _MOST_COMPARED and rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    if pairs := equal_files(train, val) if compared else []:
-        first, second = pairs[0]
-        rank_zero_warn(
-            f"{where}: {len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes"
-            f" the score too good: {second} is the same file as {first}"
-        )
+    if equal := equal_images(train, val):
+        rank_zero_warn(f"{where}: {equal}")
 
 
 def _counted(listings: dict[str, Listing], names: Sequence[str]) -> str:

@@ -186,13 +186,14 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
     kept = [0, IGNORED] if binary else [value for value in values if value != IGNORED]
     if len(kept) > _MOST_FOUND:
         raise InputError(
-            f"data.root: the masks of {where} hold {len(kept)} values, {_told(kept, pixels, first, 3)}; if they are "
+            f"data.root: the masks of {where} hold {len(kept)} values: {_told(kept, pixels, first, 3)}; if they are "
             f"classes, name them in {where / 'classes.txt'}: `value name` on each line"
         )
     if len(kept) < 2:
         raise InputError(
-            f"data.root: the masks of {where} hold {_told(values, pixels, first)}: a single class; the background must "
-            "be one too" + (f", and {IGNORED} is ignored" if IGNORED in values else "")
+            f"data.root: the masks of {where} hold {'a single' if kept else 'no'} class: "
+            f"{_told(values, pixels, first)}; the background must be one too"
+            + (f", and {IGNORED} is ignored" if IGNORED in values else "")
         )
     names = ("background", "object") if binary else tuple(map(str, kept))
     ignored = frozenset() if binary else frozenset({IGNORED})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from softmaxfree.data.mask_images import MaskPair
+from softmaxfree.data.telling import unused_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import find_images, is_hidden, natural_key
 
@@ -44,13 +45,19 @@ class MaskFolders:
         self.root = root
         self.told: list[str] = []
         self.pairs: dict[str, dict[str, MaskPair]] = {}
-        inner = _split_folders(root, self.told)
+        inner = _split_folders(root)
         if _find(root, _IMAGES) is None and inner:
             for split, folder in inner.items():
                 self._add(split, *_both(folder))
-            return
-        images, masks = _both(root)
-        image_splits, mask_splits = _split_folders(images, self.told), _split_folders(masks, self.told)
+        else:
+            self._add_inner(*_both(root))
+        used = [path for own in self.pairs.values() for pair in own.values() for path in pair]
+        if unused := unused_images(root, used):
+            self.told.append(unused)
+
+    def _add_inner(self, images: Path, masks: Path) -> None:
+        """Add what has its splits, if any, in the folders of images and masks."""
+        image_splits, mask_splits = _split_folders(images), _split_folders(masks)
         if image_splits.keys() != mask_splits.keys():
             lone = sorted(image_splits.keys() ^ mask_splits.keys())[0]
             having, other = (images, masks) if lone in image_splits else (masks, images)
@@ -59,8 +66,6 @@ class MaskFolders:
             self._add(split, image_splits[split], mask_splits[split])
         if not image_splits:
             self._add("", images, masks)
-        elif outside := _outside(images, image_splits.values()) + _outside(masks, mask_splits.values()):
-            self.told.append(f"{outside} files beside the folders of splits left out")
 
     def _add(self, split: str, images: Path, masks: Path) -> None:
         image_files, mask_files = self._files(images, "images"), self._files(masks, "masks")
@@ -151,7 +156,7 @@ def _both(folder: Path) -> tuple[Path, Path]:
     return images, masks
 
 
-def _split_folders(folder: Path, told: list[str]) -> dict[str, Path]:
+def _split_folders(folder: Path) -> dict[str, Path]:
     """The folders of splits in a folder, the one that trains first."""
     there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     out: dict[str, Path] = {}
@@ -161,15 +166,7 @@ def _split_folders(folder: Path, told: list[str]) -> dict[str, Path]:
             raise InputError(f"data.root: {folder} has {found[0].name} and {found[1].name}; one of them must go")
         if found:
             out[split] = found[0]
-        if found[1:]:
-            told.append(f"{', '.join(path.name for path in found[1:])} in {folder.name} left out")
     return out
-
-
-def _outside(folder: Path, splits: Collection[Path]) -> int:
-    inside = [path.name.lower() for path in splits] + [name for names in SPLITS.values() for name in names]
-    files = find_images(folder).files
-    return sum(path.relative_to(folder).parts[0].lower() not in inside for path in files)
 
 
 def _endings(images: Mapping[str, Any], masks: Mapping[str, Any]) -> tuple[str, str]:

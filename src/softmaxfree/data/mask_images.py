@@ -134,5 +134,5 @@ class MaskImages(Dataset):
                 f"{self.pairs[index].mask} is an array of shape {labels.shape}; its image needs one of "
                 f"{(height, width)} labels{frame_hint(name, labels.shape)}"
             )
-        check_side(name, height, width, self.smallest)
+        check_side(name, height, width, self.smallest, "data.img_size, data.max_size and data.scale")
         return tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(labels))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.dense_sizes import decide_sizes
 from softmaxfree.data.images import frame_hint
 from softmaxfree.data.label_scan import count_values
@@ -14,12 +15,11 @@ from softmaxfree.data.mask_folders import MaskFolders
 from softmaxfree.data.mask_images import MaskPair, read_mask
 from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
 from softmaxfree.data.splits import EVERY, draw_split, read_split
+from softmaxfree.data.telling import equal_images, shown
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, shown_shape
 
 __all__ = ["MaskFolderDataModule"]
-
-_SHOWN = 12  # classes in a line
 
 _Shape = tuple[int, int]
 
@@ -49,10 +49,11 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         img_size: side in pixels of training crops, and shorter side of validation images; "auto" is the median of the
             shorter sides, as a multiple of 32, at most 512.
         max_size: longer side of a validation image at most; of a training image before its ratio. "auto" is as much
-            as all but the longest twentieth need, at most twice `img_size`.
+            as all but the longest twentieth need, at most twice `img_size`, but for narrow images as much as leaves
+            them 32 pixels each way.
         augment: whether training images are augmented; otherwise they are prepared as validation images are,
             with labels of the images' size.
-        scale: smallest and largest ratio of a training image.
+        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
         hflip: probability of a mirrored training image.
         orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
         cat_max_ratio: largest part of a training crop that one class should cover.
@@ -187,18 +188,19 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         pixels = sum(self._pixels.values(), Counter())
         total = sum(pixels.values())
         shares = [f"{name} {pixels[label] / total:.1%}" for label, name in enumerate(self.class_names)]
-        shown = ", ".join(shares[:_SHOWN]) + (f" and {len(shares) - _SHOWN} more" if len(shares) > _SHOWN else "")
         parts = [
             f"{sum(map(len, names.values()))} images with masks in {self.root}: {len(names['train'])} train, "
-            f"{len(names['val'])} val ({how}); {len(self.class_names)} classes: {shown}"
+            f"{len(names['val'])} val ({how}); {len(self.class_names)} classes: {shown(shares)}"
         ]
         if ignored:
             parts.append(f"{ignored / (total + ignored):.1%} of the pixels ignored")
         for split, own in names.items():
             absent = [name for label, name in enumerate(self.class_names) if not self._pixels[split][label]]
             if own and absent:
-                parts.append(f"no pixel in {split} of {', '.join(absent)}")
-        return "; ".join([*parts, *folders.told])
+                parts.append(f"no pixel in {split} of {shown(absent)}")
+        sides = {split: Listing.of_files(self.root, own) for split, own in names.items()}
+        parts += filter(None, [*folders.told, equal_images(**sides)])
+        return " ".join("; ".join(parts).split())  # one line, whatever the names
 
 
 def _shapes(pairs: dict[str, MaskPair]) -> list[_Shape]:

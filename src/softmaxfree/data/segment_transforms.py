@@ -1,5 +1,6 @@
 """Transforms of an image and its labels, for semantic segmentation."""
 
+import math
 from typing import Any
 
 import torch
@@ -27,21 +28,18 @@ class Resize(v2.Transform):
 
 
 class RandomRatio(v2.Transform):
-    """Resizes to within a size times a ratio that is drawn from `scale`."""
+    """Resizes to within a size times a ratio that is drawn from `scale`, but no side below what the networks need."""
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
         super().__init__()
         self.size, self.scale = size, scale
 
-    @staticmethod
-    def scaled(size: tuple[int, int], ratio: float) -> tuple[int, int]:
-        """Return the size times a ratio, not below what the networks need."""
-        short, long = (max(round(side * ratio), MIN_SIDE) for side in size)
-        return short, long
-
     def forward(self, *inputs: Any) -> Any:
         ratio = float(torch.empty(1).uniform_(*self.scale))
-        return Resize(self.scaled(self.size, ratio))(*inputs)
+        sides = inputs[0].shape[-2:]
+        needed = MIN_SIDE, math.ceil(MIN_SIDE * max(sides) / min(sides))
+        short, long = (max(round(side * ratio), least) for side, least in zip(self.size, needed, strict=True))
+        return Resize((short, long))(*inputs)
 
 
 class ClassLimitedCrop(v2.Transform):

@@ -39,7 +39,7 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         max_size: longer side of a validation image at most; of a training image before its ratio.
         augment: whether training images are augmented; otherwise they are prepared as validation images are,
             with labels of the images' size.
-        scale: smallest and largest ratio of a training image.
+        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
         hflip: probability of a mirrored training image.
         orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
         cat_max_ratio: largest part of a training crop that one class should cover.
@@ -114,9 +114,9 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         self._sets[split] = ReadableImages(images, self._transform(training), dense=True)
 
     def _smallest(self, training: bool) -> tuple[int, int]:
-        """Shorter and longer side of the smallest image that the transform makes."""
-        size = self.img_size, self.max_size
-        return RandomRatio.scaled(size, self.scale[0]) if training and self.augment else size
+        """Shorter and longer side that an image needs to fit; a ratio below 1 makes no side too small."""
+        ratio = max(self.scale[0], 1) if training and self.augment else 1
+        return round(self.img_size * ratio), round(self.max_size * ratio)
 
     def _transform(self, training: bool) -> v2.Transform:
         size = self.img_size, self.max_size

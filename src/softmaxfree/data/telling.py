@@ -1,0 +1,65 @@
+"""What there is to tell of images: which are unused, and which are on both sides."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from softmaxfree.data.class_folders import Listing
+from softmaxfree.data.splitting import equal_files
+from softmaxfree.images import IMAGE_SUFFIXES, find_images, is_hidden
+
+__all__ = ["MOST_COMPARED", "equal_images", "shown", "unused_images"]
+
+MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
+_FOLDERS = 5  # in one message
+
+
+def shown(names: Sequence[str], most: int = 12) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def equal_images(train: Listing, val: Listing) -> str:
+    """Return in words how many validation images are also trained on, byte for byte.
+
+    Args:
+        train: training images.
+        val: validation images.
+
+    Returns:
+        One line; empty if there are none, if there are too many images to compare, and in all processes but the first.
+    """
+    few = len(train.names) + len(val.names) <= MOST_COMPARED
+    if not few or rank_zero_only.rank != 0 or not (pairs := equal_files(train, val)):  # type: ignore[attr-defined]
+        return ""
+    first, second = pairs[0]
+    same = f"{second} is on both sides" if first == second else f"{second} is the same file as {first}"
+    return (
+        f"{len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes the score "
+        f"too good: {same}"
+    )
+
+
+def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:
+    """Return in words how many images of a folder are not used, and where they are.
+
+    Args:
+        root: the folder.
+        used: files below it that are used.
+        deep: whether its inner folders are looked through.
+
+    Returns:
+        One line; empty if all are used.
+    """
+    there = find_images(root).files if deep else sorted(root.iterdir())
+    images = [path for path in there if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)]
+    known = set(used)
+    unused = [path for path in images if path not in known]
+    if unused:  # only then, as it asks for each file
+        known = {path.resolve() for path in used}
+        unused = [path for path in unused if path.resolve() not in known]
+    folders = Counter(path.relative_to(root).parent.as_posix() for path in unused)
+    named = [f"{count} in {root if folder == '.' else folder}" for folder, count in folders.items()]
+    return f"images left out: {shown(named, _FOLDERS)}" if named else ""
