@@ -52,7 +52,7 @@ def find_checkpoint(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is nothing of that name, or the folder holds no checkpoint.
     """
-    folder = Path(path)
+    path = folder = Path(path).expanduser()
     if not folder.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     if not folder.is_dir() or (folder / "config.json").is_file() or (folder / _SHARDED).is_file():

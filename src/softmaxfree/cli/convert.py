@@ -1,6 +1,7 @@
 """`softmaxfree convert`: the authors' weights as a safetensors file that names its model."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ def run(source: str, target: str, *, model: str | None = None) -> None:
         softmaxfree convert SOFT_Tiny.pth soft_tiny.safetensors
         softmaxfree convert model_best.pth small.safetensors --model soft_norm_small
     """
+    source, target = (os.path.expanduser(path) for path in (source, target))
     if Path(target).suffix != ".safetensors":
         raise InputError(f"TARGET must end in .safetensors, got {target}")
     weights = read_weights(source)

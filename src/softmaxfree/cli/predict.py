@@ -27,7 +27,7 @@ def run(
     model: str | None = None,
     task: Literal["classification", "detection", "segmentation"] | None = None,
     out: Path | None = None,
-    topk: int = 5,
+    topk: int | None = None,
     class_names: Path | None = None,
     format: Literal["table", "json", "csv"] = "table",
     threshold: float = 0.5,
@@ -56,7 +56,8 @@ def run(
         task: What the checkpoint was trained for; it tells this itself, so that there is no need to.
         out: Where the result goes. Of a classifier a file; by default it is printed. Otherwise a folder; by default
             `predictions`.
-        topk: Classifier: number of classes an image.
+        topk: Classifier: number of likeliest classes to tell of each image. By default half of the classes, 1 at least
+            and 5 at most.
         class_names: Text file with the name of a class on each line, in the order of the model's outputs; by default
             the names are those in the checkpoint, or numbers.
         format: Classifier: how the result is written.

@@ -69,7 +69,9 @@ class ClassificationTask(AbstractTask):
         super().__init__(**kwargs)
         if "num_classes" in (model_args or {}):
             raise InputError("model.model_args.num_classes: give model.num_classes alone")
-        self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
+        with self.naming_arguments():
+            weights = weights_of(class_weights, num_classes)
+            self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()
@@ -85,7 +87,7 @@ class ClassificationTask(AbstractTask):
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
             )
-        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
         if num_classes <= _TOP:  # any answer is among as many
             self.summary = {key: row for key, row in self.summary.items() if key != f"val/top{_TOP}"}  # type: ignore[misc]

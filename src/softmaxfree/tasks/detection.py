@@ -61,7 +61,8 @@ class DetectionTask(AbstractTask):
     ) -> None:
         super().__init__(**kwargs)
         arguments = self.start_args(model_args)
-        self.model: Any = Detector(head, name, num_classes, model_args=arguments, **(detector_args or {}))
+        with self.naming_arguments():
+            self.model: Any = Detector(head, name, num_classes, model_args=arguments, **(detector_args or {}))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()

@@ -76,11 +76,13 @@ class SegmentationTask(AbstractTask):
     ) -> None:
         super().__init__(**kwargs)
         arguments = self.start_args(model_args)
-        self.model: Any = Segmenter(head, name, num_classes, model_args=arguments, head_args=head_args)
+        with self.naming_arguments():
+            weights = weights_of(class_weights, num_classes)
+            self.model: Any = Segmenter(head, name, num_classes, model_args=arguments, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()
-        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
         counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
         self.pixel_accuracy = MulticlassAccuracy(**counted, average="micro")

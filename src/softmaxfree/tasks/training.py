@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from softmaxfree.arguments import require
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
@@ -112,11 +114,14 @@ class AbstractTask(AbstractWatchedTask):
         check_optimizer(opt)
         require(freeze in ("none", "backbone"), "model.freeze", freeze, "none or backbone")
         require(0 < backbone_lr_scale < math.inf, "model.backbone_lr_scale", backbone_lr_scale, "above 0 and finite")
+        allowed = "a file, a folder, a name or null"
+        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, allowed)
         self._init_from = init_from
         self.loaded = ""
         """In one line: what the model started from, what was left out and what made anew; "" from scratch."""
         self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
-        self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
+        with self.naming_arguments():
+            self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
 
     @property
     def num_trained(self) -> int:
@@ -141,6 +146,27 @@ class AbstractTask(AbstractWatchedTask):
                 f"model.init_from and model.model_args.{other[0]} both say where weights come from: give one"
             )
         return arguments | ({"pretrained": True} if self._init_from == "pretrained" else {})
+
+    @contextmanager
+    def naming_arguments(self) -> Iterator[None]:
+        """Let an error that begins with an argument of the task name it as the command does: `model.name`.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: the error.
+        """
+        try:
+            yield
+        except NoWeightsError as error:
+            key = "init_from" if self._init_from else "model_args.pretrained"
+            raise InputError(f"model.{key}: {error.on_command_line('--init-from')}") from error
+        except InputError as error:
+            first = re.match(r"\w+", str(error))
+            if first and first[0] in self.hparams:
+                raise InputError(f"model.{error}") from error
+            raise
 
     def start(self) -> None:
         """Load what the run starts from, and freeze what does not train; a subclass calls it once it has its model.
