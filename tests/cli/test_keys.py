@@ -193,6 +193,11 @@ def test_types_in_words(annotation, words):
             "trainer.logger=CSVLogger",
             "trainer.logger: lightning.pytorch.loggers.CSVLogger: the following arguments are",
         ),
+        (
+            "trainer.logger=lightning.pytorch.loggers.CVSLogger",
+            "trainer.logger: lightning.pytorch.loggers.CVSLogger: module 'lightning.pytorch.loggers' has no attribute "
+            "'CVSLogger'; did you mean lightning.pytorch.loggers.CSVLogger?",
+        ),
         ("trainer.logger=CSVLoggr", "trainer.logger must be Logger or"),
     ],
 )

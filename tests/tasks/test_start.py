@@ -124,9 +124,14 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Evil()}, "evil.pth")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.ckpt").touch()
+    torch.save([torch.ones(1)], "list.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
     for source, message in (
         ("evil.pth", "refused: .*mkdir"),
         ("empty", "the folder empty has none of best.ckpt, .* it holds nothing"),
+        ("nothing.ckpt", "it is empty"),
+        ("~/list.pt", f"{tmp_path}/list.pt holds no weights by name"),
         ("none/0", "there is no none/0; it may be the folder of a run"),
         ("soft_nanno", "there is no soft_nanno"),
         ("soft_huge", "the authors published no weights of soft_huge"),

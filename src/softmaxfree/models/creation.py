@@ -38,7 +38,7 @@ def create_model(name: str, **arguments: Any) -> Any:
         raise InputError(f"model_args: {error}") from error
     except FileNotFoundError as error:
         given = arguments.get("checkpoint_path") or (arguments.get("pretrained_cfg_overlay") or {}).get("file")
-        raise InputError(f"model {name}: the weights to start from are not there: {given or error}") from error
+        raise InputError(f"model_args: the weights to start from are not there: {given or error}") from error
     except InputError:
         raise
     except Exception as error:  # without a network, each way to weights has its own
