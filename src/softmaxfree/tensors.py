@@ -56,6 +56,10 @@ def read_names(path: Path) -> list[str]:
 
 def _refusal(path: Path, error: Exception) -> str:
     cause = error.__cause__ or error
+    if not path.stat().st_size:
+        return f"{path} cannot be read as weights: it is empty"
+    if isinstance(cause, AttributeError | TypeError):  # timm asks it for names
+        return f"{path} holds no weights by name; allowed are a state dict as torch.save writes it, and .safetensors"
     if _is_text(path):
         return f"{path} is a text, no file of weights; allowed are what torch.save writes, and .safetensors"
     if isinstance(cause, pickle.UnpicklingError):

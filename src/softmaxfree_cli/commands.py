@@ -1,5 +1,7 @@
 """The commands: where each is, and how its words are understood."""
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +63,7 @@ def bind(name: str, tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     try:
         _, bound, _ = app.parse_args([name, *tokens], print_error=False, exit_on_error=False, help_on_error=False)
     except CycloptsError as error:
-        raise InputError(_explained(error, options)) from error
+        raise InputError(_explained(error, options, name)) from error
     return {**bound.arguments, **keys}, options
 
 
@@ -94,13 +96,16 @@ def parse(name: str, tokens: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
-def _explained(error: CycloptsError, options: Sequence[str]) -> str:
+def _explained(error: CycloptsError, options: Sequence[str], name: str) -> str:
     """One line, with all options where it suggests none."""
     error.verbose = False
     if isinstance(error, UnusedCliTokensError):
-        return f"unexpected {' '.join(error.unused_tokens or ())!r}"
+        words = " ".join(error.unused_tokens or ())
+        data = name in COMMANDS and head(COMMANDS[name]).takes_keys and os.path.exists(words)
+        return f"unexpected {words!r}" + (f"; for the data, give --data.root {shlex.quote(words)}" if data else "")
     if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
         missing = "needs a value" if error.argument.name.startswith("--") else "is missing"
-        return f"{error.argument.name} {missing}"
+        there = "; `softmaxfree recipes` lists them" if error.argument.name == "RECIPE" else ""
+        return f"{error.argument.name} {missing}{there}"
     unknown = isinstance(error, UnknownOptionError) and "Did you mean" not in str(error)
     return f"{error} Choose from {', '.join(options)}." if unknown else str(error)

@@ -34,7 +34,7 @@ def mendable(error: BaseException, command: str) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (OSError, InputError, *known)) or _checked_by_trainer(error):
-        return " ".join(str(error).split()) or type(error).__name__
+        return re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__
     return None
 
 

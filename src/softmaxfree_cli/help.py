@@ -1,5 +1,6 @@
 """Help: of the whole, of a command, and of every key of a recipe."""
 
+import ast
 import importlib.metadata
 import platform
 import shutil
@@ -13,6 +14,7 @@ from softmaxfree_cli.errors import InputError
 from softmaxfree_cli.heads import head
 from softmaxfree_cli.keys import REQUIRED, keys_of
 from softmaxfree_cli.recipes import read_recipe, recipe_of, recipes
+from softmaxfree_cli.source import find, read
 from softmaxfree_cli.words import columns, in_yaml
 
 __all__ = ["HELP", "help_of", "versions"]
@@ -68,9 +70,11 @@ def help_of(name: str | None, tokens: Sequence[str] = ()) -> str:
 
 def versions() -> str:
     """Return the versions that matter, in one line."""
-    packages = ("softmaxfree", "torch", "timm")
-    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return " ".join([*found, "Python", platform.python_version()])
+    own = find(read("softmaxfree.version"), "__version__")  # that of the code that runs, installed or not
+    assert own is not None
+    assert isinstance(own[1], ast.Assign)
+    found = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "timm")]
+    return " ".join([f"softmaxfree {ast.literal_eval(own[1].value)}", *found, "Python", platform.python_version()])
 
 
 def _lines(content: Mapping[str, Any], recipe: str) -> Iterator[str]:

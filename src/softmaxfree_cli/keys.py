@@ -1,20 +1,21 @@
 """The keys of a recipe, read from the sources of its classes: told in help, and checked before torch is there."""
 
+import ast
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from softmaxfree_cli.errors import InputError
 from softmaxfree_cli.recipes import SECTIONS
-from softmaxfree_cli.source import arguments
+from softmaxfree_cli.source import arguments, find, read
 from softmaxfree_cli.words import default_of, type_in_words
 
 __all__ = ["REQUIRED", "Key", "check_keys", "keys_of"]
 
 REQUIRED = object()
 
-_AUTO = "auto"  # what the recipe leaves to be decided, whatever the type
 _CLOSE = 0.7  # likeness from which a key may have been meant
 _PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
 
@@ -46,10 +47,12 @@ def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
     found = {section: _of_class(str(name)) for section, name in classes.items()}
     known = {section: dict(keys) for section, keys in found.items() if keys is not None}
     known.get("data", {}).pop("seed", None)  # the parser takes it from run.seed
-    for section, keys in known.items():
-        for name, value in (content.get(section) or {}).items():
-            if value == _AUTO and name in keys and _AUTO not in keys[name].type.split():
-                keys[name] = keys[name]._replace(type=f"{keys[name].type} or {_AUTO}")
+    if trainer := known.get("trainer"):
+        known["trainer"] = {name: key._replace(meaning=_first_sentence(key.meaning)) for name, key in trainer.items()}
+    for section, name in (path.split(".") for path in _decided()):
+        if key := known.get(section, {}).get(name):
+            meaning = f"{key.meaning} `auto` decides it by the data."
+            known[section][name] = key._replace(type=f"{key.type} or auto", meaning=meaning)
     return known
 
 
@@ -86,6 +89,23 @@ def check_keys(
     ]
     if missing:
         raise InputError(f"required: {', '.join(missing)}")
+
+
+@cache
+def _decided() -> list[str]:
+    """Keys of model, trainer and run that may be "auto", whatever their type: the rules of `softmaxfree train`."""
+    found = find(read("softmaxfree.cli.settings"), "_RULES")
+    rules = getattr(found[1], "value", None) if found else None
+    assert isinstance(rules, ast.Dict), "softmaxfree.cli.settings has no _RULES"
+    return [ast.literal_eval(key) for key in rules.keys if key is not None]
+
+
+def _first_sentence(text: str) -> str:
+    """Of Lightning's text, which tells all in many, the first sentence, with the values as YAML has them."""
+    first = re.split(r"(?<=\.) +(?=[A-Z`])", text)[0].rstrip(".") + "."
+    for python, yaml in (("None", "null"), ("True", "true"), ("False", "false")):
+        first = re.sub(rf"\b{python}\b", yaml, first)
+    return first
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def in_plain_words(message: str, content: Mapping[str, Any]) -> str:
         return " ".join(message.split()).replace("Parser key", "key")
     path = found[1]
     if problem := re.search(r"Problem with given class_path '([\w.]+)':\s+(.+)", message):
-        return f"{path}: {problem[1]}: {problem[2]}"
+        return f"{path}: {problem[1]}: {problem[2]}{_nearest_class(problem[1])}"
     if nested := re.search(r"NestedArg\(key='([^']*)'", message):
         return f"{path} has no key {nested[1]}: it must be {_with_articles(key.type)}"
     if path.count(".") > 1:  # of what stands below it the type is not known here
@@ -35,6 +36,15 @@ def in_plain_words(message: str, content: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(got[1] if got else "", key.type.split(" or "))
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"{path} must be {_with_articles(key.type)}" + (f", got {got[1] or 'nothing'}" if got else "") + hint
+
+
+def _nearest_class(path: str) -> str:
+    """The end of a message: what a module holds, by whose name a class was not found."""
+    name, _, wanted = path.rpartition(".")
+    module = sys.modules.get(name)
+    names = [] if module is None or hasattr(module, wanted) else [n for n in dir(module) if not n.startswith("_")]
+    close = difflib.get_close_matches(wanted, names)
+    return f"; did you mean {name}.{close[0]}?" if close else ""
 
 
 def _with_articles(kinds: str) -> str:

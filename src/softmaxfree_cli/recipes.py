@@ -1,6 +1,7 @@
 """Recipes: found by name or path, and merged with their base. Needs no torch."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ SECTIONS = ("run", "model", "data", "trainer")
 
 _FOLDER = Path(__file__).parents[1] / "softmaxfree" / "recipes"
 _CLASSES = ("task", "datamodule")
+_GENERIC = ("classification", "detection", "segmentation")  # of data of one's own
 
 
 def recipes() -> dict[str, str]:
@@ -98,7 +100,7 @@ def recipe_and_weights(recipe: str, checkpoint: str | None) -> tuple[str, str]:
     if checkpoint is None and path == recipe:
         find_recipe(recipe)
         raise InputError(f"--checkpoint is missing: {recipe} is a recipe; the folder of a run needs none")
-    return path, recipe if checkpoint is None else checkpoint
+    return path, recipe if checkpoint is None else os.path.expanduser(checkpoint)
 
 
 def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()
         raise InputError(f"{path} is its own base")
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{path}{where} is not YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -136,7 +142,7 @@ def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()
     if not above and (missing := [key for key in _CLASSES if not content.get(key)]):
         raise InputError(
             f"{path} has no {' and no '.join(missing)}: begin it with `base: NAME`, where NAME is the recipe that it "
-            f"changes, one of {', '.join(recipes())}"
+            f"changes, such as {', '.join(_GENERIC)}; `softmaxfree recipes` lists all"
         )
     for section in SECTIONS:
         if not isinstance(content.get(section), dict | None):

@@ -18,10 +18,10 @@ def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, 
     """List the recipes, or show one.
 
     Args:
-        action: `list` names the recipes, `show` prints one: merged with its base, and each key that may be set with
-            its meaning. What is printed is a recipe, to be saved and changed.
-        recipe: to show: a name, a YAML file, or the folder of a run.
-        out: a file to write it to, which must not be there yet; None prints it.
+        action: What to do: `list` names the recipes; `show` prints one, merged with its base, with every key that may
+            be set and its meaning. What is printed is a recipe, which can be saved and changed.
+        recipe: Recipe to show: a name, a YAML file, or the folder of a run.
+        out: File to write the recipe to, which must not exist yet. By default it is printed.
 
     Raises:
         InputError: there is no such recipe, or none is named, or the file is there.

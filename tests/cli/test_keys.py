@@ -6,6 +6,7 @@ import re
 import pytest
 
 from softmaxfree.cli.recipe import _parser, class_of
+from softmaxfree.cli.settings import _RULES
 from softmaxfree_cli import main
 from softmaxfree_cli.keys import REQUIRED, check_keys, keys_of
 from softmaxfree_cli.messages import in_plain_words
@@ -54,18 +55,26 @@ def test_values_that_yaml_could_take_for_others_come_back(tmp_path):
 def test_help_of_a_recipe_lists_each_key_with_its_value(capsys):
     assert main(["train", "digits", "--help"]) == 0
     text = re.sub(r"\n      ", " ", capsys.readouterr().out)
-    assert "  --model.lr  number  (default: 0.004)  peak learning rate.\n" in text
-    assert "  --data.img_size  whole number  (default: 32)  height and width in pixels" in text
-    assert "  --trainer.max_epochs  whole number or null  (default: 16)  Stop training once" in text
+    assert (
+        "  --model.lr  number or auto  (default: 0.004)  Peak learning rate. `auto` decides it by the data.\n" in text
+    )
+    assert "  --data.img_size  whole number  (default: 32)  Height and width, in pixels" in text
+    assert "  --trainer.max_epochs  whole number or null or auto  (default: 16)  Stop training once" in text
+    assert (
+        "  --trainer.min_steps  whole number or null  (default: null)  Force training for at least these number of "
+        "steps.\n" in text
+    )
     known = keys_of(read_recipe("digits"))
     assert re.findall(r"^  --(\S+)", text, re.M) == [f"{top}.{name}" for top in known for name in known[top]]
 
 
-def test_a_value_that_is_decided_later_is_a_value():
-    content = read_recipe("digits")
-    content["model"]["lr"] = "auto"
-    assert keys_of(content)["model"]["lr"].type == "number or auto"
-    assert keys_of(read_recipe("digits"))["model"]["lr"].type == "number"
+def test_what_may_be_decided_is_told():
+    known = keys_of(read_recipe("classification"))
+    for section, name in (path.split(".") for path in _RULES):
+        assert known[section][name].type.endswith(" or auto")
+        assert known[section][name].meaning.endswith(" `auto` decides it by the data.")
+    assert known["data"]["img_size"].type == "whole number or auto"
+    assert "auto" not in known["model"]["min_lr"].type
 
 
 def test_recipes_lists_name_task_and_first_line(capsys):
@@ -122,7 +131,7 @@ def test_keys_of_a_class_of_ones_own(own_package):
     assert model["kind"] == ("a or b", "a", "which.")
     assert model["size"] == ("list of 2: whole number, whole number or null", None, "")
     assert model["limit"].default == 12
-    assert model["lr"].meaning == "another meaning."
+    assert model["lr"].meaning == "another meaning. `auto` decides it by the data."
     assert "num_classes" not in model  # it is given already
     assert "weight_decay" in model
 
@@ -166,23 +175,28 @@ def test_types_in_words(annotation, words):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.lr=abc", "model.lr must be a number, got abc"),
+        ("model.lr=abc", "model.lr must be a number or auto, got abc"),
         (
             "model.sched=cosin",
             "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin",
         ),
-        ("model.num_classes=", "model.num_classes must be a whole number, got nothing"),
+        ("model.num_classes=", "model.num_classes must be a whole number or auto, got nothing"),
         ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got a"),
         ("model.lr.x=3", "model.lr has no key x: it must be a number"),
         ("data.augment=3", "data.augment must be true or false, got 3"),
         ("data.mean=3", "data.mean must be a list of number, got 3"),
         ("data.scale=[0.1]", "data.scale must be a list of 2: number, number, got [0.1]"),
         ("run.threads=0", "run.threads must be a whole number from 1 or null, got 0"),
-        ("trainer.max_epochs=x", "trainer.max_epochs must be a whole number or null, got x"),
+        ("trainer.max_epochs=x", "trainer.max_epochs must be a whole number or null or auto, got x"),
         ("trainer.callbacks=[{class_path: foo.Bar}]", "trainer.callbacks: foo.Bar: No module named 'foo'"),
         (
             "trainer.logger=CSVLogger",
             "trainer.logger: lightning.pytorch.loggers.CSVLogger: the following arguments are",
+        ),
+        (
+            "trainer.logger=lightning.pytorch.loggers.CVSLogger",
+            "trainer.logger: lightning.pytorch.loggers.CVSLogger: module 'lightning.pytorch.loggers' has no attribute "
+            "'CVSLogger'; did you mean lightning.pytorch.loggers.CSVLogger?",
         ),
         ("trainer.logger=CSVLoggr", "trainer.logger must be Logger or"),
     ],

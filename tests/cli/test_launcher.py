@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import softmaxfree
 from softmaxfree.errors import InputError
 from softmaxfree_cli import COMMANDS, main
 from softmaxfree_cli.commands import bind, parse
@@ -120,7 +121,8 @@ def test_train_help_lists_the_recipes(capsys):
 
 
 def test_version(capsys):
-    assert re.match(r"softmaxfree \S+ torch \S+ timm \S+ Python \S+\n", told(capsys, "--version"))
+    own = re.escape(softmaxfree.__version__)
+    assert re.match(rf"softmaxfree {own} torch \S+ timm \S+ Python \S+\n", told(capsys, "--version"))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,9 @@ def test_version(capsys):
         ("train digits.yml", "digits.yml: No such file or directory"),
         ("train digits --model.lr", "--model.lr needs a value"),
         ("train digits --model.lr --data.batch_size 3", "--model.lr needs a value"),
-        ("train digits digits", "unexpected 'digits'"),
+        ("train digits digits", "unexpected 'digits'\n"),
+        ("train classification EMPTY", "; for the data, give --data.root "),
+        ("train", "RECIPE is missing; `softmaxfree recipes` lists them"),
         ("train digits --resum last", "unknown key --resum; did you mean --resume?"),
         ("train digits --lr 3", "unknown key --lr; did you mean --model.lr?"),
         ("train digits --epochs 3", "unknown key --epochs; did you mean --trainer.max_epochs or"),
@@ -191,6 +195,7 @@ def test_overrides_stand_anywhere_and_keep_their_values():
     ("error", "message"),
     [
         (InputError("width 65 is not\n  divisible by 2"), "width 65 is not divisible by 2"),
+        (InputError("a.json: [Errno 2] No such file or directory: 'a'"), "a.json: No such file or directory: 'a'"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x.pth"), "x.pth: No such file"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
         (InputError(), "InputError"),

@@ -134,6 +134,11 @@ def test_the_table_has_a_line_an_image(saved, images, capsys):
     assert all(line.count("%") == 2 for line in lines)
 
 
+def test_half_of_few_classes_is_told(saved, images, capsys):
+    assert main(["predict", str(images), "--checkpoint", str(saved)]) == 0
+    assert capsys.readouterr().out.split()[:3] == ["file", "top-1", "top-2"]  # of 4 classes
+
+
 def test_csv_goes_to_a_file_and_leaves_nothing_else(saved, images, tmp_path, capsys):
     out = tmp_path / "new" / "classes.csv"
     argv = [
@@ -241,7 +246,8 @@ def test_no_readable_image_at_all_is_an_error(broken, saved, capsys):
         (["{images}", "--checkpoint", "{saved}", "--device", "warp"], "--device warp cannot be used here"),
         (["{images}", "--checkpoint", "{saved}", "--class-names", "no.txt"], "no.txt: No such file"),
         (["{images}", "--model", "soft_nan"], "no model matches 'soft_nan'; there are soft_nano"),
-        (["{images}", "--model", "soft_huge"], "the authors published no weights of soft_huge, only of soft_tiny"),
+        (["{images}", "--model", "soft_huge"], "the authors published no weights of soft_huge"),
+        (["{images}", "--model", "soft_huge"], "give a file of weights: --checkpoint FILE"),
         (["{images}", "--checkpoint", "{plain}"], "does not name its model: give --model"),
         (
             ["{images}", "--checkpoint", "{plain}", "--model", "soft_tiny"],

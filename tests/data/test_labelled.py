@@ -103,7 +103,7 @@ def test_many_classes_with_any_names_are_told_in_one_line(tmp_path):
 
 
 def test_too_many_images_to_compare_are_told(photos, monkeypatch):
-    monkeypatch.setattr(labelled, "_MOST_COMPARED", 19)
+    monkeypatch.setattr(labelled, "MOST_COMPARED", 19)
     assert found(photos).found.endswith("; not searched for equal files, as there are more than 19 images")
 
 

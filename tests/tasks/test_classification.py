@@ -151,13 +151,18 @@ def test_the_rate_follows_the_batch(scaling, factor):
 def test_without_a_batch_size_the_rate_cannot_be_scaled():
     data = Squares()
     data.batch_size, data.train_dataloader = None, lambda: DataLoader(data.dataset, 16)
-    with pytest.raises(ValueError, match=r"model.lr_scaling = 'linear' needs a data module with a batch_size"):
+    with pytest.raises(ValueError, match=r"model.lr_scaling linear needs a data module with a batch_size"):
         fit(task(lr_scaling="linear"), data)
 
 
 def test_the_schedule_needs_epochs():
-    with pytest.raises(ValueError, match=r"trainer.max_epochs must be given"):
+    with pytest.raises(ValueError, match=r"trainer.max_epochs must be a whole number, 1 or more.* got -1"):
         fit(task(), max_epochs=-1, max_steps=3)
+
+
+def test_no_top_5_of_five_classes():
+    assert "val/top5" not in task(num_classes=5).summary
+    assert "val/top5" in task(num_classes=6).summary
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8])

@@ -20,7 +20,7 @@ def scored(scores, patience=None, **arguments):
 def test_it_stops_in_the_second_half_and_says_why(capsys):
     scores = [0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.25, 0.1, 0.1, 0.1]  # the best of all is a lucky early one
     assert scored(scores, 2, max_epochs=12).current_epoch == 9
-    assert "stopped after epoch 9 of 12: val/score has not risen for 2 epochs, since 0.3 in epoch 7" in (
+    assert "stopped after epoch 9 of 12: val/score has not risen for 2 epochs, since 0.3000 in epoch 7" in (
         capsys.readouterr().out
     )
 
@@ -32,7 +32,7 @@ def test_patience_is_a_quarter_of_the_epochs_and_ten_at_least():
 
 
 def test_it_needs_a_validation():
-    with pytest.raises(InputError, match=r"early_stopping needs a validation"):
+    with pytest.raises(InputError, match=r"run.early_stopping needs a validation.*; .* null turns it off"):
         scored([], max_epochs=4, limit_val_batches=0)
 
 

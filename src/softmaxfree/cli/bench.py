@@ -42,23 +42,23 @@ def run(
     explain: bool = False,
     report: bool = False,
 ) -> None:
-    """Time the attention and the models against their peers.
+    """Time the attention and the models, and others to compare with.
 
-    Each contestant is compared with float64 before it is timed. Results are added to OUT/results/*.csv, and the tables
-    in OUT/README.md and the plots beside it are made again.
+    The result of each method is compared with float64 before it is timed. New times are added to OUT/results/*.csv;
+    then the tables in OUT/README.md and the plots beside it are made again.
 
     Args:
-        suites: What to time: attention, inverse or model; by default all, which takes an hour on a CPU.
-        device: Where: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        dtype: Of the attention's inputs; models run under autocast.
-        out: Folder of results, tables and plots.
-        only: Contestants, by their names in the tables; by default all.
-        size: Tokens, or pixels a side; by default all.
-        max_seconds: Leave out what is expected to take longer for one run.
+        suites: What to time: attention, inverse or model. By default all three, which takes an hour on a CPU.
+        device: Where to measure: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        dtype: Number format of the attention's inputs; models run under autocast to it.
+        out: Folder of the results, tables and plots.
+        only: Methods or models to time, by their names in the tables; by default all.
+        size: Sizes to time, as the tables count them: tokens, or pixels a side; by default all.
+        max_seconds: Longest time, in seconds, that one run may be expected to take; what takes longer is left out.
         forward_only: Leave out the backward pass, which needs more memory.
-        compile: Time the contestants under torch.compile.
-        explain: Say which implementation runs and why, and measure nothing.
-        report: Make tables and plots from the CSVs that are there, and measure nothing.
+        compile: Time everything under torch.compile.
+        explain: Tell which implementation runs and why, and measure nothing.
+        report: Make the tables and plots from the CSV files that are there, and measure nothing.
 
     Raises:
         InputError: for an unknown name, or a device that is not there.

@@ -11,7 +11,7 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from softmaxfree.cli.models import find_models
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.images import natural_key
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.weights import read_notes, read_record, read_weights
@@ -52,7 +52,7 @@ def find_checkpoint(path: str | Path) -> str:
     Raises:
         FileNotFoundError: there is nothing of that name, or the folder holds no checkpoint.
     """
-    folder = Path(path)
+    path = folder = Path(path).expanduser()
     if not folder.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     if not folder.is_dir() or (folder / "config.json").is_file() or (folder / _SHARDED).is_file():
@@ -240,5 +240,7 @@ def _create(name: str, **arguments: Any) -> nn.Module:
         find_models(name)  # raises, with the nearest names
     try:
         return timm.create_model(name, **arguments)
+    except NoWeightsError as error:
+        raise error.on_command_line("--checkpoint") from error
     except RuntimeError as error:  # timm's for: no such architecture, no weights
         raise InputError(str(error)) from error

@@ -7,14 +7,14 @@ __all__ = ["run"]
 
 
 def run(runs: Sequence[str], *, out: str | None = None) -> Path:
-    """Compare runs on one page, or write the page of one run again.
+    """Compare several runs on one HTML page, or write the page of one run again.
 
-    The page holds all that it shows, and needs no network.
+    The page is one file that holds all it shows; it needs no network.
 
     Args:
-        runs: Folders of runs.
-        out: The HTML file to write. By default `report.html` in the folder of the run, or in the deepest folder that
-            holds all of them.
+        runs: Folders of runs; one folder writes the page of that run again.
+        out: HTML file to write. By default it is `report.html` in the folder of the run; for several runs, in the
+            nearest folder that holds all of them.
 
     Returns:
         The path of the page.

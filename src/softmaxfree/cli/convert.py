@@ -1,6 +1,7 @@
 """`softmaxfree convert`: the authors' weights as a safetensors file that names its model."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,16 +23,16 @@ __all__ = ["run"]
 
 
 def run(source: str, target: str, *, model: str | None = None) -> None:
-    """Turn released weights into a safetensors file.
+    """Turn the authors' weights into a safetensors file.
 
-    The file is read without running any code that it may hold, and every weight must find its place. What is written
-    names its model, so that `softmaxfree predict --checkpoint` needs nothing else: its metadata hold `architecture`
-    and, in JSON, `model_args`, the arguments of `timm.create_model` for these weights.
+    The file is read without running any code in it, and every weight must fit the model. The new file names its
+    model, so `softmaxfree predict --checkpoint` needs nothing else. Its metadata hold `architecture` and, as JSON,
+    `model_args`: the arguments of `timm.create_model` for these weights.
 
     Args:
-        source: Weights of a SOFT model, the authors' such as SOFT_Tiny.pth, or ours.
+        source: File with the weights of a SOFT model: one of the authors, such as SOFT_Tiny.pth, or one of ours.
         target: The `.safetensors` file to write.
-        model: Name of the model. By default it is found by the shapes of the weights and the name of the file.
+        model: Name of the model. By default the shapes of the weights and the name of the file tell it.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -42,6 +43,7 @@ def run(source: str, target: str, *, model: str | None = None) -> None:
         softmaxfree convert SOFT_Tiny.pth soft_tiny.safetensors
         softmaxfree convert model_best.pth small.safetensors --model soft_norm_small
     """
+    source, target = (os.path.expanduser(path) for path in (source, target))
     if Path(target).suffix != ".safetensors":
         raise InputError(f"TARGET must end in .safetensors, got {target}")
     weights = read_weights(source)

@@ -24,7 +24,7 @@ _COLUMNS = ("model", "image", "params (M)", "size (MB)", "GMACs conv+linear", "G
 def run(pattern: str = "*", *, markdown: bool = False, img_size: Sequence[int] | None = None) -> None:
     """List the models: parameters, MACs, size.
 
-    GMACs are the billions of multiply-adds for one image. "conv+linear" counts convolutions and linear layers alone;
+    GMACs are billions of multiply-adds for one image. "conv+linear" counts convolutions and linear layers alone;
     "executed" every product that this library computes, the inverse included; "published" the released formulation
     as papers count it: its order of products, without the inverse.
 

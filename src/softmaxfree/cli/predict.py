@@ -27,7 +27,7 @@ def run(
     model: str | None = None,
     task: Literal["classification", "detection", "segmentation"] | None = None,
     out: Path | None = None,
-    topk: int = 5,
+    topk: int | None = None,
     class_names: Path | None = None,
     format: Literal["table", "json", "csv"] = "table",
     threshold: float = 0.5,
@@ -39,37 +39,38 @@ def run(
     batch_size: int = 16,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Tell the likeliest classes of images, or draw the objects or classes that are in them.
+    """Use a trained model: tell the classes of images, or draw what is found in them.
 
-    The checkpoint says which of the two. Of a classifier a table is printed. Of a detector or a segmenter the folder
-    OUT gets, in folders as those of the images, a picture `NAME.png` of each image, with a legend; of a segmenter also
-    `NAME_classes.png`, the class number of each pixel, and `NAME_colours.png`, the same in colours. `predictions.json`
-    lists all of it.
+    The checkpoint decides what happens. A classifier prints a table with the likeliest classes of each image. A
+    detector or segmenter writes to the folder OUT, which gets the same subfolders as the images: a picture `NAME.png`
+    of each image, with a legend, and one file `predictions.json` that lists all results. A segmenter also writes
+    `NAME_classes.png`, with the class number of each pixel, and `NAME_colours.png`, the same in colours.
 
     Args:
-        files: Images, and folders that are searched for images.
-        checkpoint: The weights: folder of a run (its `best.ckpt`, or else `last.ckpt`), a `.ckpt` of
-            `softmaxfree train`, a `.safetensors` of `softmaxfree convert`, a folder of timm's `save_for_hf` such as
-            `best` of a run, or any other `.pth` or `.safetensors` together with MODEL.
-        model: Name of the model, where the checkpoint does not tell it. Without a checkpoint, a model that timm has
-            weights of.
-        task: What the checkpoint was trained for; it tells this itself, so that there is no need to.
-        out: Where the result goes. Of a classifier a file; by default it is printed. Otherwise a folder; by default
-            `predictions`.
-        topk: Classifier: number of classes an image.
-        class_names: Text file with the name of a class on each line, in the order of the model's outputs; by default
-            the names are those in the checkpoint, or numbers.
-        format: Classifier: how the result is written.
-        threshold: Detector: score from which an object counts, 0 to 1.
-        size: Pixels that the shorter side of an image is resized to for the network. By default that of the training;
-            a segmenter takes each image at its own size.
-        window: Segmenter: height and width, in pixels, of windows that slide over the image; by default the network
-            sees the image as a whole.
-        overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1; by default a third.
+        files: Images, or folders that are searched for images.
+        checkpoint: The weights. This may be the folder of a run (its `best.ckpt` is taken, or else `last.ckpt`), a
+            `.ckpt` of `softmaxfree train`, a `.safetensors` of `softmaxfree convert`, a folder of timm's `save_for_hf`
+            such as `best` in a run, or any other `.pth` or `.safetensors` together with --model.
+        model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
+            with published weights, which are downloaded.
+        task: Task that the checkpoint must be of. It can be left out: the checkpoint tells its task.
+        out: Where the result goes. Classifier: a file; by default the result is printed. Detector and segmenter: a
+            folder; by default `predictions`.
+        topk: Classifier: number of likeliest classes to tell of each image. By default half of the classes, 1 at least
+            and 5 at most.
+        class_names: Text file with the names of the classes, one on each line, in the order of the model's outputs. By
+            default the names are those in the checkpoint; if it has none, numbers.
+        format: Classifier: format of the result.
+        threshold: Detector: lowest score of an object that is shown, 0 to 1.
+        size: Length, in pixels, to which the shorter side of each image is resized for the network. By default it is
+            that of the training; a segmenter takes each image at its own size.
+        window: Segmenter: height and width, in pixels, of windows that slide over the image. By default the network
+            sees the whole image at once.
+        overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1; by default 1/3.
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        on_error: What happens at an image that cannot be read: it is named and skipped, or the command ends.
-        batch_size: Classifier: images at a time.
-        max_pixels: Height times width from which an image is refused.
+        on_error: What happens at an image that cannot be read: `skip` names it and goes on, `fail` ends the command.
+        batch_size: Classifier: number of images that the network sees at a time.
+        max_pixels: Largest number of pixels (height times width) of an image that is read.
 
     Raises:
         FileNotFoundError: a file or the checkpoint is missing.

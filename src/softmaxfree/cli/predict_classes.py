@@ -23,13 +23,15 @@ from softmaxfree.images import MAX_PIXELS, check_resized, read_image
 
 __all__ = ["is_table", "predict_classes"]
 
+_TOP = 5
+
 
 def predict_classes(
     images: Sequence[Path],
     classifier: Classifier,
     out: str | Path | None = None,
     *,
-    topk: int = 5,
+    topk: int | None = None,
     format: str = "table",
     on_error: str = "skip",
     batch_size: int = 16,
@@ -42,7 +44,7 @@ def predict_classes(
         images: files.
         classifier: the model, its preparation of images and the names of its classes.
         out: file to write to; None prints.
-        topk: number of classes an image, at most all.
+        topk: number of classes an image, at most all; None is half of them, 1 at least and 5 at most.
         format: "table", "json" or "csv".
         on_error: "skip" names and leaves out an unreadable image, "fail" stops.
         batch_size: images at a time.
@@ -54,10 +56,11 @@ def predict_classes(
         OSError: the result cannot be written.
     """
     names = classifier.class_names
+    told = min(max(len(names) // 2, 1), _TOP) if topk is None else min(topk, len(names))
     results = []
     for paths, batch in _batches(images, _reader(classifier.data_config, max_pixels), batch_size, on_error):
         with torch.inference_mode():
-            best = classifier.model(batch.to(device)).float().softmax(-1).topk(min(topk, len(names)))
+            best = classifier.model(batch.to(device)).float().softmax(-1).topk(told)
         for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
             likeliest = zip(indices, values, strict=True)
             predictions = [{"class": names[i], "index": i, "probability": p} for i, p in likeliest]

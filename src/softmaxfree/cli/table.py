@@ -1,5 +1,6 @@
 """Tables on the terminal, in text and in Markdown."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,8 +45,12 @@ def markdown_table(columns: Sequence[str], rows: _Rows) -> str:
 
 
 def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return what a task's summary says of metrics: labels and values."""
-    return [(label, f"{factor * metrics[key]:.{digits}f}") for key, (label, factor, digits) in task.summary.items()]
+    """Return what a task's summary says of metrics, labels and values; what has no value is there as the main one only.
+
+    COCO's precision of large objects has none where no object is large.
+    """
+    told = {key: row for key, row in task.summary.items() if key == task.monitor or not math.isnan(metrics[key])}
+    return [(label, f"{factor * metrics[key]:.{digits}f}") for key, (label, factor, digits) in told.items()]
 
 
 def _aligned(columns: Sequence[str], rows: _Rows) -> list[list[str]]:

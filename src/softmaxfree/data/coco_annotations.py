@@ -218,7 +218,7 @@ class CocoAnnotations:
             zero = is_zero_box(entry)
             if "drop" not in (what_to_do["bad"], what_to_do["zero"] if zero else "fail"):
                 option = "zero_boxes" if zero else "bad_annotations"
-                raise InputError(f"{self.file}: {message}; data.{option} = drop leaves such out")
+                raise InputError(f"{self.file}: {message}; --data.{option} drop leaves such out")
             left_out.append(message)
         if left_out:
             rank_zero_warn(

@@ -26,11 +26,11 @@ class DigitsDataModule(LightningDataModule):
     moved, scaled and sheared a little.
 
     Args:
-        batch_size: images a process and step.
-        img_size: height and width in pixels, to which the 28 x 28 images are enlarged.
-        augment: whether training images are distorted.
-        num_workers: worker processes; with the images in memory, 0 is the fastest on few cores.
-        seed: seed of the run.
+        batch_size: Number of images in a batch, of each process.
+        img_size: Height and width, in pixels, to which the 28 x 28 images are enlarged.
+        augment: Whether training images are turned, moved, scaled and sheared a little.
+        num_workers: Number of processes that prepare images; 0 is the fastest on few cores, as images are in memory.
+        seed: Seed of the run.
     """
 
     num_classes = 10

@@ -19,18 +19,18 @@ class ScenesDetectionDataModule(CocoDataModule):
     """Digit scenes with boxes and masks of the digits; batches are those of `CocoDataModule`.
 
     Args:
-        root: folder of the scenes; null is one in the user's cache, named by what is in it.
-        train: number of training scenes.
-        val: number of validation scenes.
-        img_size: height and width in pixels.
-        batch_size: images a process and step.
-        num_workers: worker processes.
-        with_masks: whether targets have masks.
-        augment: whether training images are resized a little; they are never mirrored, as digits are not.
-        train_digits: least and most digits of a training scene.
-        scenes_seed: of the set of scenes.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run, which does not change the scenes.
+        root: Folder of the scenes; null for one in the user's cache, named by what is in it.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        img_size: Height and width of a scene, in pixels.
+        batch_size: Number of images in a batch, of each process.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training.
+        with_masks: Whether targets have masks, which Mask R-CNN needs.
+        augment: Whether training images are resized a little; they are never mirrored, as digits are not.
+        train_digits: Smallest and largest number of digits in a training scene.
+        scenes_seed: Seed by which the scenes are drawn.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run, which does not change the scenes.
     """
 
     preparation = ("img_size",)
@@ -81,20 +81,20 @@ class ScenesSegmentationDataModule(Ade20kDataModule):
     """Digit scenes with a class for each pixel, background or digit; batches are those of `Ade20kDataModule`.
 
     Args:
-        root: folder of the scenes; null is one in the user's cache, named by what is in it.
-        train: number of training scenes.
-        val: number of validation scenes.
-        img_size: height and width in pixels.
-        batch_size: images a process and step.
-        num_workers: worker processes.
-        augment: whether training images are resized a little, cropped and distorted in colour; they are never
-            mirrored, as digits are not.
-        scale: smallest and largest ratio of a training image; from 1 up all have one size.
-        photometric: probability of each distortion of a training image's colours.
-        train_digits: least and most digits of a training scene.
-        scenes_seed: of the set of scenes.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run, which does not change the scenes.
+        root: Folder of the scenes; null for one in the user's cache, named by what is in it.
+        train: Number of training scenes.
+        val: Number of validation scenes.
+        img_size: Height and width of a scene, in pixels.
+        batch_size: Number of images in a batch, of each process.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training.
+        augment: Whether training images are resized a little, cropped and changed in colour; they are never mirrored,
+            as digits are not.
+        scale: Smallest and largest factor on the size of a training image; from 1 up all crops have the same size.
+        photometric: Probability of each change of a training image's colours, 0 to 1.
+        train_digits: Smallest and largest number of digits in a training scene.
+        scenes_seed: Seed by which the scenes are drawn.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run, which does not change the scenes.
     """
 
     preparation = ("img_size",)

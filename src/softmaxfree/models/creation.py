@@ -8,7 +8,7 @@ import timm
 from timm.models import parse_model_name, resolve_pretrained_cfg, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 
 __all__ = ["check_name", "create_model", "standalone"]
 
@@ -37,14 +37,16 @@ def create_model(name: str, **arguments: Any) -> Any:
     except TypeError as error:
         raise InputError(f"model_args: {error}") from error
     except FileNotFoundError as error:
-        raise InputError(f"model {name}: the weights to start from are not there: {error}") from error
+        given = arguments.get("checkpoint_path") or (arguments.get("pretrained_cfg_overlay") or {}).get("file")
+        raise InputError(f"model_args: the weights to start from are not there: {given or error}") from error
     except InputError:
         raise
     except Exception as error:  # without a network, each way to weights has its own
         if not arguments.get("pretrained"):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model_args.pretrained: the weights of {name} cannot be loaded: {reason}") from error
+        why = f"the weights of {name} cannot be loaded: {reason}"
+        raise NoWeightsError(f"model_args.pretrained: {why}", why) from error
 
 
 def check_name(name: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.conversion import arguments_for, convert
 from softmaxfree.models.record import NAME
 from softmaxfree.models.released import from_released, is_released, require_fit
@@ -75,15 +75,20 @@ def fetch(variant: str, url: str, cache_dir: str | Path | None = None) -> Path:
             if not file.is_file():  # another process may have brought it
                 _bring(variant, url, scratch, file)
     except InputError as error:
-        raise InputError(
-            f"pretrained=True: no weights of {variant}: {error}. To go on, get {url} with a browser, then run "
+        why = f"no weights of {variant}: {error}"
+        raise NoWeightsError(
+            f"pretrained=True: {why}. To go on, get {url} with a browser, then run "
             f"`softmaxfree convert FILE {shlex.quote(str(file))} --model {variant}`, after which pretrained=True needs "
-            "no network; or pass checkpoint_path='FILE'"
+            "no network; or pass checkpoint_path='FILE'",
+            why,
+            url,
         ) from error
     except OSError as error:
-        raise InputError(
-            f"pretrained=True: the weights of {variant} cannot be kept in {file.parent} ({error.strerror or error}): "
-            "set TORCH_HOME, or pass cache_dir=, for a folder with space that can be written"
+        why = f"the weights of {variant} cannot be kept in {file.parent} ({error.strerror or error})"
+        raise NoWeightsError(
+            f"pretrained=True: {why}: set TORCH_HOME, or pass cache_dir=, for a folder with space that can be written",
+            f"{why}: set TORCH_HOME for a folder with space that can be written",
+            url,
         ) from error
     return file
 

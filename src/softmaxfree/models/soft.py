@@ -14,7 +14,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.downloads import fetch
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
@@ -67,10 +67,8 @@ def _weights(variant: str, given: dict[str, Any]) -> tuple[Path | None, Iterable
     if source.file:
         return None, read_names(Path(source.file)) if Path(source.file).is_file() else ()
     if not source.has_weights:
-        raise InputError(
-            f"pretrained=True: the authors published no weights of {variant}, only of {', '.join(_RELEASED)}. Weights "
-            "of your own load with checkpoint_path='FILE'"
-        )
+        why = f"the authors published no weights of {variant}, only of {', '.join(_RELEASED)}"
+        raise NoWeightsError(f"pretrained=True: {why}. Weights of your own load with checkpoint_path='FILE'", why)
     if source.hf_hub_id or source.url != _RELEASED.get(variant):
         return None, ()
     file = fetch(variant, source.url, given.get("cache_dir"))

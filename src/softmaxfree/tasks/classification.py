@@ -19,24 +19,27 @@ from softmaxfree.tasks.weights import weights_of
 
 __all__ = ["ClassificationTask"]
 
+_TOP = 5
+
 
 class ClassificationTask(AbstractTask):
     """Trains a classifier, and measures loss, top-1, top-5 and the confusion matrix.
 
+    `softmaxfree.tasks.weights.balanced` makes `class_weights` of the counts of the classes.
+
     Args:
-        name: model of timm, ours included.
-        num_classes: of the data.
-        model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none.
-        mixup_prob: probability that a batch is mixed.
-        mixup_switch_prob: probability of CutMix rather than mixup, where both are on.
-        label_smoothing: part of the target that is spread over all classes.
-        class_weights: weight of each class in the loss of training; null weighs all alike. `balanced` of
-            `softmaxfree.tasks.weights` makes them of counts.
-        grad_checkpointing: recompute the blocks in the backward pass, to save memory.
-        compile: run the model through `torch.compile`.
-        **kwargs: how to optimize, see `AbstractTask`.
+        name: Name of the model, any of timm's or ours; `softmaxfree models` lists ours.
+        num_classes: Number of classes in the data.
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        mixup: Strength (alpha) of mixup, which blends two images; 0 for none.
+        cutmix: Strength (alpha) of CutMix, which pastes a part of one image into another; 0 for none.
+        mixup_prob: Probability that a batch is mixed, 0 to 1.
+        mixup_switch_prob: Probability of CutMix rather than mixup, where both are on.
+        label_smoothing: Part of the target that is spread over all classes, 0 to 1.
+        class_weights: Weight of each class in the training loss; null gives all classes the same weight.
+        grad_checkpointing: Whether blocks are computed again in the backward pass, which saves memory and costs time.
+        compile: Whether the model runs through `torch.compile`.
+        **kwargs: How to optimize, see `AbstractTask`.
     """
 
     monitor = "val/top1"
@@ -66,7 +69,9 @@ class ClassificationTask(AbstractTask):
         super().__init__(**kwargs)
         if "num_classes" in (model_args or {}):
             raise InputError("model.model_args.num_classes: give model.num_classes alone")
-        self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
+        with self.naming_arguments():
+            weights = weights_of(class_weights, num_classes)
+            self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()
@@ -82,11 +87,13 @@ class ClassificationTask(AbstractTask):
                 label_smoothing=label_smoothing,
                 num_classes=num_classes,
             )
-        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
+        if num_classes <= _TOP:  # any answer is among as many
+            self.summary = {key: row for key, row in self.summary.items() if key != f"val/top{_TOP}"}  # type: ignore[misc]
         # Over all images, as papers count, not the mean over classes.
         self.accuracy = MetricCollection(
-            {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in (1, 5)},
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in (1, _TOP)},
             prefix="val/",
         )
         self.confusion = MulticlassConfusionMatrix(num_classes)

@@ -36,14 +36,15 @@ class DetectionTask(AbstractTask):
     R-CNN `masks`; in validation `iscrowd` and `area` count too, where they are given.
 
     Args:
-        name: backbone: model of timm, ours included.
-        num_classes: of the data, without the background.
-        head: "retinanet" or "mask_rcnn".
-        model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
-        detector_args: further arguments of `softmaxfree.models.detection.Detector`, such as `fpn_channels`. The size of
-            images is that of the data, where they tell one.
-        grad_checkpointing: recompute the backbone's blocks in the backward pass, to save memory.
-        **kwargs: how to optimize, see `AbstractTask`.
+        name: Name of the backbone, any model of timm's or ours; `softmaxfree models` lists ours.
+        num_classes: Number of classes in the data, without the background.
+        head: Kind of the detector: "retinanet" finds boxes, "mask_rcnn" boxes and masks.
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        detector_args: Further arguments of `softmaxfree.models.detection.Detector`, such as `fpn_channels`; null for
+            none. The image size is not among them where the data tell it.
+        grad_checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory
+            and costs time.
+        **kwargs: How to optimize, see `AbstractTask`.
     """
 
     fewest_classes = 1
@@ -60,7 +61,8 @@ class DetectionTask(AbstractTask):
     ) -> None:
         super().__init__(**kwargs)
         arguments = self.start_args(model_args)
-        self.model: Any = Detector(head, name, num_classes, model_args=arguments, **(detector_args or {}))
+        with self.naming_arguments():
+            self.model: Any = Detector(head, name, num_classes, model_args=arguments, **(detector_args or {}))
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()

@@ -11,6 +11,8 @@ from softmaxfree.errors import InputError
 
 __all__ = ["LateEarlyStopping"]
 
+_OFF = "; run.early_stopping null turns it off"
+
 
 class LateEarlyStopping(EarlyStopping):
     """Lightning's early stopping in the second half of the epochs, whose best score is that of this half.
@@ -24,7 +26,7 @@ class LateEarlyStopping(EarlyStopping):
 
     def __init__(self, monitor: str, patience: int | None = None) -> None:
         if patience is not None:
-            require_whole("early_stopping", patience, 1)
+            require_whole("run.early_stopping", patience, 1)
         super().__init__(monitor, mode="max", check_finite=False)  # an average precision may be nan
         self.epochs = patience
         self._best_epoch = 0
@@ -44,13 +46,19 @@ class LateEarlyStopping(EarlyStopping):
         if stage != "fit":
             return
         if trainer.limit_val_batches == 0:
-            raise InputError("early_stopping needs a validation, but trainer.limit_val_batches is 0")
+            raise InputError(f"run.early_stopping needs a validation, but trainer.limit_val_batches is 0{_OFF}")
         if not trainer.max_epochs or trainer.max_epochs < 0:
-            raise InputError("early_stopping needs trainer.max_epochs, of which it leaves out the first half")
+            raise InputError(
+                f"run.early_stopping leaves out the first half of trainer.max_epochs, which is {trainer.max_epochs}: "
+                f"give it a number, 1 or more{_OFF}"
+            )
         epochs = self.epochs or max(10, math.ceil(trainer.max_epochs / 4))
         every = trainer.check_val_every_n_epoch
         if every is None or trainer.val_check_interval != 1.0:
-            raise InputError("early_stopping needs one validation an epoch: leave out trainer.val_check_interval")
+            raise InputError(
+                "run.early_stopping needs one validation an epoch: leave out trainer.val_check_interval, and give "
+                f"trainer.check_val_every_n_epoch a number{_OFF}"
+            )
         self.patience = math.ceil(epochs / every)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,8 +78,11 @@ class LateEarlyStopping(EarlyStopping):
         if self.wait_count == 0:
             self._best_epoch = trainer.current_epoch
         elif trainer.should_stop and self.wait_count >= self.patience:
-            waited, best = trainer.current_epoch - self._best_epoch, self.best_score.item()
-            trainer.lightning_module.print(
-                f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {self.monitor} has not "
-                f"risen for {waited} epochs, since {best:.4g} in epoch {self._best_epoch + 1}"
+            task: Any = trainer.lightning_module
+            waited = trainer.current_epoch - self._best_epoch
+            label, factor, digits = getattr(task, "summary", {}).get(self.monitor, (self.monitor, 1, 4))
+            best = f"{factor * self.best_score.item():.{digits}f}"
+            task.print(
+                f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {label} has not "
+                f"risen for {waited} epochs, since {best} in epoch {self._best_epoch + 1}"
             )

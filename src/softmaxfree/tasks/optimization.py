@@ -46,7 +46,7 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
         return lr
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
     if batch_size is None:
-        raise InputError(f"model.lr_scaling = {scaling!r} needs a data module with a batch_size")
+        raise InputError(f"model.lr_scaling {scaling} needs a data module with a batch_size")
     ratio = batch_size * trainer.world_size * trainer.accumulate_grad_batches / base_batch
     return lr * (ratio if scaling == "linear" else math.sqrt(ratio))
 
@@ -117,7 +117,10 @@ def create_schedule(
         InputError: the trainer has no number of epochs, or "multistep" no milestones.
     """
     if not trainer.max_epochs or trainer.max_epochs < 0:
-        raise InputError("trainer.max_epochs must be given, since the learning rate follows it")
+        raise InputError(
+            f"trainer.max_epochs must be a whole number, 1 or more, since the learning rate follows it; got "
+            f"{'nothing' if trainer.max_epochs is None else trainer.max_epochs}"
+        )
     if name == "multistep" and not decay_milestones:
         raise InputError("model.decay_milestones must be given for model.sched 'multistep', such as [8, 11]")
     in_epochs: Any = {  # whose fractions timm's types do not know

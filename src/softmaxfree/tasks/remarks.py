@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["nothing_found", "one_class_for_all"]
 
+_FEW_EPOCHS = 10  # within which a model from scratch may not have begun to tell classes apart
+
 
 def one_class_for_all(confusion: Tensor, unit: str, task: "AbstractTask") -> str:
     """Return a line where one class is given to all samples though there are others, else "".
@@ -31,7 +33,7 @@ def one_class_for_all(confusion: Tensor, unit: str, task: "AbstractTask") -> str
     share = there[number].item() / confusion.sum().item()
     return (
         f"every {unit} of the validation is given one class, {_name(task, number)!r}, which {100 * share:.1f} % of "
-        f"them are: try {_rates(task)} or class weights (--model.class_weights=auto)"
+        f"them are: try {_more_epochs(task)}{_rates(task)} or class weights (--model.class_weights auto)"
     )
 
 
@@ -50,6 +52,11 @@ def nothing_found(found: int, task: "AbstractTask") -> str:
     if found or early:
         return ""
     return f"nothing is found in any image of the validation: try more epochs, {_rates(task)}"
+
+
+def _more_epochs(task: "AbstractTask") -> str:
+    epochs = task.trainer.max_epochs
+    return f"more epochs (trainer.max_epochs is {epochs}), " if epochs and 0 < epochs < _FEW_EPOCHS else ""
 
 
 def _rates(task: "AbstractTask") -> str:

@@ -29,21 +29,23 @@ class SegmentationTask(AbstractTask):
     may be that of the original image.
 
     Args:
-        name: backbone: model of timm, ours included.
-        num_classes: of the labels.
-        head: `"upernet"`, `"semantic_fpn"` or a decoder of segmentation_models_pytorch such as `"unet"`.
-        model_args: further arguments of `timm.create_model`, such as `drop_path_rate`.
-        head_args: further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`; "auto" makes the head
-            as slim as the backbone.
-        auxiliary_weight: of the loss of the auxiliary head, where the head has one.
-        class_weights: weight of each class in the losses; null weighs all alike.
-        ignore_index: label of the pixels that count nowhere.
-        evaluation: whole images at once, or windows that slide over them.
-        scales: ratios to its size at which an image is evaluated, the probabilities averaged; null is its size alone.
-        window: height and width of the windows, pixels.
-        stride: from one window to the next, pixels.
-        grad_checkpointing: recompute the backbone in the backward pass, to save memory.
-        **kwargs: how to optimize, see `AbstractTask`.
+        name: Name of the backbone, any model of timm's or ours; `softmaxfree models` lists ours.
+        num_classes: Number of classes in the labels, without what is ignored.
+        head: Kind of the head: "upernet", "semantic_fpn" or a decoder of segmentation_models_pytorch such as "unet".
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        head_args: Further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`; null for none, "auto"
+            for a head that is as slim as the backbone.
+        auxiliary_weight: Weight of the auxiliary head's loss, where the head has one.
+        class_weights: Weight of each class in the training loss; null gives all classes the same weight.
+        ignore_index: Label of the pixels that count neither in the loss nor in the scores.
+        evaluation: How an image is evaluated: "whole" at once, or in windows that "slide" over it.
+        scales: Ratios to its size at which an image is evaluated, with the probabilities averaged; null for its own
+            size alone.
+        window: Height and width of the sliding windows, in pixels.
+        stride: Distance from one sliding window to the next, down and across, in pixels.
+        grad_checkpointing: Whether the backbone is computed again in the backward pass, which saves memory and costs
+            time.
+        **kwargs: How to optimize, see `AbstractTask`.
     """
 
     monitor = "val/miou"
@@ -74,11 +76,13 @@ class SegmentationTask(AbstractTask):
     ) -> None:
         super().__init__(**kwargs)
         arguments = self.start_args(model_args)
-        self.model: Any = Segmenter(head, name, num_classes, model_args=arguments, head_args=head_args)
+        with self.naming_arguments():
+            weights = weights_of(class_weights, num_classes)
+            self.model: Any = Segmenter(head, name, num_classes, model_args=arguments, head_args=head_args)
         if grad_checkpointing:
             self.model.set_grad_checkpointing()
         self.start()
-        self.register_buffer("class_weights", weights_of(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
         counted: dict[str, Any] = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
         self.pixel_accuracy = MulticlassAccuracy(**counted, average="micro")

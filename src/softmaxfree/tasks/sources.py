@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import timm
 from torch import Tensor
 
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.creation import check_name, create_model
 from softmaxfree.tasks.sharding import is_sharded, read_sharded
 from softmaxfree.weights import read_notes, read_weights
@@ -51,7 +51,7 @@ def read_source(given: str) -> Source:
     Raises:
         InputError: there is no such thing, or it cannot be read.
     """
-    path = Path(given.removeprefix(_LOCAL))
+    path = Path(given.removeprefix(_LOCAL)).expanduser()
     if path.exists():
         return _of_file(_within(path))
     if given.startswith(_LOCAL) or not (":" in given or timm.is_model(given.split(".")[0])):
@@ -62,6 +62,8 @@ def read_source(given: str) -> Source:
     try:
         check_name(given)
         net = create_model(given, pretrained=True)
+    except NoWeightsError as error:
+        raise InputError(f"model.init_from: {error.on_command_line('--init-from')}") from error
     except InputError as error:
         raise InputError(f"model.init_from: {error}") from error
     names = [str(name) for name in net.pretrained_cfg.get("label_names") or ()]

@@ -31,10 +31,12 @@ class Started(NamedTuple):
 
     Attributes:
         told: in one line: what was loaded, left out and made anew.
+        told_anew: the same line, if the layers of the classes are made anew after all.
         first: what the layers of the classes held before, where they were loaded; empty where they were not.
     """
 
     told: str
+    told_anew: str
     first: dict[str, Tensor]
 
 
@@ -91,9 +93,14 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.init_from: {source.where} does not fit {name}: {reason}") from error
-    left = [*(them[canonical] for canonical in extra), *(key for key in classes if not first)]
-    new = [key for key in own if key not in taken and not key.endswith(NAME)]
-    return Started(_told(model, source, num_classes, taken, left, new, told), first)
+
+    def line(loaded: _Weights, of_classes: bool) -> str:
+        left = [*(them[canonical] for canonical in extra), *(() if of_classes else classes)]
+        new = [key for key in own if key not in loaded and not key.endswith(NAME)]
+        return _told(model, source, num_classes, loaded, left, new, told)
+
+    without = {key: value for key, value in taken.items() if key not in first}
+    return Started(line(taken, bool(first)), line(without, False), first)
 
 
 def told_of_timm(model: nn.Module, num_classes: int) -> str:

@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from softmaxfree.arguments import require
-from softmaxfree.errors import InputError
+from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
@@ -31,12 +33,13 @@ from softmaxfree.tasks.optimization import (
 )
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.tasks.sources import read_source
-from softmaxfree.tasks.start import start, told_of_timm
+from softmaxfree.tasks.start import Started, start, told_of_timm
 from softmaxfree.tasks.watching import AbstractWatchedTask
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
 
+_SHOWN = 4  # classes named in a line
 _log = logging.getLogger(__name__)
 _HIGHEST = dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"), math.inf)
 _HIGHEST["label_smoothing"] = 1.0  # all from 0 on
@@ -46,26 +49,29 @@ class AbstractTask(AbstractWatchedTask):
     """Trains `self.model`, which a subclass builds by its arguments `name`, `num_classes` and `model_args`.
 
     Args:
-        opt: optimizer, one of `timm.optim.list_optimizers()`.
-        opt_args: its further arguments, such as `betas`.
-        lr: peak learning rate.
-        lr_scaling: how `lr` follows the images an update (batch x processes x accumulated steps).
-        base_batch: images an update for which `lr` is meant.
-        weight_decay: of weights; biases, norms and what the model exempts have none.
-        layer_decay: factor on the rate from each layer to the one before it; null for one rate.
-        sched: shape of the decay, by timm.
-        warmup_epochs: length of the linear warm-up; a fraction is allowed.
-        warmup_lr: where it starts.
-        min_lr: where the decay ends.
-        decay_milestones: epochs after which "multistep" lowers the rate.
-        decay_rate: by which factor "multistep" does; the power of "poly".
-        ema_decay: of the moving average of the weights, which is validated and kept; null for none.
-        ema_warmup: start with a shorter average, over the last tenth of the updates so far, until that is as long as
-            `ema_decay` tells: else a short run keeps the first weights. false for a constant decay.
-        init_from: weights to start from: folder of a run, `.ckpt`, folder or file of weights, name of timm or of a hub,
-            or "pretrained" for timm's weights of `name`. A head of other classes is made anew; see `loaded`.
-        freeze: "backbone" trains the head alone: the backbone gets no gradients, and stays in evaluation mode.
-        backbone_lr_scale: factor on the rate of the backbone's weights, beside that of `layer_decay`.
+        opt: Name of the optimizer, one of `timm.optim.list_optimizers()`.
+        opt_args: Further arguments of the optimizer, such as `betas`; null for none.
+        lr: Peak learning rate.
+        lr_scaling: How `lr` follows the number of images in an update (batch x processes x accumulated steps).
+        base_batch: Number of images in an update for which `lr` is meant; used where `lr_scaling` is not none.
+        weight_decay: Weight decay of the optimizer; biases, norms and what the model exempts have none.
+        layer_decay: Factor on the learning rate from each layer to the one before it; null for the same rate in all.
+        sched: Shape of the decay of the learning rate, one of timm's schedules.
+        warmup_epochs: Length of the linear warm-up of the learning rate, in epochs; a fraction is allowed.
+        warmup_lr: Learning rate at the start of the warm-up.
+        min_lr: Learning rate at the end of the decay.
+        decay_milestones: Epochs after which the schedule "multistep" lowers the learning rate; null for the others.
+        decay_rate: Factor by which the schedule "multistep" lowers the learning rate; for "poly" its power.
+        ema_decay: Decay of the moving average of the weights, from 0 to 1. The average is validated and kept; null for
+            no average.
+        ema_warmup: Whether the average starts shorter than `ema_decay` says: over the last tenth of the updates so far.
+            Without it a short run keeps the first weights.
+        init_from: Weights to start from: a run's folder, a checkpoint, a file or folder of weights, a name of timm
+            or of a hub, or "pretrained" for the published weights of `name`; null starts from random weights. A head
+            for other classes is made anew.
+        freeze: Part of the model that does not train: "backbone" trains the head alone, with the backbone in
+            evaluation mode; "none" trains all.
+        backbone_lr_scale: Factor on the learning rate of the backbone's weights, on top of `layer_decay`.
     """
 
     monitor: ClassVar[str]
@@ -108,11 +114,14 @@ class AbstractTask(AbstractWatchedTask):
         check_optimizer(opt)
         require(freeze in ("none", "backbone"), "model.freeze", freeze, "none or backbone")
         require(0 < backbone_lr_scale < math.inf, "model.backbone_lr_scale", backbone_lr_scale, "above 0 and finite")
+        allowed = "a file, a folder, a name or null"
+        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, allowed)
         self._init_from = init_from
         self.loaded = ""
         """In one line: what the model started from, what was left out and what made anew; "" from scratch."""
-        self._first: tuple[list[str], dict[str, Tensor]] = [], {}  # classes of a loaded head, and its first weights
-        self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
+        self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
+        with self.naming_arguments():
+            self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
 
     @property
     def num_trained(self) -> int:
@@ -138,6 +147,27 @@ class AbstractTask(AbstractWatchedTask):
             )
         return arguments | ({"pretrained": True} if self._init_from == "pretrained" else {})
 
+    @contextmanager
+    def naming_arguments(self) -> Iterator[None]:
+        """Let an error that begins with an argument of the task name it as the command does: `model.name`.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: the error.
+        """
+        try:
+            yield
+        except NoWeightsError as error:
+            key = "init_from" if self._init_from else "model_args.pretrained"
+            raise InputError(f"model.{key}: {error.on_command_line('--init-from')}") from error
+        except InputError as error:
+            first = re.match(r"\w+", str(error))
+            if first and first[0] in self.hparams:
+                raise InputError(f"model.{error}") from error
+            raise
+
     def start(self) -> None:
         """Load what the run starts from, and freeze what does not train; a subclass calls it once it has its model.
 
@@ -149,8 +179,8 @@ class AbstractTask(AbstractWatchedTask):
             self.loaded = told_of_timm(self.model, h["num_classes"])
         elif self._init_from:
             source = read_source(self._init_from)
-            self.loaded, first = start(self.model, h["name"], h["num_classes"], source)
-            self._first = source.class_names, first
+            started = start(self.model, h["name"], h["num_classes"], source)
+            self.loaded, self._first = started.told, (source.class_names, started)
         if h["freeze"] == "backbone":
             freeze_backbone(self.model)
             frozen = f"the backbone is frozen, {self.num_trained:,} parameters train"
@@ -206,14 +236,13 @@ class AbstractTask(AbstractWatchedTask):
 
     def _renew_head(self) -> None:
         """Make the layers of the classes anew where the weights had as many, but others than the data."""
-        (theirs, first), self._first = self._first, ([], {})
+        (theirs, started), self._first = self._first, ([], None)
         names = [str(name) for name in getattr(getattr(self._trainer, "datamodule", None), "class_names", None) or ()]
-        if first and theirs and names and theirs != names:
-            self.model.load_state_dict({**self.model.state_dict(), **first})
-            layers = sorted({name.rpartition(".")[0] for name in first})
-            self.loaded += (
-                f"; made anew: {', '.join(layers)}, as the classes there are others ({', '.join(theirs[:4])})"
-            )
+        if started and started.first and theirs and names and theirs != names:
+            self.model.load_state_dict({**self.model.state_dict(), **started.first})
+            more = ", ..." if len(theirs) > _SHOWN else ""
+            others = f", as the classes there are others ({', '.join(theirs[:_SHOWN])}{more})"
+            self.loaded = self.loaded.replace(started.told, started.told_anew + others)
 
     def configure_model(self) -> None:
         """Shard the model where the strategy is Lightning's `ModelParallelStrategy`."""

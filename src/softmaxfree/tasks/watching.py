@@ -27,7 +27,6 @@ class AbstractWatchedTask(LightningModule):
         super().__init__()
         self.train_loss = MeanMetric(nan_strategy="disable")  # others ask the device at each step
         self._unchecked: list[tuple[str, Tensor]] = []
-        self._warned = False
         self.remark = ""
         """After a validation: what is wrong with all its predictions together, in one line; "" if nothing is."""
 
@@ -75,7 +74,7 @@ class AbstractWatchedTask(LightningModule):
         self._check_losses()
 
     def note(self, remark: str) -> None:
-        """Take the remark of a validation, and warn of it: once the warm-up is over, and again only after a good one.
+        """Take the remark of a validation; warn of it where no training follows or went before, which tells it last.
 
         Args:
             remark: a line, the same in all processes; "" if nothing is wrong.
@@ -83,17 +82,9 @@ class AbstractWatchedTask(LightningModule):
         trainer = self.trainer
         if trainer.sanity_checking:
             return
-        warming_up = trainer.state.fn == TrainerFn.FITTING and trainer.current_epoch < self.hparams["warmup_epochs"]
-        if remark and not self._warned and not warming_up:
+        if remark and trainer.state.fn != TrainerFn.FITTING and not trainer.global_step:
             self._tell(remark)
-        self._warned = bool(remark) and not warming_up
         self.remark = remark
-
-    def on_train_end(self) -> None:
-        """Repeat the remark of the last validation, if there is one."""
-        if self.remark:
-            self._tell(f"the run ends, and {self.remark}")
-            self._warned = True
 
     def _tell(self, line: str) -> None:
         if self.trainer.is_global_zero:
