@@ -9,7 +9,9 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from softmaxfree_cli.failures import mendable, notes
 from softmaxfree_cli.stops import Signals
@@ -74,7 +76,19 @@ def _act(name: str | None, tokens: list[str], signals: Signals) -> None:
         arguments = parse(name or tokens[0], behind)
         command = importlib.import_module(COMMANDS[str(name)])
         signals.raises = True
-        command.run(**arguments)
+        with _plain_warnings():
+            command.run(**arguments)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows a warning as what it says, without the line of code that it comes from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning   {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _failed(label: str, name: str | None, error: BaseException, *, traceback: bool) -> int:
