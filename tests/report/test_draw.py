@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from softmaxfree.report.draw import draw_samples
 
 from softmaxfree.drawing import colour, overlay
+from softmaxfree.report.draw import draw_samples
 
 NAMES = ["background", "Straße", "tree"]
 
