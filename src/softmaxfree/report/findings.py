@@ -162,7 +162,7 @@ def _small_validation(summary: Summary) -> str:
     if not images or images >= _FEW_IMAGES or "val/top1" not in summary["metrics"]:
         return ""
     return (
-        f"The validation measured {images} images: one of them is {100 / images:.1f} percentage points of top-1, and "
+        f"{images} validation images were measured: one of them is {100 / images:.1f} percentage points of top-1, and "
         "another choice of images may give a score that differs by several of these."
     )
 
