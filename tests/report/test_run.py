@@ -139,6 +139,8 @@ def test_what_is_worth_knowing(finished):
         "1 class is far below the others in recall: ugly 16.7 %; half of the others have 95.0 % or more. "
         "More images of such a class, or model.class_weights auto, may help."
     ]
+    weighed = summary | {"settings": {"model.class_weights": [[1.0, 2.0, 3.0], "auto: inverse square root"]}}
+    assert "More images of such a class may help." in told(weighed, [[300, 0, 0], [30, 270, 0], [250, 0, 50]])[0]
     assert told(summary, [[300, 0, 0], [0, 300, 0], [150, 0, 150]]) == []
     remarked = told(summary | {"remark": "nothing is found: try more epochs"}, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])
     assert remarked == ["Nothing is found: try more epochs."]
