@@ -151,8 +151,11 @@ def _weak(summary: Summary) -> str:
     more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
     weighed, _ = summary["settings"].get("model.class_weights", (None, ""))  # or it is a detector, which has none
     weighs = ", or model.class_weights auto," if weighed is None and summary["task"] != "DetectionTask" else ""
-    far = f"{'1 class is' if len(weak) == 1 else f'{len(weak)} classes are'} far below the others in {column}"
-    return f"{far}: {shown}{more}; half of the others have {100 * weak[0][2]:.1f} % or more. More images of such a class{weighs} may help."
+    far = "1 class is" if len(weak) == 1 else f"{len(weak)} classes are"
+    return (
+        f"{far} far below the others in {column}: {shown}{more}; half of the others have {100 * weak[0][2]:.1f} % or "
+        f"more. More images of such a class{weighs} may help."
+    )
 
 
 def _small_validation(summary: Summary) -> str:
