@@ -28,12 +28,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Make links as they are in the repository fit the site, and put tables in the places marked for them."""
+    """Make links as they are in the repository fit the site, and put tables in the places marked for them.
+
+    The line below a mark is for those who read the page in the repository.
+    """
     if page.file.src_uri == "index.md":
         markdown = markdown.replace("](docs/", "](")
     elif page.file.generated_by is None:  # of `docs`, which is the top of the site
         markdown = markdown.replace("](../", "](")
-    return re.sub(r"<!-- table: (\w+) ?(\S*) -->", _table, markdown)
+    return re.sub(r"<!-- table: (\w+) ?(\S*) -->\n.+", _table, markdown)
 
 
 def _table(marked: re.Match[str]) -> str:

@@ -277,7 +277,6 @@ def test_a_missing_module_that_no_extra_brings_is_a_bug(name, command):
 @pytest.mark.parametrize(
     ("hidden", "argv"),
     [
-        ("pycocotools", ["train", "scenes_detection"]),
         ("matplotlib", ["train", "digits"]),
         ("lightning", ["train", "digits"]),
         ("jsonargparse", ["train", "digits"]),

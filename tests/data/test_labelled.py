@@ -133,7 +133,8 @@ def test_equal_files_on_both_sides_are_told(photos):
     contents = {
         split: [(photos / f).read_bytes() for f, s in data.split_rows if s == split] for split in ("train", "val")
     }
-    assert told == sum(content in contents["train"] for content in contents["val"])
+    assert told == data.also_trained_on == sum(content in contents["train"] for content in contents["val"])
+    assert data.remarks == [str(caught[0].message)]
 
 
 @pytest.mark.parametrize("names", ["train val", "Train VALIDATION", "training dev", "train valid", "TRAIN test"])

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -29,6 +30,20 @@ def test_several_runs_on_one_page(two):
     ]
     assert text.count("<svg") == 4  # training loss, and three metrics
     assert compare(two) == page  # an earlier page of ours may be replaced
+
+
+def test_nothing_is_compared_across_tasks(two):
+    file = two[1] / "summary.json"
+    summary = json.loads(file.read_text())
+    summary |= {"task": "SegmentationTask", "labels": {"val/loss": ["validation loss", 1, 4]}}
+    file.write_text(json.dumps(summary))
+    text = compare(two).read_text(encoding="utf-8")
+    assert "These runs are of classification and segmentation." in text
+    assert "<b>0" not in text[text.index('id="scores"') : text.index('id="different"')]
+    for task in ("classification", "segmentation"):
+        assert len(re.findall(rf"<td>validation loss, {task}</td>.*</tr>", text)) == 1
+    assert text.count("<svg") == 4 + 2
+    assert "<th>digits/0</th><th>digits/1</th>" in text
 
 
 def test_a_page_is_never_written_over_another_file(two, tmp_path):

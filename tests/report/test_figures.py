@@ -45,6 +45,17 @@ def test_one_loss_far_from_all_others_does_not_squeeze_them(outlier):
     assert axes.get_title(loc="right").startswith("outside this axis: 1")
 
 
+def test_a_percentage_has_no_axis_beyond_100():
+    (axes,) = axes_of(val_top1=[0.0, 0.5, 1.0])
+    assert axes.get_ylim() == (0, 100)
+
+
+def test_losses_beside_each_other_have_axes_of_one_kind():
+    rows = [{"epoch": 0, "train/loss": 1.0}, {"epoch": 1, "train/loss": 0.9}]
+    figure = draw_curves(panels_of(curves_of(rows, LABELS)), "", logarithmic=True)
+    assert figure.axes[0].get_yscale() == "log"
+
+
 def test_no_curve_is_left_outside():
     (axes,) = axes_of(val_top1=[0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], val_small=[None] * 6 + [0.01])
     low, high = axes.get_ylim()

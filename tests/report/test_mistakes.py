@@ -46,10 +46,10 @@ def test_a_segmented_image_is_as_bad_as_its_areas_differ():
     logits = torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1).float()
     task = answering([logits], num_classes=3, ignore_index=255)
     (judged,) = judge_segmented(task, ([torch.rand(3, 40, 50)], [truth]), NAMES, CONFIG)
-    assert judged.numbers == {"iou": 0.25, "accuracy": 0.5, "pixels": 1500}  # 1/2 of cat, nothing of dog
+    assert judged.numbers == {"classes": [0, 1], "iou": 0.25, "accuracy": 0.5, "pixels": 1500}  # 1/2 of cat, no dog
     assert judged.badness == 0.75
     assert {name: picture.size for name, picture in judged.paint().items()} == dict.fromkeys(
-        ("image", "truth", "prediction"), (50, 40)
+        ("image", "truth", "prediction"), (200, 160)
     )
 
 
@@ -76,7 +76,7 @@ def test_missed_objects_and_false_ones_are_counted():
     }
     task = answering([found])
     (judged,) = judge_detected(task, ([torch.rand(3, 40, 50)], [truth]), NAMES, CONFIG)
-    assert judged.numbers == {"objects": 3, "missed": [[1, 2]], "false": [[0, 1], [2, 1]]}
+    assert judged.numbers == {"classes": [0, 1, 2], "objects": 3, "missed": [[1, 2]], "false": [[0, 1], [2, 1]]}
     assert judged.badness == 4
     assert set(judged.paint()) == {"truth", "prediction"}
 
@@ -88,7 +88,7 @@ def test_an_image_without_objects_and_detections_is_right():
     assert judged.badness == 0
     one = {"boxes": boxes([0, 0, 9, 9]), "labels": torch.tensor([1])}
     (judged,) = judge_detected(task, ([torch.rand(3, 40, 50)], [one]), NAMES, CONFIG)
-    assert judged.numbers == {"objects": 1, "missed": [[1, 1]], "false": []}
+    assert judged.numbers == {"classes": [1], "objects": 1, "missed": [[1, 1]], "false": []}
 
 
 class Photos(Dataset):
@@ -119,6 +119,8 @@ class PhotoModule(AbstractImagesDataModule):
 def test_unreadable_images_are_left_out_and_the_others_named_below_the_root():
     task = ClassificationTask("soft_nano", 3, model_args={"in_chans": 1})
     task.forward = lambda images: torch.tensor([[0.0, 5.0, 0.0]]).expand(len(images), 3)
-    found = look_for_mistakes(task, PhotoModule(), torch.device("cpu"))
-    assert (found.looked_at, found.of, found.wrong) == (4, 7, 4)
+    data = PhotoModule()
+    found = look_for_mistakes(task, data, torch.device("cpu"))
+    assert (found.looked_at, found.of, found.wrong) == (4, 4, 4)
+    assert data.left_out_images == {"val": [f"/photos/val/cat/{i}.jpg: OSError: broken" for i in (0, 3, 6)]}
     assert sorted(item["file"] for item in found.items) == [f"val/cat/{i}.jpg" for i in (1, 2, 4, 5)]

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from softmaxfree.cli import train
-from softmaxfree.report import compare
+from softmaxfree.report import compare, note_part
 from softmaxfree.report.findings import confusion_counts, findings
+from softmaxfree.report.summary import data_name, shown_labels
 from tests.cli.quick_run import overrides, read_csv
 
 CODE = "<script>alert(1)</script>"
@@ -102,7 +103,7 @@ def test_a_run_without_validation_says_so(tmp_path):
     assert json.loads(text(run / "summary.json"))["best_epoch"] is None
 
 
-def told(summary, counts):
+def told(summary, counts, **data):
     cells = [[i, j, count] for i, row in enumerate(counts) for j, count in enumerate(row) if count]
     names = ["good", "bad", "ugly"]
     total = sum(map(sum, counts))
@@ -110,7 +111,8 @@ def told(summary, counts):
         summary
         | {
             "confusion": {"of": "images", "images": total, "classes": 3, "cells": cells},
-            "data": summary["data"] | {"class_names": names, "num_images": {"val": total}},
+            "data": summary["data"] | {"class_names": names, "num_images": {"val": total}} | data,
+            "class_scores": {"recall": [row[i] / sum(row) if sum(row) else None for i, row in enumerate(counts)]},
             "metrics": {"val/top1": sum(counts[i][i] for i in range(3)) / total},
         }
     )
@@ -127,10 +129,90 @@ def test_what_is_worth_knowing(finished):
     assert guessing[1] == "1 class (ugly) is never predicted in the validation."
     assert told(summary, [[300, 0, 0], [0, 300, 0], [0, 0, 300]]) == []
     assert "1 class (ugly) is without images in the validation" in told(summary, [[300, 0, 0], [0, 300, 0], [0] * 3])[0]
+    small = told(summary, [[10, 0, 0], [0, 6, 0], [0, 0, 4]], num_images={"val": 22, "train": 60})
+    assert small[0].startswith("20 validation images were measured: one of them is 5.0 percentage points")
     assert "one of them is 5.0 percentage points" in told(summary, [[10, 0, 0], [1, 5, 0], [0, 0, 4]])[0]
     one_sided = told(summary, [[200, 0, 0], [200, 100, 0], [200, 0, 100]])
     assert one_sided[0] == "The model gives one class, good, to 75 % of the images, and 25 % are of it."
+    weak = told(summary, [[300, 0, 0], [30, 270, 0], [250, 0, 50]])
+    assert weak == [
+        "1 class is far below the others in recall: ugly 16.7 %; half of the others have 95.0 % or more. "
+        "More images of such a class, or model.class_weights auto, may help."
+    ]
+    weighed = summary | {"settings": {"model.class_weights": [[1.0, 2.0, 3.0], "auto: inverse square root"]}}
+    assert "More images of such a class may help." in told(weighed, [[300, 0, 0], [30, 270, 0], [250, 0, 50]])[0]
+    assert told(summary, [[300, 0, 0], [0, 300, 0], [150, 0, 150]]) == []
     remarked = told(summary | {"remark": "nothing is found: try more epochs"}, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])
     assert remarked == ["Nothing is found: try more epochs."]
     longer = summary | {"epochs": [*summary["epochs"], *summary["epochs"]], "best_epoch": 4}
     assert told(longer, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])[0].startswith("The best epoch is the last of 4")
+
+
+def test_what_the_data_has_to_tell(finished, change):
+    summary = json.loads(text(finished / "summary.json"))
+    data = {
+        "num_images": {"train": 40, "val": 302},
+        "left_out": {
+            "train": {"images": 0, "first": []},
+            "val": {"images": 2, "first": ["a.jpg: cut off", "b.jpg: empty"]},
+        },
+        "remarks": ["photos: 3 validation images are also trained on"],
+        "also_trained_on": 3,
+    }
+    lines = told(summary, [[150, 0, 0], [0, 150, 0], [0, 0, 0]], **data)
+    assert lines == [
+        "2 of 302 validation images cannot be read and were left out: a.jpg: cut off; b.jpg: empty.",
+        "photos: 3 validation images are also trained on.",
+        "1 class (ugly) is without images that can be read in the validation, so nothing is known of it.",
+    ]
+    page = text(compare([change(lambda s: s["data"].update(data))]))
+    assert "which the model was not trained on" not in page
+    assert "(3 of which the model was trained on, too: see above)" in page
+    assert "which the model was not trained on" in text(finished / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("task", "confusion", "counted"),
+    [("ClassificationTask", True, "images"), ("SegmentationTask", True, "pixels"), ("DetectionTask", False, "boxes")],
+)
+def test_what_is_counted_of_a_class(change, task, confusion, counted):
+    def replace(summary):
+        summary["task"] = task
+        if not confusion:
+            summary |= {"confusion": None, "class_scores": {"box AP": [0.9] * 9 + [None]}}
+        summary["mistakes"]["items"] = []
+
+    page = text(compare([change(replace)]))
+    assert f"<th>{counted} trained on</th>" in page
+    assert ("1 class (9) is without objects in the validation" in page) == (task == "DetectionTask")
+
+
+def test_top5_of_five_classes_is_not_shown(finished):
+    labels = json.loads(text(finished / "summary.json"))["labels"]
+    assert "val/top5" in labels
+    assert "val/top5" not in shown_labels(labels, 5)
+    assert "val/top5" in shown_labels(labels, 6)
+
+
+def test_parts_of_a_resumed_run(tmp_path, finished, change):
+    first = {"model.lr": (0.003, "auto: from scratch"), "data.root": ("photos", "given")}
+    note_part(tmp_path, first, "softmaxfree train classification --data.root photos")
+    parts = note_part(tmp_path, {"trainer.max_epochs": (9, "given")}, "softmaxfree train again", 3)
+    assert parts == note_part(tmp_path, {"trainer.max_epochs": (9, "given")}, "softmaxfree train again", 3)
+    assert set(parts["settings"]) == {"model.lr", "data.root", "trainer.max_epochs"}
+    assert [part["resumed_from"] for part in parts["parts"]] == [None, 3]
+    run = change(lambda summary: summary.update(settings={"model.lr": [1, "given"]}, command="the first"))
+    parts = note_part(run, {}, "the second", 2)  # of a run that left a summary alone
+    assert parts["settings"] == {"model.lr": [1, "given"]}
+    page = text(compare([change(lambda summary: summary.update(resumed=parts["parts"][1:]))]))
+    assert "resumed after epoch 2 with" in page
+    assert page.index("the first") < page.index("the second")
+
+
+def test_data_has_its_own_name():
+    assert data_name({"data": {"root": "a/photos/"}}) == "photos"
+    assert (
+        data_name({"data": {"root": None, "train_json": "a/boxes.json"}, "datamodule": "x.CocoDataModule"}) == "boxes"
+    )
+    assert data_name({"data": {"source": "hfds/ethz/food101", "root": "cache"}}) == "food101"
+    assert data_name({"data": {"batch_size": 2}, "datamodule": "x.DigitsDataModule"}) == "digits"

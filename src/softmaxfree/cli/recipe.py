@@ -176,11 +176,11 @@ def run_settings(
     """What section `run` of a recipe takes.
 
     Args:
-        seed: of weights, order of the images, augmentation and split.
-        threads: of torch, a process; null for as many as torch takes.
-        keep_memory: keep freed memory for the next step rather than return it to the system.
-        early_stopping: epochs without a better score after which a run ends, in the second half of its epochs; null
-            for never.
+        seed: Seed of the first weights, the order of the images, the augmentation and the split.
+        threads: Number of torch's threads in each process; null leaves the choice to torch.
+        keep_memory: Whether freed memory is kept for the next step rather than returned to the system.
+        early_stopping: Number of epochs without a better score after which the run ends; only the second half of the
+            epochs counts; null turns it off.
     """
 
 

@@ -22,6 +22,7 @@ from softmaxfree.cli.recorded import SPLIT, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.errors import InputError
 from softmaxfree.printing import printable
+from softmaxfree.report import note_part
 from softmaxfree.report import write as write_report
 from softmaxfree.report.draw import draw_samples
 from softmaxfree.tasks import ClassificationTask
@@ -106,14 +107,19 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     if checkpoint is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         print(_goes_on(checkpoint, job.trainer["max_epochs"]), flush=True)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
-    begin = LambdaCallback(on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir))
+    command = shlex.join(
+        ["softmaxfree", "train", recipe, *overrides, *(["--resume", str(checkpoint)] if checkpoint else [])]
+    )
+    done = read_record(checkpoint).epoch + 1 if checkpoint is not None else None
+    begin = LambdaCallback(
+        on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir, command, done)
+    )
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     with resumable(run_dir):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
         if not job.trainer["fast_dev_run"]:  # which keeps nothing
-            command = shlex.join(["softmaxfree", "train", recipe, *overrides])
-            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), command)
+            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), command, done)
     return run_dir
 
 
@@ -184,7 +190,15 @@ def _trainer(job: Job, run_dir: Path, callbacks: list) -> Trainer:
     return create_trainer(arguments)
 
 
-def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer: Trainer, run_dir: Path) -> None:
+def _begin(
+    job: Job,
+    recipe: dict[str, Any] | None,
+    told: Sequence[str],
+    trainer: Trainer,
+    run_dir: Path,
+    command: str,
+    done: int | None,
+) -> None:
     """Note and tell what is run, once model, data and what a run goes on from are found to be good."""
     if trainer.is_global_zero:
         with atomic_write(run_dir / "config.yaml") as part:
@@ -194,6 +208,7 @@ def _begin(job: Job, recipe: dict[str, Any] | None, told: Sequence[str], trainer
                 part.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         if rows := getattr(job.data, "split_rows", ()):
             write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
+        note_part(run_dir, job.settings, command, done)
         for line in [*told, *_first_lines(job, trainer, run_dir)]:
             print(printable(line), flush=True)
 
@@ -221,7 +236,15 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float, command: str) -> None:
+def _finish(
+    job: Job,
+    trainer: Trainer,
+    run_dir: Path,
+    epochs: list[dict],
+    seconds: float,
+    command: str,
+    done: int | None,
+) -> None:
     """Measure the weights that are kept, and write what is left to write.
 
     They are the best; of a run without a validation the last.
@@ -258,6 +281,7 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         seconds=seconds,
         command=command,
         settings=job.settings,
+        resumed_from=done,
     )
     parameters = sum(p.numel() for p in whole.model.parameters())
     rows = [*summary_rows(job.task, metrics)] if metrics else []

@@ -223,7 +223,8 @@ class CocoDataModule(AbstractImagesDataModule):
         used = [own.folder / name for own in self._read.values() for name in own.names]
         roots = [self.root] if self.root else list(dict.fromkeys(own.folder for own in self._read.values()))
         unused = [unused_images(root, used, deep=root == self.root) for root in roots]
-        self._compared = [text for text in (*unused, equal_images(**sides)) if text]
+        self.also_trained_on, equal = equal_images(**sides) if len(sides) > 1 else (0, "")
+        self._compared = [text for text in (*unused, equal) if text]
 
     def _annotations(self, files: CocoFiles) -> CocoAnnotations:
         return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes)

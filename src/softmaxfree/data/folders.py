@@ -187,6 +187,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
             for split, listing in splits.listings.items()
         }
         self._counts, self._found = splits.class_counts, splits.found
+        self.remarks, self.also_trained_on = list(splits.remarks), splits.shared
         return datasets
 
     def _of_source(self) -> dict[str, Any]:

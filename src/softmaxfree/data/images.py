@@ -213,6 +213,10 @@ class AbstractImagesDataModule(LightningDataModule):
         """After `setup`: arguments that were "auto", each with its value and why."""
         self.split_rows: list[tuple[str, str]] = []
         """After `setup`: file, relative to the root, and split, where the images were split here; else empty."""
+        self.remarks: list[str] = []
+        """After `setup`: what somebody who reads the scores should know of the data, a sentence each."""
+        self.also_trained_on = 0
+        """After `setup`: validation images that are training images too, as far as that was looked for."""
 
     preparation: ClassVar[tuple[str, ...]] = ()
     """Arguments that say how an evaluated image is prepared, which validation and prediction take from a checkpoint."""
@@ -231,6 +235,12 @@ class AbstractImagesDataModule(LightningDataModule):
     def class_counts(self) -> tuple[int, ...]:
         """After `setup`: images (of masks: pixels) of each class in the training split; empty where unknown."""
         return ()
+
+    @property
+    def left_out_images(self) -> dict[str, list[str]]:
+        """Images of each split that this process could not read so far: each with its name and what is wrong."""
+        sets = {split: images for split, images in self._sets.items() if isinstance(images, ReadableImages)}
+        return {split: list(map(images.explain, images.unreadable())) for split, images in sets.items()}
 
     def decide(self, argument: str, value: Any, why: str) -> None:
         """Replace an argument that was "auto", also in what is saved with the weights.

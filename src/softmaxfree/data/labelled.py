@@ -34,12 +34,16 @@ class LabelledSplits:
         class_to_idx: label of each class, the same for both.
         rows: file, relative to the root, and split, where the images were split here; else empty.
         found: in one line what there is.
+        remarks: what was warned of.
+        shared: validation images that are training images too.
     """
 
     listings: dict[str, Listing]
     class_to_idx: dict[str, int]
     rows: list[tuple[str, str]]
     found: str
+    remarks: list[str]
+    shared: int
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -71,7 +75,7 @@ def find_splits(
     listings, where, unused = _list(root, train_csv, val_csv)
     for place, left_out in {listing.root: listing.left_out for listing in listings.values()}.items():
         warn_left_out(place, left_out)
-    listings, class_to_idx = _with_labels(listings, class_map)
+    listings, class_to_idx, remarks = _with_labels(listings, class_map)
     if len(class_to_idx) < 2:
         raise InputError(_one_class(listings, where))
     parts = [f"not used: {unused}"] if unused else []
@@ -81,15 +85,16 @@ def find_splits(
         listings, rows, how = _divide(listings["all"], where, split, seed)
     elif split not in (None, EVERY):
         raise InputError(f"data.split: {where} has a training and a validation split of its own")
+    unknown, shared = list[str](), 0
     if listings["train"].names or split != EVERY:
-        _check(listings, class_to_idx, where, drawn=bool(rows))
+        unknown, shared = _check(listings, class_to_idx, where, drawn=bool(rows))
     train, val = (len(listings[name].names) for name in ("train", "val"))
     parts.insert(0, f"{train} to train, {val} to validate{how}")
     if train + val > MOST_COMPARED:
         parts.append(f"not searched for equal files, as there are more than {MOST_COMPARED:,} images")
     classes = f"{len(class_to_idx)} classes ({_counted(listings, list(class_to_idx))})"
     found = printable(f"{where}: {train + val} images of {classes}; {'; '.join(parts)}")
-    return LabelledSplits(listings, class_to_idx, rows, found)
+    return LabelledSplits(listings, class_to_idx, rows, found, [*remarks, *unknown], shared)
 
 
 def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple[dict[str, Listing], Path, str]:
@@ -120,10 +125,11 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
     return {"train": listings["all"], "val": of_val["all"]}, table, ", ".join(filter(None, (unused, more)))
 
 
-def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int]]:
+def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int], list[str]]:
+    """The listings with their labels, and what was warned of."""
     if not class_map:
         names = sorted({name for listing in listings.values() for name in listing.classes}, key=natural_key)
-        return listings, {name: i for i, name in enumerate(names)}
+        return listings, {name: i for i, name in enumerate(names)}, []
     root = next(iter(listings.values())).root
     try:
         class_to_idx = load_class_map(class_map, str(root))
@@ -132,7 +138,7 @@ def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str
     if sorted(class_to_idx.values()) != list(range(len(class_to_idx))):
         count = len(class_to_idx)
         raise InputError(f"data.source_args.class_map must number {count} classes from 0 to {count - 1}")
-    kept = {}
+    kept, remarks = {}, []
     for split, listing in listings.items():
         keep = [i for i, name in enumerate(listing.classes) if name in class_to_idx]
         if left := len(listing.classes) - len(keep):
@@ -142,8 +148,9 @@ def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str
     if absent := [name for name in class_to_idx if name not in present]:
         if not present:
             raise InputError(f"data.source_args.class_map: {root} has images of none of its classes, {_named(absent)}")
-        rank_zero_warn(f"{root}: there are no images of {_named(absent)}, of data.source_args.class_map")
-    return kept, dict(sorted(class_to_idx.items(), key=lambda item: item[1]))
+        remarks.append(f"{root}: there are no images of {_named(absent)}, of data.source_args.class_map")
+        rank_zero_warn(remarks[-1])
+    return kept, dict(sorted(class_to_idx.items(), key=lambda item: item[1])), remarks
 
 
 def _divide(
@@ -169,8 +176,11 @@ def _divide(
     return listings, ([] if split else rows), how
 
 
-def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Path, drawn: bool) -> None:
-    """Compare the splits with each other: their classes, and whether they share images."""
+def _check(
+    listings: dict[str, Listing], class_to_idx: dict[str, int], where: Path, drawn: bool
+) -> tuple[list[str], int]:
+    """Compare the splits with each other: their classes, and how many images they share; also what was warned of."""
+    remarks = []
     train, val = (listings[split] for split in ("train", "val"))
     counts = {split: Counter(listing.classes) for split, listing in listings.items()}
     for split, name in (("train", "train on"), ("val", "validate")):
@@ -186,9 +196,13 @@ def _check(listings: dict[str, Listing], class_to_idx: dict[str, int], where: Pa
     if missing := only["train"]:
         why = "one image, which is trained on" if drawn else "no images in the validation split"
         has, score = ("has", "its score is") if len(missing) == 1 else ("have", "their scores are")
-        rank_zero_warn(f"{where}: {_named(missing)} {has} {why}: {score} not known")
-    if equal := equal_images(train, val):
-        rank_zero_warn(f"{where}: {equal}")
+        remarks.append(f"{where}: {_named(missing)} {has} {why}: {score} not known")
+    shared, equal = equal_images(train, val)
+    if shared:
+        remarks.append(f"{where}: {equal}")
+    for remark in remarks:
+        rank_zero_warn(remark)
+    return remarks, shared
 
 
 def _counted(listings: dict[str, Listing], names: Sequence[str]) -> str:

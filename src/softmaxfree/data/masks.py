@@ -199,7 +199,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             if own and absent:
                 parts.append(f"no pixel in {split} of {shown(absent)}")
         sides = {split: Listing.of_files(self.root, own) for split, own in names.items()}
-        parts += filter(None, [*folders.told, equal_images(**sides)])
+        self.also_trained_on, equal = equal_images(**sides)
+        parts += filter(None, [*folders.told, equal])
         return " ".join("; ".join(parts).split())  # one line, whatever the names
 
 

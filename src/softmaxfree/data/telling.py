@@ -21,22 +21,23 @@ def shown(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def equal_images(train: Listing, val: Listing) -> str:
-    """Return in words how many validation images are also trained on, byte for byte.
+def equal_images(train: Listing, val: Listing) -> tuple[int, str]:
+    """Return how many, and in words how many, validation images are also trained on, byte for byte.
 
     Args:
         train: training images.
         val: validation images.
 
     Returns:
-        One line; empty if there are none, if there are too many images to compare, and in all processes but the first.
+        The number and one line; 0 and empty if there are none, if there are too many images to compare, and in all
+        processes but the first.
     """
     few = len(train.names) + len(val.names) <= MOST_COMPARED
     if not few or rank_zero_only.rank != 0 or not (pairs := equal_files(train, val)):  # type: ignore[attr-defined]
-        return ""
+        return 0, ""
     first, second = pairs[0]
     same = f"{second} is on both sides" if first == second else f"{second} is the same file as {first}"
-    return (
+    return len(pairs), (
         f"{len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes the score "
         f"too good: {same}"
     )

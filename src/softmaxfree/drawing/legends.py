@@ -120,5 +120,6 @@ def _legend(lines: Sequence[Entry], heading: str, size: int, width: int, height:
         pen.rectangle((x, y + size // 8, x + size, y + size // 8 + size), fill=line.colour, outline="black")
         name = shortened(line.name, size, names + 1)
         pen.text((x + size + gap, y), name, fill="black", font=font_for(name, size))
-        pen.text((x + size + 2 * gap + names, y), line.note, fill="black", font=font_for("", size))
+        after = x + size + 2 * gap + font_for(name, size).getlength(name)  # close to its name
+        pen.text((after, y), line.note, fill="black", font=font_for("", size))
     return legend

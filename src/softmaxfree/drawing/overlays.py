@@ -29,22 +29,22 @@ def draw(image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence
     Returns:
         `(3, h, w)`, uint8.
     """
-    return pil_to_tensor(overlay(image, found, class_names))
+    return pil_to_tensor(overlay(image, found, class_names, empty="no objects"))
 
 
 def overlay(
-    image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence[str], scale: float = 1
+    image: Tensor, found: dict[str, Tensor] | Tensor, class_names: Sequence[str], scale: float = 1, empty: str = ""
 ) -> Image.Image:
     """Draw detections or the class of each pixel onto an image that is shown at another size.
 
-    Boxes have labels, best first, as far as there is room beside other labels. Where there is no object at all, the
-    picture says so.
+    Boxes have labels, best first, as far as there is room beside other labels.
 
     Args:
         image: as for `draw`.
         found: as for `draw`, in pixels of the image.
         class_names: name of each class.
         scale: side of the picture to that of the image.
+        empty: what is written into a picture without any object, where no legend tells it.
 
     Returns:
         The picture.
@@ -62,6 +62,8 @@ def overlay(
         return picture
     if "masks" in found:
         _draw_masks(picture, found["masks"], found["labels"])
+    if empty and not len(found["labels"]):
+        _write(picture, empty)
     _draw_boxes(picture, {key: value.cpu() for key, value in found.items()}, class_names, scale)
     return picture
 
@@ -106,10 +108,6 @@ def _draw_boxes(picture: Image.Image, found: dict[str, Tensor], class_names: Seq
     size = text_size(height, width)
     line = max(2, size // 7)
     labels = found["labels"].tolist()
-    if not labels:
-        text = shortened("no objects", size, width - size // 2)
-        label(pen, (0, 0, _width(text, size), line_height(size)), text, size, UNLABELLED)
-        return
     limits = torch.tensor([width - 1, height - 1, width - 1, height - 1])
     boxes = (found["boxes"] * scale).round().clamp(min=0).minimum(limits).int().tolist()
     for number, box in reversed(list(zip(labels, boxes, strict=True))):  # the best on top
@@ -125,6 +123,12 @@ def _draw_boxes(picture: Image.Image, found: dict[str, Tensor], class_names: Seq
         if where is not None:
             label(pen, where, text, size, colour(number))
             taken.append(where)
+
+
+def _write(picture: Image.Image, text: str) -> None:
+    size = text_size(picture.height, picture.width)
+    text = shortened(text, size, picture.width - size // 2)
+    label(ImageDraw.Draw(picture), (0, 0, _width(text, size), line_height(size)), text, size, UNLABELLED)
 
 
 def _width(text: str, size: int) -> int:

@@ -53,7 +53,7 @@ def contrast(ground: Colour) -> str:
 
 
 def place(box: Sequence[float], size: tuple[int, int], whole: tuple[int, int], taken: Sequence[Place]) -> Place | None:
-    """Find room for a label at a box, inside the picture and beside other labels.
+    """Find room for a label at a box, inside the picture and beside other labels; best where it hides no object.
 
     Args:
         box: left, top, right, bottom.
@@ -65,8 +65,8 @@ def place(box: Sequence[float], size: tuple[int, int], whole: tuple[int, int], t
         The place; None if there is no room.
     """
     (left, top, right, bottom), (width, height) = (round(side) for side in box), size
-    corners = ((left, top - height), (left, top), (left, bottom), (right - width, top - height))
-    for x, y in (*corners, (left, bottom - height), (right - width, bottom), (right - width, bottom - height)):
+    outside = ((left, top - height), (left, bottom), (right - width, top - height), (right - width, bottom))
+    for x, y in (*outside, (left, top), (left, bottom - height), (right - width, bottom - height)):
         x = max(0, min(x, whole[0] - width))
         own = (x, y, x + width, y + height)
         apart = all(own[0] >= x1 or own[2] <= x0 or own[1] >= y1 or own[3] <= y0 for x0, y0, x1, y1 in taken)

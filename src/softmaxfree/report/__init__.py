@@ -11,9 +11,10 @@ from softmaxfree.report.curves import TRAINING_LOSS, curves_of, draw_curves, pan
 from softmaxfree.report.figures import save_png
 from softmaxfree.report.findings import confusion_counts
 from softmaxfree.report.page import run_page
+from softmaxfree.report.parts import note_part
 from softmaxfree.report.summary import collect, title_of, write_summary
 
-__all__ = ["PAGE", "compare", "machine", "write"]
+__all__ = ["PAGE", "compare", "machine", "note_part", "write"]
 
 
 def write(
@@ -28,6 +29,7 @@ def write(
     seconds: float,
     command: str,
     settings: Mapping[str, tuple[Any, str]],
+    resumed_from: int | None = None,
 ) -> Path:
     """Write what a finished run has to show, into its folder.
 
@@ -43,8 +45,9 @@ def write(
         kept: name of their checkpoint: "best" or "last".
         best_epoch: theirs, from 1; None without a validation.
         seconds: of the training.
-        command: that repeats the run.
-        settings: value of each, and "given" or why it was decided so.
+        command: that began the run, or the part of it that was resumed.
+        settings: value of each, and "given" or why it was decided so; those of earlier parts are in the folder.
+        resumed_from: finished epochs that the last part went on from; None for a run in one part. See `note_part`.
 
     Returns:
         The page.
@@ -62,8 +65,7 @@ def write(
         kept=kept,
         best_epoch=best_epoch,
         seconds=seconds,
-        command=command,
-        settings=settings,
+        parts=note_part(run_dir, settings, command, resumed_from),
     )
     title = title_of(summary)
     if panels := panels_of(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]})):

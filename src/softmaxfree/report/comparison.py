@@ -9,7 +9,7 @@ from typing import Any
 
 from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
-from softmaxfree.report.curves import TRAINING_LOSS, Labels, curves_of
+from softmaxfree.report.curves import TRAINING_LOSS, curves_of, is_logarithmic
 from softmaxfree.report.meanings import meaning
 from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, score_text
 from softmaxfree.report.reading import read_run
@@ -67,10 +67,7 @@ def _place(folders: Sequence[Path], real: Sequence[str]) -> Path:
 
 def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) -> None:
     names = _short_names(folders)
-    labels: dict[str, tuple[str, float, int]] = {}
-    for summary in summaries:
-        for name, label in summary["labels"].items():
-            labels.setdefault(name, tuple(label))
+    tasks = dict.fromkeys(summary["task"] for summary in summaries)
     titles = list(dict.fromkeys(title_of(summary) for summary in summaries))
     title = f"{len(folders)} runs of {titles[0]}" if len(titles) == 1 else f"{len(folders)} runs"
     render(
@@ -81,46 +78,73 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
         names=names,
         runs=summaries,
         titles=[title_of(summary) for summary in summaries],
-        scores=[_score_row(name, label, summaries) for name, label in labels.items() if _measured(name, summaries)],
+        tasks=[task.removesuffix("Task").lower() for task in tasks],
+        scores=[row for task in tasks for row in _score_rows(task, summaries, len(tasks) > 1)],
         different=_different([read_config(folder) for folder in folders]),
-        figures=[
-            (label.removesuffix(" (%)"), figure)
-            for name, (label, factor, digits) in {**TRAINING_LOSS, **labels}.items()
-            for figure in _figures({name: (label, factor, digits)}, names, summaries)
-        ],
+        figures=[figure for task in tasks for figure in _figures(task, names, summaries, len(tasks) > 1)],
     )
 
 
-def _figures(metric: Labels, names: Sequence[str], summaries: Sequence[Summary]) -> list[Any]:
-    """One picture of a metric, a curve a run; none where no run has it."""
-    curves = [
-        replace(curve, label=run)
-        for run, summary in zip(names, summaries, strict=True)
-        for curve in curves_of(summary["epochs"], metric)
-    ]
-    return curve_figures(curves, next(iter(metric.values()))[0])
+def _labels(task: str, summaries: Sequence[Summary]) -> dict[str, tuple[str, float, int]]:
+    """Those of all runs of a task."""
+    labels: dict[str, tuple[str, float, int]] = {}
+    for summary in summaries:
+        if summary["task"] == task:
+            labels = {name: tuple(label) for name, label in summary["labels"].items()} | labels
+    return labels
 
 
-def _measured(name: str, summaries: Sequence[Summary]) -> bool:
-    return any(summary["metrics"].get(name) is not None for summary in summaries)
+def _label(label: str, task: str, several: bool) -> str:
+    label = label.removesuffix(" (%)")
+    return f"{label}, {task.removesuffix('Task').lower()}" if several else label
 
 
-def _score_row(name: str, label: Sequence[Any], summaries: Sequence[Summary]) -> dict[str, Any]:
-    values = [summary["metrics"].get(name) for summary in summaries]
-    known = [value for value in values if value is not None]
-    best = (min if name.endswith("loss") else max)(known)
-    texts = [score_text(summary, name) if name in summary["labels"] else ABSENT for summary in summaries]
-    return {
-        "label": str(label[0]).removesuffix(" (%)"),
-        "meaning": meaning(name),
-        "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],
+def _figures(task: str, names: Sequence[str], summaries: Sequence[Summary], several: bool) -> list[tuple[str, Any]]:
+    """Label and picture of each metric that a run of a task has, a curve a run; all losses on axes of one kind."""
+    labels = {**TRAINING_LOSS, **_labels(task, summaries)}
+    metrics = {
+        name: [
+            replace(curve, label=run)
+            for run, summary in zip(names, summaries, strict=True)
+            if summary["task"] == task
+            for curve in curves_of(summary["epochs"], {name: label})
+        ]
+        for name, label in labels.items()
     }
+    losses = [curves for name, curves in metrics.items() if name.endswith("loss") and curves]
+    positive = all(value > 0 for curves in losses for curve in curves for value in curve.values)
+    logarithmic = positive and any(map(is_logarithmic, losses))
+    return [
+        (_label(labels[name][0], task, several), figure)
+        for name, curves in metrics.items()
+        for figure in curve_figures(curves, labels[name][0], logarithmic)
+    ]
+
+
+def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[dict[str, Any]]:
+    """A row each metric of a task; runs of other tasks have no value in it."""
+    rows = []
+    for name, label in _labels(task, summaries).items():
+        own = [s if s["task"] == task and name in s["labels"] else None for s in summaries]
+        values = [summary["metrics"].get(name) if summary else None for summary in own]
+        if not (known := [value for value in values if value is not None]):
+            continue
+        best = (min if name.endswith("loss") else max)(known)
+        texts = [score_text(summary, name) if summary else ABSENT for summary in own]
+        rows.append(
+            {
+                "label": _label(label[0], task, several),
+                "meaning": meaning(name),
+                "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],
+            }
+        )
+    return rows
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that differ."""
+    """The shortest ends of the paths that differ, with the folder of the runs: that of a run is a number."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
-    for length in range(1, max(map(len, parts)) + 1):
+    for length in range(2, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-__all__ = ["TRAINING_LOSS", "Curve", "Labels", "curves_of", "draw_curves", "panels_of"]
+__all__ = ["TRAINING_LOSS", "Curve", "Labels", "curves_of", "draw_curves", "is_logarithmic", "panels_of"]
 
 Labels = Mapping[str, tuple[str, float, int]]
 """Label, factor and digits of each metric, as a task tells them."""
@@ -74,7 +74,21 @@ def panels_of(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     return panels
 
 
-def draw_curves(panels: Mapping[str, Sequence[Curve]], title: str, width: float = 6, height: float = 4) -> Figure:
+def is_logarithmic(curves: Sequence[Curve]) -> bool:
+    """Return whether these are losses of which most lie far apart."""
+    if any(curve.panel != _LOSS or not all(value > 0 for value in curve.values) for curve in curves):
+        return False
+    low, high = _most([[math.log10(value) for value in curve.values] for curve in curves])
+    return high - low >= math.log10(_LOG_FROM)
+
+
+def draw_curves(
+    panels: Mapping[str, Sequence[Curve]],
+    title: str,
+    width: float = 6,
+    height: float = 4,
+    logarithmic: bool | None = None,
+) -> Figure:
     """Draw panels side by side.
 
     Args:
@@ -82,6 +96,7 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], title: str, width: float 
         title: of the figure.
         width: of one panel, inches.
         height: of the figure, inches.
+        logarithmic: axes of losses; None decides by their values.
 
     Returns:
         The figure.
@@ -96,7 +111,7 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], title: str, width: float 
             label = f" {curve.label}" if curve.label.startswith("_") else curve.label
             colour = colours(i % colours.N)
             axes.plot(curve.epochs, curve.values, color=colour, marker=marker, markersize=3.5, label=label)
-        _scale(axes, curves, panel)
+        _scale(axes, curves, panel, is_logarithmic(curves) if logarithmic is None else logarithmic and panel == _LOSS)
         axes.set(xlabel="epoch", ylabel=panel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
@@ -106,14 +121,12 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], title: str, width: float 
     return figure
 
 
-def _scale(axes: Any, curves: Sequence[Curve], panel: str) -> None:
+def _scale(axes: Any, curves: Sequence[Curve], panel: str, logarithmic: bool) -> None:
     """Zooms to the values; a few that would squeeze all others are left outside, which is said."""
     values = sorted(value for curve in curves for value in curve.values)
-    logarithmic = panel == _LOSS and values[0] > 0
-    shown = [[math.log10(v) for v in curve.values] if logarithmic else curve.values for curve in curves]
-    low, high = _most(shown)
-    logarithmic = logarithmic and high - low >= math.log10(_LOG_FROM)
-    if panel == _LOSS and values[0] > 0 and not logarithmic:
+    ratios = panel == _LOSS and values[0] > 0
+    low, high = _most([[math.log10(v) for v in curve.values] if ratios else curve.values for curve in curves])
+    if ratios and not logarithmic:
         low, high = 10**low, 10**high
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     ends = low - margin, high + margin
@@ -125,6 +138,8 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
     else:
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        if panel == _PERCENT:
+            ends = max(ends[0], min(0, low)), min(ends[1], max(100, high))
     axes.set_ylim(*ends)
     if outside := [value for value in values if not ends[0] <= value <= ends[1]]:
         told = ", ".join(f"{value:.4g}" for value in outside[:3]) + (", ..." if len(outside) > 3 else "")

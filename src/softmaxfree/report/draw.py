@@ -50,7 +50,7 @@ def draw_samples(task: Any, data: Any, path: str | Path, count: int = 6, thresho
     rows: dict[str, list[Image.Image]] = {"truth": [], f"prediction{above}": []}
     for image, *both in samples:
         for row, one in zip(rows.values(), both, strict=True):
-            row.append(overlay(image, one, names, _SIDE / max(image.shape[1:])))
+            row.append(overlay(image, one, names, _SIDE / max(image.shape[1:]), "no objects"))
     counts = torch.stack([count_labels(one, len(names)) for _, *both in samples for one in both]).sum(0)
     lines = entries(counts, names, colours=None if kind == "objects" else colours(names))
     with atomic_write(path) as part:

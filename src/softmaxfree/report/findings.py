@@ -10,6 +10,7 @@ __all__ = ["confusion_counts", "findings"]
 
 _NAMED = 5
 _MOST = 0.5  # part of the images from which a class is given too often, if twice as often as there is reason to
+_WEAK, _BEHIND = 0.5, 0.15  # a class is weak below half of the median, and by so much
 _FEW_IMAGES = 200  # of a validation, below which one image is half a percentage point
 
 
@@ -18,9 +19,12 @@ def findings(summary: Summary) -> list[str]:
     found = [
         _remark(summary) or _collapsed(summary),
         _unvalidated(summary),
+        *_unreadable(summary),
+        *(_sentence(remark) for remark in summary["data"]["remarks"]),
         _one_sided(summary),
         _no_better_than_guessing(summary),
         *_classes(summary),
+        _weak(summary),
     ]
     found += [_small_validation(summary), _ended_early(summary)]
     return [line for line in found if line]
@@ -40,7 +44,26 @@ def confusion_counts(summary: Summary) -> np.ndarray | None:
 def _remark(summary: Summary) -> str:
     """What the task itself says, as a sentence."""
     remark = summary["remark"]
-    return f"{remark[0].upper()}{remark[1:]}." if remark else ""
+    return _sentence(f"{remark[0].upper()}{remark[1:]}") if remark else ""
+
+
+def _sentence(remark: str) -> str:
+    return f"{remark.removesuffix('.')}."
+
+
+def _unreadable(summary: Summary) -> list[str]:
+    """Images that were left out, those of the validation first."""
+    found = []
+    for split, name in (("val", "validation"), ("train", "training")):
+        left_out = summary["data"]["left_out"].get(split) or {"images": 0, "first": []}
+        if not (number := left_out["images"]):
+            continue
+        of = summary["data"]["num_images"].get(split)
+        many = "images" if (of or number) != 1 else "image"
+        told = "; ".join(left_out["first"][:_NAMED]) + ("; ..." if number > _NAMED else "")
+        share = f"{number} of {of}" if of else str(number)
+        found.append(_sentence(f"{share} {name} {many} cannot be read and {_was(number)} left out: {told}"))
+    return found
 
 
 def _collapsed(summary: Summary) -> str:
@@ -89,25 +112,59 @@ def _no_better_than_guessing(summary: Summary) -> str:
 
 
 def _classes(summary: Summary) -> list[str]:
-    counts = confusion_counts(summary)
-    if counts is None or _collapsed(summary):
-        return []
-    names, of = summary["data"]["class_names"], summary["confusion"]["of"]
-    absent = [name for name, total in zip(names, counts.sum(1), strict=True) if total == 0]
-    unseen = [name for name, row, column in zip(names, counts.sum(1), counts.sum(0), strict=True) if row and not column]
-    looked = "the validation" if of == "images" else "the images looked at"
+    counts, names = confusion_counts(summary), summary["data"]["class_names"]
+    if counts is None:
+        of, unseen = "objects", []
+        scores = list(zip(*summary["class_scores"].values(), strict=True))
+        absent = [name for name, own in zip(names, scores, strict=False) if all(score is None for score in own)]
+    else:
+        of, there, given = summary["confusion"]["of"], counts.sum(1), counts.sum(0)
+        absent = [name for name, total in zip(names, there, strict=True) if total == 0]
+        unseen = [name for name, row, column in zip(names, there, given, strict=True) if row and not column]
+    readable = f"{of} that can be read" if summary["data"]["left_out"].get("val", {}).get("images") else of
     return [
-        f"{_number(absent)} without {of} in {looked}, so nothing is known of {_them(absent)}." if absent else "",
-        f"{_number(unseen)} never predicted in {looked}." if unseen else "",
+        f"{_number(absent)} without {readable} in the validation, so nothing is known of {_them(absent)}."
+        if absent
+        else "",
+        f"{_number(unseen)} never predicted in the validation." if unseen and not _collapsed(summary) else "",
     ]
 
 
+def _weak(summary: Summary) -> str:
+    """Classes far below the others, by the score that tells how much of them is found."""
+    scores, names = summary["class_scores"], summary["data"]["class_names"]
+    column = next((name for name in ("recall", "IoU", "mask AP", "box AP") if name in scores), None)
+    if column is None or _collapsed(summary):
+        return ""
+    known = [(score, name) for score, name in zip(scores[column], names, strict=False) if score is not None]
+    if len(known) < 2:
+        return ""
+    weak = []
+    for i, (score, name) in enumerate(known):
+        middle = float(np.median([other for k, (other, _) in enumerate(known) if k != i]))
+        if score < _WEAK * middle and score < middle - _BEHIND:
+            weak.append((score, name, middle))
+    if not weak:
+        return ""
+    weak.sort()
+    shown = ", ".join(f"{name} {100 * score:.1f} %" for score, name, _ in weak[:_NAMED])
+    more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
+    weighed, _ = summary["settings"].get("model.class_weights", (None, ""))  # or it is a detector, which has none
+    weighs = ", or model.class_weights auto," if weighed is None and summary["task"] != "DetectionTask" else ""
+    far = "1 class is" if len(weak) == 1 else f"{len(weak)} classes are"
+    return (
+        f"{far} far below the others in {column}: {shown}{more}; half of the others have {100 * weak[0][2]:.1f} % or "
+        f"more. More images of such a class{weighs} may help."
+    )
+
+
 def _small_validation(summary: Summary) -> str:
-    images = summary["data"]["num_images"].get("val")
+    counts = confusion_counts(summary)
+    images = 0 if counts is None else int(counts.sum())  # those that were measured
     if not images or images >= _FEW_IMAGES or "val/top1" not in summary["metrics"]:
         return ""
     return (
-        f"The validation has {images} images: one of them is {100 / images:.1f} percentage points of top-1, and "
+        f"{images} validation images were measured: one of them is {100 / images:.1f} percentage points of top-1, and "
         "another choice of images may give a score that differs by several of these."
     )
 
@@ -124,6 +181,10 @@ def _ended_early(summary: Summary) -> str:
 def _number(names: list[Any]) -> str:
     shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
     return f"1 class ({shown}) is" if len(names) == 1 else f"{len(names)} classes ({shown}) are"
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _them(names: list[Any]) -> str:

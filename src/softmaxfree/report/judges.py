@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import to_pil_image
 
-from softmaxfree.drawing import draw
+from softmaxfree.drawing import overlay
 
 __all__ = ["Judged", "judge_classified", "judge_detected", "judge_segmented"]
 
-_SIDE_CLASSIFIED, _SIDE_DENSE = 320, 480  # of a picture at most, pixels
+_SIDE_CLASSIFIED, _SIDE_DENSE = 320, 640  # of a picture, pixels; of a dense task a label is small beside an object
+_LARGEST = 4  # times that a small image is magnified for it
 _SCORE, _OVERLAP = 0.5, 0.5  # from which a detection counts, and is of an object
 
 
@@ -69,7 +70,13 @@ def judge_segmented(
         confusion = pairs.view(classes, classes).numpy()
         right, union = np.diag(confusion), confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
         iou = float((right[union > 0] / union[union > 0]).mean()) if counted.any() else 1.0
-        numbers = {"iou": iou, "accuracy": float(right.sum() / max(confusion.sum(), 1)), "pixels": int(counted.sum())}
+        there = torch.cat([truth[counted], predicted[counted]]).unique().tolist()
+        numbers: dict[str, Any] = {
+            "classes": there,
+            "iou": iou,
+            "accuracy": float(right.sum() / max(confusion.sum(), 1)),
+            "pixels": int(counted.sum()),
+        }
         paint = partial(_paint_dense, image, truth, predicted, class_names, with_image=True)
         judged.append(Judged(1 - iou, numbers, paint))
     return judged
@@ -86,6 +93,7 @@ def judge_detected(
         crowd = truth["iscrowd"].bool() if "iscrowd" in truth else torch.zeros(len(truth["labels"]), dtype=torch.bool)
         missed, false = _unmatched(found, truth, crowd)
         numbers = {
+            "classes": torch.cat([truth["labels"], found["labels"]]).unique().tolist(),
             "objects": int((~crowd).sum()),
             "missed": _by_class(truth["labels"][missed]),
             "false": _by_class(found["labels"][false]),
@@ -129,12 +137,14 @@ def _paint_dense(
     image: Tensor, truth: Any, found: Any, class_names: Sequence[str], with_image: bool
 ) -> dict[str, Image.Image]:
     shown = {"truth": truth, "prediction": found}
-    pictures = {"image": to_pil_image(image.cpu())} if with_image else {}
+    scale = min(_LARGEST, _SIDE_DENSE / max(image.shape[1:]))
+    nothing = image.new_zeros(image.shape[1:], dtype=torch.long)
+    pictures = {"image": overlay(image, nothing, ["background"], scale)} if with_image else {}
     for name, what in shown.items():
         if isinstance(what, Tensor) and what.shape != image.shape[1:]:
             what = F.interpolate(what[None, None].float(), size=image.shape[1:], mode="nearest")[0, 0].long()
-        pictures[name] = to_pil_image(draw(image, what, class_names))
-    return {name: _fit(picture, _SIDE_DENSE) for name, picture in pictures.items()}
+        pictures[name] = overlay(image, what, class_names, scale, "no objects")
+    return pictures
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:

@@ -19,10 +19,10 @@ _METRICS = {
 }
 
 _COLUMNS = {
-    "precision": "of what was predicted as the class, the part that is of it",
-    "recall": "of what is of the class, the part that was predicted as it",
-    "f1": "precision and recall in one number, their harmonic mean",
-    "iou": "overlap of predicted and true area, divided by the area of both together",
+    "precision": "how often the model is right when it says this class",
+    "recall": "how much of what really is this class the model finds",
+    "f1": "precision and recall in one number; it is low if one of them is low",
+    "iou": "the area that prediction and truth share, divided by the area of both together; 100 % is a perfect match",
     "box ap": "average precision: how well the boxes of the objects are found without false ones",
     "mask ap": "average precision: how well the outlines of the objects are found without false ones",
 }

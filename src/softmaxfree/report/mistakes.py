@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from softmaxfree.data.images import ReadableImages
 from softmaxfree.report.judges import Judged, judge_classified, judge_detected, judge_segmented
 from softmaxfree.tasks import ClassificationTask, SegmentationTask
 
@@ -24,7 +25,7 @@ class Mistakes:
 
     Attributes:
         looked_at: number of images.
-        of: number of validation images; None where it is not known.
+        of: number of validation images that can be read; None where it is not known.
         wrong: how many of those looked at have a mistake.
         items: the worst, the very worst first: numbers and names.
         pictures: of each item, by what they show.
@@ -72,6 +73,8 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
         worst = sorted(worst, key=lambda entry: entry[1].badness, reverse=True)[:shown]
         if time.monotonic() > end:
             break
+    if found.of is not None and isinstance(loader.dataset, ReadableImages):
+        found.of -= len(loader.dataset.unreadable())
     found.items = [{"file": name, **one.numbers} for name, one in worst]
     found.pictures = [one.paint() for _, one in worst]
     return found

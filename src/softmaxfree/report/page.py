@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from softmaxfree.atomic import atomic_write
+from softmaxfree.drawing import colour, is_background
 from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
 from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, panels_of
 from softmaxfree.report.figures import to_svg
@@ -21,6 +22,7 @@ __all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_te
 
 _MARK = b'<meta name="generator" content="softmaxfree report">'
 _OPEN_CLASSES = 30  # rows of a table that are shown at once
+_COUNTED = {"ClassificationTask": "images", "SegmentationTask": "pixels"}  # other tasks: boxes
 ABSENT = "\N{EN DASH}"
 """In the place of a number that there is not."""
 
@@ -92,23 +94,26 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
         ],
         figures=curve_figures(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]}), title),
         classes=_class_rows(summary, counts),
+        counted=_COUNTED.get(summary["task"], "boxes"),
         columns=[(name, meaning_of_column(name)) for name in summary["class_scores"]],
         open_classes=_OPEN_CLASSES,
         matrix=matrix,
         confused=[(names[i], names[j], n) for i, j, n in most_confused(counts, 10)] if counts is not None else [],
         labelled=counts is not None and len(counts) <= LABELLED,
         mistakes=[_with_pictures(item, run_dir, names) for item in summary["mistakes"]["items"]],
+        legend=_legend(summary, names),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 
-def curve_figures(curves: Sequence[Curve], title: str) -> list[Markup]:
-    """Return a picture of each panel."""
+def curve_figures(curves: Sequence[Curve], title: str, logarithmic: bool | None = None) -> list[Markup]:
+    """Return a picture of each panel; as `draw_curves` otherwise."""
     figures = []
     for panel, shown in panels_of(curves).items():
         what = ", ".join(curve.label for curve in shown)
         description = str(escape(f"{title}: {what} over the epochs"))
-        figures.append(Markup(to_svg(partial(draw_curves, {panel: shown}, "", width=4.8, height=3.3), description)))
+        draw = partial(draw_curves, {panel: shown}, "", width=4.8, height=3.3, logarithmic=logarithmic)
+        figures.append(Markup(to_svg(draw, description)))
     return figures
 
 
@@ -161,6 +166,13 @@ def _class_rows(summary: Summary, counts: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def _legend(summary: Summary, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Colour and name of each class in the pictures of the mistakes."""
+    there = sorted({label for item in summary["mistakes"]["items"] for label in item.get("classes", ())})
+    painted = [i for i in there if summary["task"] != "SegmentationTask" or not is_background(names[i])]
+    return [("#{:02x}{:02x}{:02x}".format(*colour(i)), names[i]) for i in painted]
+
+
 def _with_pictures(item: dict[str, Any], run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
     """A mistake with its pictures inside and its classes by name."""
     pictures = {
@@ -170,7 +182,7 @@ def _with_pictures(item: dict[str, Any], run_dir: Path, names: Sequence[str]) ->
     }
     named: dict[str, Any] = {key: names[item[key]] for key in ("true", "predicted") if key in item}
     listed: dict[str, Any] = {
-        key: ", ".join(names[label] + (f" ({count} times)" if count > 1 else "") for label, count in item[key])
+        key: ", ".join(f"{count}\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN} {names[label]}" for label, count in item[key])
         for key in ("missed", "false")
         if key in item
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softmaxfree.errors import InputError
-from softmaxfree.report.summary import SUMMARY, Summary, data_name, read_config
+from softmaxfree.report.summary import SUMMARY, Summary, data_name, read_config, shown_labels
 from softmaxfree.tasks import ClassificationTask, SegmentationTask
 
 __all__ = ["read_run"]
@@ -58,7 +58,8 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is not of a run of softmaxfree, or of a later version of it")
     if lacking := [key for key in _KEYS if key not in summary]:
         raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
-    return summary
+    summary["data"] = {"left_out": {}, "remarks": [], "also_trained_on": 0, **summary["data"]}  # not in earlier ones
+    return {"resumed": [], **summary}
 
 
 def _without_summary(folder: Path) -> Summary:
@@ -72,6 +73,7 @@ def _without_summary(folder: Path) -> Summary:
     known = {name: label for name, label in getattr(_KNOWN.get(task), "summary", {}).items() if name in measured}
     others = sorted(measured - known.keys())
     labels = known | {name: (name, 1 if name.endswith("loss") else 100, 2) for name in others}
+    labels = shown_labels(labels, model.get("num_classes") or math.inf)
     monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
     best = max(scored, key=lambda row: row[monitor], default=None)
@@ -91,10 +93,14 @@ def _without_summary(folder: Path) -> Summary:
             "num_images": {},
             "class_names": [str(i) for i in range(model.get("num_classes") or 0)],
             "class_counts": [],
+            "left_out": {},
+            "remarks": [],
+            "also_trained_on": 0,
             "drawn_split": (folder / "split.csv").is_file(),
         },
         "settings": {},
         "command": f"softmaxfree train {shlex.quote(str(folder / _CONFIG))}",
+        "resumed": [],
         "epochs": rows,
         "metrics": {name: best[name] for name in labels if name in best} if best else {},
         "labels": {name: list(label) for name, label in labels.items()},

@@ -16,10 +16,11 @@ from torch import Tensor
 from softmaxfree.atomic import atomic_write
 from softmaxfree.machine import machine
 from softmaxfree.report.mistakes import Mistakes, look_for_mistakes
+from softmaxfree.report.parts import Parts
 from softmaxfree.tasks import SegmentationTask
 from softmaxfree.tasks.loading import load_task
 
-__all__ = ["SUMMARY", "Summary", "collect", "data_name", "read_config", "title_of", "write_summary"]
+__all__ = ["SUMMARY", "Summary", "collect", "data_name", "read_config", "shown_labels", "title_of", "write_summary"]
 
 SUMMARY = "summary.json"
 """Its name in the folder of a run."""
@@ -28,6 +29,8 @@ Summary = dict[str, Any]
 """The content: see `collect`."""
 
 _PICTURES = "mistakes"  # folder of the pictures
+_NAMED = 10  # unreadable images of a split
+_TOP = 5  # classes of which one is the right one always
 
 
 def collect(
@@ -40,8 +43,7 @@ def collect(
     kept: str,
     best_epoch: int | None,
     seconds: float,
-    command: str,
-    settings: Mapping[str, tuple[Any, str]],
+    parts: Parts,
 ) -> Summary:
     """Gather what is known of a finished run, and write the pictures of its worst mistakes.
 
@@ -56,8 +58,7 @@ def collect(
         kept: their name.
         best_epoch: from 1.
         seconds: of the training.
-        command: that repeats it.
-        settings: value of each, and where it is from.
+        parts: of the run, see `softmaxfree.report.parts`.
 
     Returns:
         Plain values, which `json` takes: numbers that are not finite are null.
@@ -67,6 +68,8 @@ def collect(
     whole, _ = load_task(run_dir / f"{kept}.ckpt")  # the task's own model may be sharded
     mistakes = look_for_mistakes(whole, data, device) if metrics else Mistakes()
     config = read_config(run_dir)
+    left_out = getattr(data, "left_out_images", {})  # those of the validation were met by now
+    names = [str(name) for name in getattr(data, "class_names", ()) or range(task.hparams["num_classes"])]
     return _plain(
         {
             "version": 1,
@@ -81,17 +84,19 @@ def collect(
                 "name": _data_name(config, data),
                 "found": getattr(data, "found", ""),
                 "num_images": _num_images(data),
-                "class_names": [
-                    str(name) for name in getattr(data, "class_names", ()) or range(task.hparams["num_classes"])
-                ],
+                "left_out": {split: {"images": len(all_), "first": all_[:_NAMED]} for split, all_ in left_out.items()},
+                "remarks": getattr(data, "remarks", ()),
+                "also_trained_on": getattr(data, "also_trained_on", 0),
+                "class_names": names,
                 "class_counts": getattr(data, "class_counts", ()),
                 "drawn_split": bool(getattr(data, "split_rows", ())),
             },
-            "settings": {key: list(setting) for key, setting in settings.items()},
-            "command": command,
+            "settings": parts["settings"],
+            "command": parts["parts"][0]["command"],
+            "resumed": [part for part in parts["parts"] if part["resumed_from"] is not None],
             "epochs": epochs,
             "metrics": metrics,
-            "labels": task.summary,
+            "labels": shown_labels(task.summary, len(names)),
             "monitor": task.monitor,
             "kept": kept,
             "best_epoch": best_epoch,
@@ -136,12 +141,21 @@ def title_of(summary: Summary) -> str:
 
 
 def data_name(config: Mapping[str, Any]) -> str:
-    """Return what the data is called: its folder, or the kind of data where that is embedded."""
-    root = (config.get("data") or {}).get("root")
-    if root:
+    """Return what the data is called: its name, its folder or table, or the kind of data where that is embedded."""
+    given = config.get("data") or {}
+    if "/" in str(given.get("source") or ""):  # of which root is the cache
+        return str(given["source"]).rpartition("/")[2]
+    if root := given.get("root"):
         return Path(str(root)).expanduser().absolute().name
+    if table := given.get("train_json") or given.get("train_csv"):
+        return Path(str(table)).stem
     kind = str(config.get("datamodule", "")).rpartition(".")[2].removesuffix("DataModule")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).lower()
+
+
+def shown_labels(labels: Mapping[str, Any], num_classes: float) -> dict[str, Any]:
+    """Return the labels without that of top-5 where no more classes are than five: it is 100 % always."""
+    return {name: label for name, label in labels.items() if name != "val/top5" or num_classes > _TOP}
 
 
 def _data_name(config: Mapping[str, Any], data: Any) -> str:
