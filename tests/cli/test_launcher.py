@@ -70,7 +70,7 @@ import contextlib, io, sys
 from softmaxfree_cli import COMMANDS, main
 lines = ["", "--help", "--version", *(f"{name} --help" for name in COMMANDS)]
 lines += ["recipes", "train digits --help", "validate scenes_detection -h", "recipes show imagenet_soft_tiny"]
-lines += ["trian", "train digits --lr 3", "train imagenet_soft_tiny", "train none.yaml", "predict"]
+lines += ["trian", "train digits --lr 3", "train ade20k_upernet_soft_norm_tiny", "train none.yaml", "predict"]
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     codes = [main(line.split()) for line in lines]
 assert codes == [0] * (len(lines) - 5) + [2] * 5, codes
@@ -160,7 +160,7 @@ def test_version(capsys):
         ("train digits --xy 3 --lr 3", "unknown key --xy; the sections are run, model, data, trainer"),
         ("train digits --xy 3 --lr 3", "unknown key --lr; did you mean --model.lr?"),
         ("train digits --print_config", "`softmaxfree recipes show RECIPE` prints a whole recipe"),
-        ("train imagenet_soft_tiny", "required: --data.root (folder of the data"),
+        ("train ade20k_upernet_soft_norm_tiny", "required: --data.root ("),
         ("recipes show", "which recipe?"),
         ("recipes show digitss", "there is no recipe 'digitss'; did you mean digits?"),
         ("recipes show digits --out EMPTY", "is there already"),
@@ -338,7 +338,7 @@ print(*sorted({"lightning", "jsonargparse", "torchmetrics", "matplotlib", "rich"
         ("model.lr=abc", "model.lr"),
         ("model.lr=-1", "model.lr must be 0 to inf, got -1"),
         ("model.label_smoothing=3", "model.label_smoothing must be 0 to 1, got 3"),
-        ("model.opt=adamm", "model.opt 'adamm' with"),
+        ("model.opt=adamm", "model.opt: timm has no optimizer 'adamm'; did you mean adam"),
         ('model.opt_args={"nonsense": 1}', "nonsense"),
         ('model.opt_args={"betas": [2, 3]}', "Invalid beta"),
         ("model.sched=cosin", "model.sched"),
