@@ -79,7 +79,7 @@ def refused(capsys, *argv):
 
 
 def test_probabilities_are_the_models(model, saved, images, capsys):
-    results = predict(capsys, images, "--checkpoint", saved, "--batch-size", 4)
+    results = predict(capsys, images, "--checkpoint", saved, "--batch-size", 4, "--topk", 5)
     assert [r["file"] for r in results] == [str(p) for p in sorted(images.rglob("*.*")) if p.suffix != ".txt"]
     for result in results:
         p = expected(model, result["file"])
