@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning.pytorch import Trainer
@@ -37,6 +37,13 @@ from softmaxfree.weights import read_record
 __all__ = ["run"]
 
 _SHOWN = 8  # entries of a list in a line
+
+
+class _Begun(NamedTuple):
+    """What a run, or the rest of it, was begun with."""
+
+    command: str
+    resumed_from: int | None  # epochs that were done
 
 
 def run(
@@ -104,27 +111,23 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     else:
         content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
-    if checkpoint is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(_goes_on(checkpoint, job.trainer["max_epochs"]), flush=True)
-    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
-    command = shlex.join(
-        ["softmaxfree", "train", recipe, *overrides, *(["--resume", str(checkpoint)] if checkpoint else [])]
-    )
     done = read_record(checkpoint).epoch + 1 if checkpoint is not None else None
-    begin = LambdaCallback(
-        on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir, command, done)
-    )
+    if done is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(_goes_on(checkpoint, done, job.trainer["max_epochs"]), flush=True)
+    record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
+    resumed = ["--resume", str(checkpoint)] if checkpoint else []
+    begun = _Begun(shlex.join(["softmaxfree", "train", recipe, *overrides, *resumed]), done)
+    begin = LambdaCallback(on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir, begun))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     with resumable(run_dir):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
         if not job.trainer["fast_dev_run"]:  # which keeps nothing
-            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), command, done)
+            _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), begun)
     return run_dir
 
 
-def _goes_on(checkpoint: Path, epochs: int | None) -> str:
-    done = read_record(checkpoint).epoch + 1
+def _goes_on(checkpoint: Path | None, done: int, epochs: int | None) -> str:
     if epochs is not None and done >= epochs >= 0:
         return f"resume    {checkpoint} is of epoch {done} of {epochs}: a larger trainer.max_epochs would go on"
     return f"resume    {checkpoint}, from epoch {done + 1} on"
@@ -196,8 +199,7 @@ def _begin(
     told: Sequence[str],
     trainer: Trainer,
     run_dir: Path,
-    command: str,
-    done: int | None,
+    begun: _Begun,
 ) -> None:
     """Note and tell what is run, once model, data and what a run goes on from are found to be good."""
     if trainer.is_global_zero:
@@ -208,7 +210,7 @@ def _begin(
                 part.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         if rows := getattr(job.data, "split_rows", ()):
             write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
-        note_part(run_dir, job.settings, command, done)
+        note_part(run_dir, job.settings, *begun)
         for line in [*told, *_first_lines(job, trainer, run_dir)]:
             print(printable(line), flush=True)
 
@@ -236,15 +238,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _finish(
-    job: Job,
-    trainer: Trainer,
-    run_dir: Path,
-    epochs: list[dict],
-    seconds: float,
-    command: str,
-    done: int | None,
-) -> None:
+def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], seconds: float, begun: _Begun) -> None:
     """Measure the weights that are kept, and write what is left to write.
 
     They are the best; of a run without a validation the last.
@@ -279,9 +273,9 @@ def _finish(
         kept=kept,
         best_epoch=record.epoch + 1 if kept == "best" else None,
         seconds=seconds,
-        command=command,
+        command=begun.command,
         settings=job.settings,
-        resumed_from=done,
+        resumed_from=begun.resumed_from,
     )
     parameters = sum(p.numel() for p in whole.model.parameters())
     rows = [*summary_rows(job.task, metrics)] if metrics else []

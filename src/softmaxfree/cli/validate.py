@@ -1,7 +1,9 @@
 """`softmaxfree validate`: measures weights on a recipe's data."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
@@ -53,16 +55,12 @@ def run(
     job = load_job(path, overrides, content, training=False)
     load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
-    compare = LambdaCallback(on_validation_start=lambda _, task: task.check_names(names))
+    compare = LambdaCallback(on_validation_start=lambda trainer, task: _begin(trainer, task, names))
     callbacks = [*as_list(job.trainer["callbacks"]), compare]
     quiet = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
     trainer = create_trainer({**job.trainer, **quiet})
     if changes and trainer.is_global_zero:
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
-    job.data.prepare_data()
-    job.data.setup("validate")
-    if trainer.is_global_zero:
-        print(f"data      {job.data.found}")
     metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))
@@ -72,6 +70,14 @@ def run(
             print()
             print_table(("class", *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
     return dict(metrics)
+
+
+def _begin(trainer: Trainer, task: Any, names: Sequence[str]) -> None:
+    """Tell what the scores are of, once the data is found to have the classes of the training."""
+    task.check_names(names)
+    found = getattr(trainer.datamodule, "found", "")  # type: ignore[attr-defined]
+    if found and trainer.is_global_zero:
+        print(f"data      {found}", flush=True)
 
 
 def _percent(values: Tensor) -> list[str]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -16,6 +15,7 @@ from softmaxfree.data.coco_annotations import CocoAnnotations
 from softmaxfree.data.coco_layout import CocoFiles, find_coco
 from softmaxfree.data.dense_sizes import decide_sizes
 from softmaxfree.data.images import (
+    DENSE_PREPARATION,
     MIN_SIDE,
     AbstractImagesDataModule,
     AnnotationError,
@@ -140,16 +140,10 @@ class CocoDataModule(AbstractImagesDataModule):
     @property
     def data_config(self) -> dict[str, Any]:
         """How an image is prepared; sizes that are "auto" are not there before `setup`."""
-        config = {
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-        }
         if "auto" in (self.min_size, self.max_size):
-            return config
+            return dict(DENSE_PREPARATION)
         size = self.eval_size or max(self.min_size), self.max_size
-        return {"input_size": (3, *size), "size": size, **config}
+        return {"input_size": (3, *size), "size": size, **DENSE_PREPARATION}
 
     @property
     def num_classes(self) -> int | None:

@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from softmaxfree.arguments import require_number, require_whole
 from softmaxfree.data.earth_labels import CLASS_NAMES, HEIGHT, LICENCE, read_earth
-from softmaxfree.data.images import MIN_SIDE, AbstractImagesDataModule, collate_lists
+from softmaxfree.data.images import DENSE_PREPARATION, MIN_SIDE, AbstractImagesDataModule, collate_lists
 from softmaxfree.errors import InputError
 
 __all__ = ["EarthDataModule"]
@@ -82,10 +81,7 @@ class EarthDataModule(AbstractImagesDataModule):
         self.data_config: dict[str, Any] = {
             "input_size": (3, img_size, img_size),
             "size": (height, 2 * height),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            **DENSE_PREPARATION,
         }
         self._class_counts: tuple[int, ...] = ()
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -17,6 +18,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
 
 __all__ = [
+    "DENSE_PREPARATION",
     "MIN_SIDE",
     "AbstractImagesDataModule",
     "AnnotationError",
@@ -33,6 +35,14 @@ MIN_SIDE = 32
 
 _UNREADABLE, _CONTRADICTED = 1, 2
 _NAMED = 10  # images in one warning
+DENSE_PREPARATION: dict[str, Any] = {
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+}
+"""What all dense tasks do alike to an image, in timm's words."""
+
 PLACES = (  # not part of weights
     "root", "split", "classes", "train_csv", "val_csv", "train_json", "val_json", "train_images", "val_images",
 )  # fmt: skip

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from softmaxfree.data.images import MIN_SIDE, AbstractImagesDataModule, ReadableImages, collate_lists
+from softmaxfree.data.images import DENSE_PREPARATION, MIN_SIDE, AbstractImagesDataModule, ReadableImages, collate_lists
 from softmaxfree.data.mask_classes import MaskClasses
 from softmaxfree.data.mask_images import MaskImages, MaskPair
 from softmaxfree.data.segment_transforms import ClassLimitedCrop, RandomRatio, Resize
@@ -91,16 +90,10 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
     @property
     def data_config(self) -> dict[str, Any]:
         """How an image is prepared; sizes that are "auto" are not there before `setup`."""
-        config = {
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-        }
         if "auto" in (self.img_size, self.max_size):
-            return config
+            return dict(DENSE_PREPARATION)
         sizes = {"input_size": (3, self.img_size, self.img_size), "size": (self.img_size, self.max_size)}
-        return {**sizes, **config}
+        return {**sizes, **DENSE_PREPARATION}
 
     @property
     def class_counts(self) -> tuple[int, ...]:
