@@ -91,7 +91,7 @@ class Signals:
         own, self._own = self._own, False
         if self.received is None and self.raises:
             self.received, self._since = number, time.monotonic()
-            sys.unraisablehook = lambda unraisable: None  # workers end too, and who waits for them complains
+            _workers_may_end()
             threading.Thread(target=self._remind, args=(number,), daemon=True).start()
         elif not own and time.monotonic() - self._since > _ONE_PRESS:
             self._leave(number)
@@ -109,6 +109,13 @@ class Signals:
     def _leave(self, number: int) -> None:
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, self.line(number).encode())
         os._exit(128 + number)
+
+
+def _workers_may_end() -> None:
+    """Workers get the signal too. Neither who waits for them nor torch's handler of ended children is to complain."""
+    sys.unraisablehook = lambda unraisable: None
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _on_its_way() -> bool:

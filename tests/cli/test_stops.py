@@ -117,3 +117,24 @@ sys.exit(cli.main(["models"]))
 def test_a_swallowed_exception_is_raised_again(body):
     code, _, err = stop([sys.executable, "-c", SWALLOWED.format(body=body)], signal.SIGTERM, "ready")
     assert (code, err) == (143, "softmaxfree models: terminated\n")
+
+
+# torch raises an error when a worker was killed, at any time, even while Python leaves
+KILLED_WORKER = """
+import os, signal, sys, time, types, weakref, softmaxfree_cli as cli
+def complain(number, frame):
+    raise RuntimeError("a worker was killed")
+def run():
+    signal.signal(signal.SIGCHLD, complain)
+    weakref.finalize(complain, os.kill, os.getpid(), signal.SIGCHLD)  # as torch.library has them
+    print("ready", flush=True)
+    time.sleep(60)
+sys.modules["softmaxfree.cli.models"] = types.SimpleNamespace(run=run)
+sys.exit(cli.main(["models"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "word"), SIGNALS)
+def test_a_worker_that_ends_too_is_no_error(number, word):
+    code, _, err = stop([sys.executable, "-c", KILLED_WORKER], number, "ready")
+    assert (code, err) == (128 + number, f"softmaxfree models: {word}\n")
