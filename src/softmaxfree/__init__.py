@@ -8,7 +8,7 @@ if sys.argv[:1] == ["-m"] and "softmaxfree" in sys.orig_argv:
 
     Signals("softmaxfree").__enter__()
 
-from softmaxfree import layers, models, ops
+from softmaxfree import layers, mixers, models, ops
 from softmaxfree.version import __version__
 
-__all__ = ["__version__", "layers", "models", "ops"]
+__all__ = ["__version__", "layers", "mixers", "models", "ops"]

@@ -6,12 +6,13 @@ import torch
 from timm.models._features_fx import create_feature_extractor
 
 from softmaxfree.bench.memory import peak_bytes
-from softmaxfree.layers import SoftmaxFreeBlock, block
+from softmaxfree.layers import Block, block
+from softmaxfree.mixers import create_mixer
 
 
-def _block(dim: int = 8) -> SoftmaxFreeBlock:
+def _block(dim: int = 8, **arguments) -> Block:
     torch.manual_seed(0)
-    return SoftmaxFreeBlock(dim, 2, 2, attention={"value_kernel": 3}).eval()
+    return Block(create_mixer("soft", dim=dim, num_heads=2, ratio=2), **arguments).eval()
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -25,7 +26,7 @@ def test_chunks_are_the_whole(batch: int, rows: int, monkeypatch: pytest.MonkeyP
 
 
 def test_stochastic_depth_drops_images_without_gradients_too(monkeypatch: pytest.MonkeyPatch):
-    layer = SoftmaxFreeBlock(8, 2, 2, drop_path=0.5).train()
+    layer = _block(drop_path=0.5).train()
     x = torch.randn(3, 30, 8)
     monkeypatch.setattr(block, "_CPU_HIDDEN_BYTES", 1)
     torch.manual_seed(1)

@@ -5,6 +5,7 @@ import timm
 import timm.optim
 import torch
 
+import softmaxfree  # noqa: F401  registers the models
 from tests.helpers import MAX_BATCH_EFFECT
 
 NAMES = timm.list_models("soft_*")
@@ -138,7 +139,7 @@ def test_budget_leaves_512_as_released_and_bounds_beyond():
         (dict(last_stage="none"), "last_stage must be 'softmax' or 'softmax_free', got 'none'"),
         (dict(landmark_sampling="conf"), "landmark_sampling must be one of"),
         (dict(global_pool="max"), "global_pool must be one of"),
-        (dict(last_stage="softmax_free", global_pool="token"), "for last_stage='softmax_free'"),
+        (dict(last_stage="softmax_free", global_pool="token"), r"must be one of \('avg', ''\) for this last stage"),
         (dict(solver="qr"), "solver 'qr' is not one of newton, cholesky, eigh"),
     ],
 )

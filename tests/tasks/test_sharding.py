@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from softmaxfree.data import DigitsDataModule, ScenesDetectionDataModule, ScenesSegmentationDataModule
-from softmaxfree.layers import SoftmaxFreeBlock
+from softmaxfree.layers import Block
 from softmaxfree.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from softmaxfree.tasks.checkpoints import load_weights
 from tests.processes import in_processes
@@ -64,7 +64,7 @@ def train_and_resume(rank, folder, whole):
     first = task()
     trainer(folder, whole).fit(first, datamodule=data)
     sharded = sum(isinstance(p, DTensor) for p in first.model.parameters())
-    blocks = [isinstance(m, FSDPModule) for m in first.modules() if isinstance(m, SoftmaxFreeBlock)]
+    blocks = [isinstance(m, FSDPModule) for m in first.modules() if isinstance(m, Block)]
     assert sharded == len(list(first.model.parameters()))
     assert blocks
     assert all(blocks)
@@ -139,7 +139,7 @@ def sharded_backbone(rank, folder):
 
     def shard(model):
         for module in list(model.modules()):
-            if isinstance(module, SoftmaxFreeBlock):
+            if isinstance(module, Block):
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
         return model, torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from timm.layers import Attention, GELUTanh
 from torch import Tensor, nn
 
-from softmaxfree.layers import SoftmaxFreeAttention
-from softmaxfree.models.stages import SoftmaxFreeStage
+from softmaxfree.mixers import SoftmaxFreeAttention
+from softmaxfree.models.stages import Stage
 from softmaxfree.ops import AbstractPinvSolver, dispatch, nystrom_attention, pinv
 
 
@@ -112,7 +112,7 @@ class PublishedModel(nn.Module):
             changed: Any = module
             if isinstance(module, SoftmaxFreeAttention):
                 changed.forward = functools.partial(_published_layer, module)
-            if isinstance(module, SoftmaxFreeStage):
+            if isinstance(module, Stage):
                 changed.forward = functools.partial(_published_stage, module)
             if isinstance(module, GELUTanh):
                 changed.forward = _published_gelu
@@ -123,7 +123,7 @@ class PublishedModel(nn.Module):
         return self.model(images)
 
 
-def _published_stage(stage: SoftmaxFreeStage, x: Tensor) -> Tensor:
+def _published_stage(stage: Stage, x: Tensor) -> Tensor:
     """Computes a stage as released: channels first in memory, and positions resampled in each call."""
     x = stage.embed(x)
     grid = list(x.shape[-2:])

@@ -1,16 +1,14 @@
-"""Modules with weights: stem, position table, landmarks, softmax-free attention, block."""
+"""Modules with weights: stem, position table, landmarks, block."""
 
-from softmaxfree.layers.attention import SoftmaxFreeAttention
-from softmaxfree.layers.block import SoftmaxFreeBlock
+from softmaxfree.layers.block import Block
 from softmaxfree.layers.embed import ConvEmbedding, PositionTable, downsample, stem
 from softmaxfree.layers.landmarks import Landmarks
 
 __all__ = [
+    "Block",
     "ConvEmbedding",
     "Landmarks",
     "PositionTable",
-    "SoftmaxFreeAttention",
-    "SoftmaxFreeBlock",
     "downsample",
     "stem",
 ]

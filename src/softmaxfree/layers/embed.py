@@ -44,15 +44,6 @@ class ConvEmbedding(nn.Sequential):
         Returns:
             `(B, C, ~h/stride, ~w/stride)`, zero in the padding.
         """
-        if torch.jit.is_scripting():
-            for layer in self:
-                x = F.relu(layer(x), inplace=True)
-            return x
-        else:
-            return self._embed(x, mask)
-
-    @torch.jit.unused
-    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not whole and not isinstance(x, Proxy) and (strips := _num_strips(self, x)) > 1:
             return self._in_strips(x, mask, strips)
@@ -61,7 +52,6 @@ class ConvEmbedding(nn.Sequential):
             x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
         return x
 
-    @torch.jit.unused
     def _in_strips(self, x: Tensor, mask: Tensor | None, strips: int) -> Tensor:
         """Embeds without all maps between the layers at once: strips of rows, each with the rows that it sees."""
         layers, levels, masks = _layers_of(self), _levels(self, x), [mask]
@@ -185,13 +175,6 @@ class PositionTable(nn.Module):
         """
         if mask is not None:
             return self._resample_each(mask)
-        if torch.jit.is_scripting():
-            return self.resample(height, width)
-        else:
-            return self._look_up(height, width)
-
-    @torch.jit.unused
-    def _look_up(self, height: int, width: int) -> Tensor:
         if torch.compiler.is_exporting():
             return self.resample(height, width)  # a shortcut for equal sizes would pin the exported size
         return self.table if (height, width) == self.grid else self.resample(height, width)
@@ -202,7 +185,6 @@ class PositionTable(nn.Module):
         table = F.interpolate(table, size=[height, width], mode="bilinear", align_corners=False)
         return table.flatten(2).transpose(1, 2).to(self.table.dtype)
 
-    @torch.jit.unused
     def _resample_each(self, mask: Tensor) -> Tensor:
         """Does the same as `resample` for each image's own size, without asking the device for it."""
         rows, columns = extents(mask)

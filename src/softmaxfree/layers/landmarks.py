@@ -66,7 +66,6 @@ class Landmarks(nn.Module):
             self.norm = nn.LayerNorm(head_dim, **factory)
             self.act = nn.GELU()
 
-    @torch.jit.unused
     def set_max_grid(self, max_grid: tuple[int, ...] | None) -> None:
         """Changes the landmark budget."""
         if max_grid is not None:
@@ -124,9 +123,8 @@ class Landmarks(nn.Module):
         if self.max_grid is None:
             return landmarks.flatten(2, -2)
         sizes = None if mask is None else extents(self._full(mask))
-        if not torch.jit.is_scripting():  # noqa: SIM102  TorchScript reads only a lone condition
-            if torch.compiler.is_exporting():
-                return _average_all(landmarks, self.max_grid, sizes)
+        if torch.compiler.is_exporting():
+            return _average_all(landmarks, self.max_grid, sizes)
         if landmarks.shape[-2] > self.max_grid[-1]:
             landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
         if len(self.max_grid) == 2 and landmarks.shape[-3] > self.max_grid[0]:
@@ -159,9 +157,8 @@ class Landmarks(nn.Module):
 
 def _at_most(size: int, limit: int) -> int:
     """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
-    if not torch.jit.is_scripting():  # noqa: SIM102
-        if torch.compiler.is_exporting():
-            return cast(int, torch.sym_min(size, limit))
+    if torch.compiler.is_exporting():
+        return cast(int, torch.sym_min(size, limit))
     return min(size, limit)
 
 

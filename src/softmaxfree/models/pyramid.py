@@ -1,7 +1,8 @@
-"""The network of SOFT and SOFT++: a pyramid of softmax-free attention."""
+"""The network of SOFT and SOFT++: a pyramid of stages, each around a token mixer."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
@@ -11,21 +12,20 @@ from torch.types import Device
 
 from softmaxfree.arguments import require, require_number, require_whole, require_whole_numbers
 from softmaxfree.errors import InputError
-from softmaxfree.layers import SoftmaxFreeAttention, downsample, stem
-from softmaxfree.layers.landmarks import Sampling
+from softmaxfree.layers import downsample, stem
 from softmaxfree.layers.padding import at_stride, valid_mean
+from softmaxfree.mixers import AbstractMixer, create_mixer
 from softmaxfree.models.inputs import check_image, check_mask
 from softmaxfree.models.loading import read_any_checkpoint, write_record
+from softmaxfree.models.mixing import CLASS_TOKEN, stage_arguments, stage_mixers
 from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
 from softmaxfree.models.released import checkpoint_filter_fn, other_shapes, require_fit
-from softmaxfree.models.stages import ClassTokenStage, SoftmaxFreeStage
-from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
-
-_DEFAULT_SOLVER, _DEFAULT_GRID = Newton(), (16, 16)
+from softmaxfree.models.stages import ClassTokenStage, Stage
+from softmaxfree.ops import AbstractPinvSolver
 
 
 class SoftmaxFreeTransformer(nn.Module):
-    """A four-stage pyramid whose attention has no softmax (SOFT, table 1).
+    """A four-stage pyramid; its entry points make that of SOFT, whose attention has no softmax (SOFT, table 1).
 
     Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
     `min_img_size` up.
@@ -35,12 +35,13 @@ class SoftmaxFreeTransformer(nn.Module):
     holds does not matter. In training, batch norm takes its statistics over the valid cells of the batch.
 
     The state dict carries, as `record`, what the weights are tied to and their shapes do not tell (`models/record.py`).
-    Loading sets solver and landmark budget to those of the weights, and refuses weights of another function.
+    Loading sets what a mixer can change later, as solver and landmark budget, to that of the weights, and refuses weights
+    of another function.
 
     Args:
         in_chans: channels of the image.
         num_classes: outputs of the head; 0: none, the pooled features are returned.
-        global_pool: `"token"`: the class token (released; softmax last stage only), `"avg"`: the mean of the last map,
+        global_pool: `"token"`: the class token (released; last stage `class_token` only), `"avg"`: the mean of the last map,
             `""`: none. None: the first that the last stage allows.
         img_size: image size, pixels, at which the position tables are stored; others are resampled.
         embed_dims: channels of each stage.
@@ -48,15 +49,9 @@ class SoftmaxFreeTransformer(nn.Module):
         depths: blocks of each stage.
         output_stride: stride of the last map; stages that would exceed it keep the grid of the stage before (their
             embedding has stride 1, and no dilation).
-        sr_ratios: landmarks are sampled at this stride, in tokens, in each stage.
-        value_kernels: side of the value convolution of each stage, see `SoftmaxFreeAttention`.
-        last_stage: `"softmax"`: as released, with a class token; `"softmax_free"`: as the other stages.
-        landmark_sampling: `"conv"` (released), `"mean"` (paper), `"random"` or `"first"`.
-        landmark_grid: landmark budget: more than this many rows and columns of landmarks are averaged down to it, which
-            makes the cost linear. The default leaves images up to 512x512 as released. None or `"unbounded"`: no
-            budget, as released (`timm.create_model` drops arguments that are None).
-        solver: how the landmark kernel matrix is inverted: a solver, its `to_dict()`, or its name.
-        normalize: the symmetric normalisation of SOFT++.
+        mixer: name of the mixer of all stages, or one of each; see `softmaxfree.mixers.list_mixers`. The last may be
+            `"class_token"`: the released last stage, with softmax and a class token.
+        mixer_args: arguments for all mixers that have them, or a dict for each stage.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         device: of the weights.
@@ -65,10 +60,6 @@ class SoftmaxFreeTransformer(nn.Module):
     Raises:
         InputError: for arguments that do not fit each other.
     """
-
-    __jit_unused_properties__: ClassVar[list[str]] = ["_model_args", "told_args"]
-    DEFAULTS: ClassVar[dict[str, Any]] = {"solver": _DEFAULT_SOLVER.to_dict(), "landmark_grid": list(_DEFAULT_GRID)}
-    """Of what loading may change."""
 
     def __init__(
         self,
@@ -80,13 +71,8 @@ class SoftmaxFreeTransformer(nn.Module):
         num_heads: tuple[int, ...] = (2, 4, 10, 16),
         depths: tuple[int, ...] = (1, 2, 3, 2),
         output_stride: Literal[8, 16, 32] = 32,
-        sr_ratios: tuple[int, ...] = (8, 4, 2, 1),
-        value_kernels: tuple[int, ...] = (9, 5, 3, 3),
-        last_stage: Literal["softmax", "softmax_free"] = "softmax",
-        landmark_sampling: Sampling = "conv",
-        landmark_grid: Sequence[int] | Literal["unbounded"] | None = _DEFAULT_GRID,
-        solver: AbstractPinvSolver | Mapping[str, Any] | str = _DEFAULT_SOLVER,
-        normalize: bool = False,
+        mixer: str | Sequence[str] = ("soft", "soft", "soft", CLASS_TOKEN),
+        mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Device = None,
@@ -94,24 +80,19 @@ class SoftmaxFreeTransformer(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels)
+        _check_stages(embed_dims, num_heads, depths)
         require_whole("in_chans", in_chans, 1)
         require_whole("num_classes", num_classes, 0)
         sides = [img_size, img_size] if isinstance(img_size, int) else img_size
         require_whole_numbers("img_size", sides, 2, 1)
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             require_number(name, rate, 0, 1)
-        if last_stage not in ("softmax", "softmax_free"):
-            raise InputError(f"last_stage must be 'softmax' or 'softmax_free', got {last_stage!r}")
-        self.solver = as_solver(solver)
-        self.normalize = normalize
+        mixers = stage_mixers(mixer, len(embed_dims))
+        arguments = stage_arguments(mixers, mixer_args)
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.last_stage = last_stage
         if output_stride not in (8, 16, 32):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-        self.depths, self.num_heads, self.sr_ratios = tuple(depths), tuple(num_heads), tuple(sr_ratios)
-        self.landmark_sampling = landmark_sampling
-        self.landmark_grid = _as_grid(landmark_grid)
+        self.depths, self.num_heads = tuple(depths), tuple(num_heads)
         self.output_stride: int = output_stride
         self.feature_info = []
 
@@ -125,29 +106,23 @@ class SoftmaxFreeTransformer(nn.Module):
                 embed = downsample(embed_dims[i - 1], dim, stride=2 if stride < output_stride else 1, **factory)
             stride *= embed.stride
             grid = -(-grid[0] // embed.stride), -(-grid[1] // embed.stride)
-            if i == len(embed_dims) - 1 and last_stage == "softmax":
+            if mixers[i] == CLASS_TOKEN:
                 stages.append(ClassTokenStage(embed, dim, grid, num_heads[i], rates[i], **factory))
             else:
-                attention = dict(
-                    value_kernel=value_kernels[i],
-                    landmark_sampling=landmark_sampling,
-                    landmark_grid=self.landmark_grid,
-                    solver=self.solver,
-                    normalize=normalize,
-                )
-                stage = SoftmaxFreeStage(embed, dim, grid, num_heads[i], sr_ratios[i], rates[i], attention, **factory)
-                stages.append(stage)
+                own: Any = {**arguments[i], **factory}
+                make = functools.partial(create_mixer, mixers[i], dim=dim, num_heads=num_heads[i], **own)
+                stages.append(Stage(embed, dim, grid, make, rates[i], **factory))
             self.feature_info.append({"num_chs": dim, "reduction": stride, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
-        self.min_img_size = _min_img_size(
-            sr_ratios if last_stage == "softmax_free" else sr_ratios[:-1],
-            [info["reduction"] for info in self.feature_info],
-        )
+        # the grid of stride s has ceil(n / s) cells, and each mixer wants some
+        strides = [info["reduction"] for info in self.feature_info]
+        least = [max((own.min_grid for own in cast(Any, stage).mixers), default=1) for stage in stages]
+        self.min_img_size = max((cells - 1) * stride + 1 for cells, stride in zip(least, strides, strict=True))
 
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
-        self._set_pool(("token" if last_stage == "softmax" else "avg") if global_pool is None else global_pool)
+        self._set_pool(self.usual_pool if global_pool is None else global_pool)
         self.apply(_init_weights)
         self.register_buffer(NAME, encode(record_of(self)).to(device))
         self.register_state_dict_post_hook(write_record)
@@ -164,11 +139,40 @@ class SoftmaxFreeTransformer(nn.Module):
 
     @property
     def told_args(self) -> dict[str, Any]:
-        """Arguments that may differ from those of the call: weights tell them, and two can be set later."""
-        grid = self.landmark_grid or "unbounded"
-        return {"depths": self.depths, "solver": self.solver.to_dict(), "landmark_grid": grid}
+        """Arguments that may differ from those of the call: weights tell them, and some can be set later."""
+        told: dict[str, Any] = {"depths": self.depths}
+        for key in dict.fromkeys(key for mixer in self.mixers for key in mixer.adjustable):
+            values = [mixer.config()[key] for mixer in self.mixers if key in mixer.adjustable]
+            if all(value == values[0] for value in values):
+                told[key] = values[0]
+            else:
+                told["mixer_args"] = [
+                    {k: v for k, v in stage.mixers[0].config().items() if k != "name"} if stage.mixers else {}
+                    for stage in cast(Any, self.stages)
+                ]
+        return told
 
-    @torch.jit.ignore
+    @property
+    def mixers(self) -> list[AbstractMixer]:
+        """All mixers, in order."""
+        return [mixer for stage in cast(Any, self.stages) for mixer in stage.mixers]
+
+    @property
+    def usual_pool(self) -> Literal["token", "avg"]:
+        """The pooling that is the default: of the class token where there is one."""
+        return "token" if isinstance(self.stages[-1], ClassTokenStage) else "avg"
+
+    @property
+    def solver(self) -> AbstractPinvSolver | None:
+        """How the first mixer that does so inverts its landmark kernel matrix; None if none does."""
+        return next((own.solver for own in cast(Any, self.mixers) if "solver" in own.adjustable), None)
+
+    @property
+    def landmark_grid(self) -> tuple[int, ...] | None:
+        """The landmark budget of the first mixer with one; None for no budget."""
+        grids = (own.landmark_grid for own in cast(Any, self.mixers) if "landmark_grid" in own.adjustable)
+        return None if (grid := next(grids, "unbounded")) == "unbounded" else tuple(grid)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Loads our weights or released ones.
 
@@ -192,29 +196,27 @@ class SoftmaxFreeTransformer(nn.Module):
             raise InputError(why)
         return super().load_state_dict(weights, strict, assign)
 
-    @torch.jit.ignore
     def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:
-        """Changes how every layer inverts its landmark kernel matrix; the saved config follows."""
-        self.solver = as_solver(solver)
-        for module in self.modules():
-            if isinstance(module, SoftmaxFreeAttention):
-                module.set_solver(self.solver)
+        """Changes how every mixer inverts its landmark kernel matrix; the saved config follows."""
+        self._adjust(solver=solver)
 
-    @torch.jit.ignore
     def set_landmark_grid(self, landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> None:
-        """Changes the landmark budget of every layer; the saved config follows."""
-        grid = _as_grid(landmark_grid)
-        for module in self.modules():
-            if isinstance(module, SoftmaxFreeAttention):
-                module.landmarks.set_max_grid(grid)
-        self.landmark_grid = grid
+        """Changes the landmark budget of every mixer; the saved config follows."""
+        self._adjust(landmark_grid=landmark_grid)
 
-    @torch.jit.ignore
+    def _adjust(self, **change: Any) -> None:
+        (key,) = change
+        able = [mixer for mixer in self.mixers if key in mixer.adjustable]
+        if not able:
+            names = dict.fromkeys(mixer.name for mixer in self.mixers)
+            raise InputError(f"{key}: no mixer of this network has one, they are {', '.join(names)}")
+        for mixer in able:
+            mixer.adjust(**change)
+
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the weights that do not decay."""
         return {name for name, _ in self.named_parameters() if name.endswith((".table", ".cls_token", ".cls_pos"))}
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns the parameter groups of layer-wise decay: one a block, or with `coarse` one a stage."""
         blocks = [
@@ -224,14 +226,12 @@ class SoftmaxFreeTransformer(nn.Module):
         ]
         return {"stem": r"^stages\.0\.(?:embed|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass."""
         for stage in self.modules():
-            if isinstance(stage, SoftmaxFreeStage | ClassTokenStage):
+            if isinstance(stage, Stage | ClassTokenStage):
                 stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Returns the head."""
         return self.head
@@ -249,14 +249,11 @@ class SoftmaxFreeTransformer(nn.Module):
         last = self.stages[-1]
         allowed = ("token", "avg", "") if isinstance(last, ClassTokenStage) else ("avg", "")
         if global_pool not in allowed:
-            raise InputError(
-                f"global_pool must be one of {allowed} for last_stage={self.last_stage!r}, got {global_pool!r}"
-            )
+            raise InputError(f"global_pool must be one of {allowed} for this last stage, got {global_pool!r}")
         self.global_pool = global_pool
         if isinstance(last, ClassTokenStage):
             last.center = global_pool == "token"
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -330,16 +327,12 @@ class SoftmaxFreeTransformer(nn.Module):
         Raises:
             InputError: for images and masks that the model cannot take.
         """
-        if torch.jit.is_scripting():
-            assert mask is None, "a scripted network takes no mask"
+        x, mask = self._check(x, mask)
+        if mask is None:
             return self.stages(x)
-        else:
-            x, mask = self._check(x, mask)
-            if mask is None:
-                return self.stages(x)
-            for stage in cast(Iterable[SoftmaxFreeStage], self.stages):
-                x, mask = stage(x, mask), at_stride(mask, stage.embed.stride)
-            return x
+        for stage in cast(Iterable[Stage], self.stages):
+            x, mask = stage(x, mask), at_stride(mask, stage.embed.stride)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
         """Pools, over the pixels for which `mask` is True, and classifies the map that `forward_features` returns."""
@@ -363,20 +356,12 @@ class SoftmaxFreeTransformer(nn.Module):
         return check_mask(mask, x, self.min_img_size, self.training)
 
 
-def _min_img_size(sr_ratios: tuple[int, ...], reductions: list[int]) -> int:
-    """Returns the smallest side at which each stage's grid holds one window of tokens."""
-    # the grid of stride s has ceil(n / s) cells
-    return max((ratio - 1) * stride + 1 for ratio, stride in zip(sr_ratios, reductions, strict=False))
-
-
-def _check_stages(embed_dims, num_heads, depths, sr_ratios, value_kernels) -> None:
-    given = dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths, sr_ratios=sr_ratios)
-    for name, values in (given | {"value_kernels": value_kernels}).items():
+def _check_stages(embed_dims, num_heads, depths) -> None:
+    for name, values in dict(embed_dims=embed_dims, num_heads=num_heads, depths=depths).items():
         whole = isinstance(values, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in values)
         require(whole, name, values, "a whole number for each stage")
         if len(values) != 4:
             raise InputError(f"{name} must have one entry for each of the 4 stages, got {values!r}")
-    for name, values in given.items():
         if min(values) < 1:
             raise InputError(f"{name} must be 1 or more in every stage, got {values!r}")
     for dim, heads in zip(embed_dims, num_heads, strict=True):
@@ -389,10 +374,3 @@ def _init_weights(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _as_grid(landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> tuple[int, ...] | None:
-    if landmark_grid is None or landmark_grid == "unbounded":
-        return None
-    grid: Any = landmark_grid  # what is no pair of numbers is refused where the budget is used
-    return tuple(grid) if isinstance(grid, Sequence) else grid

@@ -8,8 +8,8 @@ integers and cannot subtract bools), `.half()` (which rounds other floats), safe
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable
-from softmaxfree.ops import as_solver
+from softmaxfree.mixers.mixer import own_arguments, plain
+from softmaxfree.models.mixing import CLASS_TOKEN
 
 if TYPE_CHECKING:
     from softmaxfree.models.pyramid import SoftmaxFreeTransformer
@@ -27,23 +28,16 @@ __all__ = ["NAME", "adopt", "decode", "encode", "mismatch", "record_of"]
 NAME = "record"
 """Of the buffer, and so of the entry in a state dict."""
 
-_BYTES = 1024  # a record takes a multiple of it, so that two records mostly have one shape
-# what loading sets; what must agree; and what must where the head is loaded too, unless the model was made otherwise
-_ADOPTED = ("solver", "landmark_grid")
-_SAME = ("num_heads", "sr_ratios", "landmark_sampling", "normalize")
-_CHOSEN = ("global_pool", "output_stride")
+_BYTES = 2048  # a record takes a multiple of it, so that two records mostly have one shape
+_CHOSEN = ("global_pool", "output_stride")  # must agree where the head is loaded too, unless the model is no usual one
 
 
 def record_of(model: "SoftmaxFreeTransformer") -> dict[str, Any]:
     """Returns all that a model's weights are tied to and their shapes do not tell, as plain data."""
-    stages = len(model.stages)
+    stages: Any = model.stages
     return {
-        "solver": model.solver.to_dict(),
-        "landmark_grid": None if model.landmark_grid is None else list(model.landmark_grid),
-        "num_heads": list(model.num_heads[:stages]),
-        "sr_ratios": list(model.sr_ratios[:stages]),
-        "landmark_sampling": model.landmark_sampling,
-        "normalize": model.normalize,
+        "num_heads": list(model.num_heads[: len(stages)]),
+        "mixers": [stage.mixers[0].config() if stage.mixers else {"name": CLASS_TOKEN} for stage in stages],
         "global_pool": model.global_pool,
         "output_stride": model.output_stride,
         "grids": [list(table.grid) for table in model.modules() if isinstance(table, PositionTable)],
@@ -51,7 +45,7 @@ def record_of(model: "SoftmaxFreeTransformer") -> dict[str, Any]:
 
 
 def encode(record: Mapping[str, Any]) -> Tensor:
-    """Returns plain data as bits: 0 or 1 in float32, a multiple of 8,192 of them."""
+    """Returns plain data as bits: 0 or 1 in float32, a multiple of 16,384 of them."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _BYTES) * _BYTES, b"\0")
     return torch.from_numpy(np.unpackbits(np.frombuffer(text, np.uint8))).float()
@@ -61,7 +55,7 @@ def decode(bits: Tensor) -> dict[str, Any]:
     """Returns what `encode` was given; the bits may have become numbers of any dtype.
 
     Args:
-        bits: `(8192 n,)`.
+        bits: `(8192 n,)`, also as versions before 0.2.0 wrote them.
 
     Returns:
         The record.
@@ -72,9 +66,9 @@ def decode(bits: Tensor) -> dict[str, Any]:
     try:
         text = np.packbits(bits.detach().float().cpu().numpy() > 0.5).tobytes().rstrip(b"\0")
         record = dict(json.loads(text))
-        if any(not isinstance(record.get(key, []), list) for key in ("num_heads", "sr_ratios", "grids")):
+        if any(not isinstance(record.get(key, []), list) for key in ("num_heads", "sr_ratios", "grids", "mixers")):
             raise ValueError("numbers in place of lists")
-        return record
+        return _by_stage(record)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise InputError(f"the weights' {NAME!r} cannot be read ({error}): they are damaged") from error
 
@@ -92,14 +86,16 @@ def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_he
     """
     own = record_of(model)
     # weights of one stride or pooling in a network of another are common practice, but nobody's default
-    usual = {"global_pool": "token" if model.last_stage == "softmax" else "avg", "output_stride": 32}
-    chosen = [key for key in _CHOSEN if with_head and own[key] == usual[key]]
-    for key in (*_SAME, *chosen):
-        theirs, ours = record.get(key, own[key]), own[key]
-        if isinstance(ours, list):
-            # a softmax stage samples no landmarks; of a network cut short the first stages count
-            used = len(model.stages) - (key == "sr_ratios" and model.last_stage == "softmax")
-            theirs, ours = theirs[:used], ours[: min(used, len(theirs))]
+    usual = {"global_pool": model.usual_pool, "output_stride": 32}
+    pairs = [(key, record[key], own[key]) for key in _CHOSEN if key in record and with_head and own[key] == usual[key]]
+    if "num_heads" in record:  # of a network cut short the first stages count
+        theirs, ours = record["num_heads"], own["num_heads"]
+        pairs.append(("num_heads", theirs[: len(ours)], ours[: len(theirs)]))
+    for mixer, config, recorded in _stages(model, own, record):
+        fixed = [key for key in recorded if key not in (mixer.adjustable if mixer else ())]
+        if mixer or "name" in recorded:  # before 0.2.0 the class token's stage was recorded as if it were soft
+            pairs += [("mixer" if key == "name" else key, recorded[key], config.get(key)) for key in fixed]
+    for key, theirs, ours in pairs:
         if theirs != ours:
             return f"the weights were trained with {key}={theirs!r}, this model has {key}={ours!r}: make it with theirs"
     return None
@@ -113,17 +109,36 @@ def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
             "img_size or output_stride than the weights, and its logits are others",
             stacklevel=2,
         )
-    own, default = record_of(model), model.DEFAULTS
-    for key in _ADOPTED:
-        if key not in record or record[key] == own[key]:
-            continue
-        if own[key] != default[key]:
-            warnings.warn(
-                f"the weights were trained with {key}={record[key]}, which is used; the model was made with "
-                f"{own[key]}, which set_{key}() brings back",
-                stacklevel=2,
-            )
-        if key == "solver":
-            model.set_solver(as_solver(record[key]))
-        else:
-            model.set_landmark_grid(record[key])
+    undone: dict[str, str] = {}
+    for stage, (mixer, config, recorded) in zip(
+        cast(Any, model.stages), _stages(model, record_of(model), record), strict=False
+    ):
+        for key in mixer.adjustable if mixer else ():
+            if key not in recorded or recorded[key] == config[key]:
+                continue
+            if config[key] != plain(own_arguments(type(mixer))[key].default):
+                undone[key] = (
+                    f"the weights were trained with {key}={recorded[key]}, which is used; the model was made with "
+                    f"{config[key]}, which set_{key}() brings back"
+                )
+            for own in stage.mixers:
+                own.adjust(**{key: recorded[key]})
+    for message in undone.values():
+        warnings.warn(message, stacklevel=2)
+
+
+def _stages(model: "SoftmaxFreeTransformer", own: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[tuple]:
+    """Of each stage a mixer, or None, its configuration, and that which the weights recorded."""
+    for stage, config, recorded in zip(cast(Any, model.stages), own["mixers"], record.get("mixers", ()), strict=False):
+        yield next(iter(stage.mixers), None), config, recorded
+
+
+def _by_stage(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record that tells each stage's mixer, also of one that knows SOFT alone, as before 0.2.0."""
+    common = {key: record.pop(key) for key in ("solver", "landmark_sampling", "normalize") if key in record}
+    if "landmark_grid" in record:
+        common["landmark_grid"] = record.pop("landmark_grid") or "unbounded"
+    ratios = [{"ratio": ratio} for ratio in record.pop("sr_ratios", ())]
+    if common or ratios:
+        record["mixers"] = [common | own for own in ratios or [{}] * 4]
+    return record

@@ -55,10 +55,12 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTr
         The weights that `model.load_state_dict` takes.
     """
     if is_released(state_dict):
-        solver = RELEASED_NORMALIZED_SOLVER if model.normalize else RELEASED_SOLVER
-        state_dict = {**from_released(state_dict), NAME: encode({"solver": solver.to_dict()})}
+        normalized = any(getattr(mixer, "normalize", False) for mixer in model.mixers)
+        solver = RELEASED_NORMALIZED_SOLVER if normalized else RELEASED_SOLVER
+        record = {"mixers": [{"solver": solver.to_dict()}] * 4}
+        state_dict = {**from_released(state_dict), NAME: encode(record)}
     elif NAME not in state_dict and has_attention(state_dict):
-        if model.solver.to_dict() == model.DEFAULTS["solver"]:
+        if model.solver == Newton():
             warnings.warn(
                 f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
                 f"{model.solver} is used; set_solver() changes it",

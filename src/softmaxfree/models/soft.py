@@ -17,6 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.downloads import fetch
 from softmaxfree.models.features import SoftmaxFreeFeatures
+from softmaxfree.models.mixing import spelled_out
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 from softmaxfree.models.released import checkpoint_filter_fn, depths_of
 from softmaxfree.tensors import read_names
@@ -37,7 +38,7 @@ def _create(variant: str, pretrained: bool, args: dict[str, Any], given: dict[st
     fetched, names = _weights(variant, given) if pretrained else (None, [])
     if len(depths := depths_of(names)) == len(args["depths"]):
         args = {**args, "depths": _agreed(depths, variant, given)}
-    kwargs: dict[str, Any] = args | given
+    kwargs: dict[str, Any] = spelled_out(_COMMON | args | given)
     if fetched:
         kwargs["pretrained_cfg_overlay"] = {**(given.get("pretrained_cfg_overlay") or {}), "file": str(fetched)}
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
@@ -104,6 +105,7 @@ _CFGS: dict[str, Any] = (
 )
 default_cfgs = generate_default_cfgs(_CFGS)
 
+_COMMON = dict(sr_ratios=(8, 4, 2, 1), value_kernels=(9, 5, 3, 3))
 _TINY = dict(embed_dims=(64, 128, 320, 512), num_heads=(2, 4, 10, 16), depths=(1, 2, 3, 2))
 # depths of the paper; the released code builds (1, 3, 20, 4), which pretrained=True takes from the file
 _SMALL = dict(_TINY, depths=(1, 3, 7, 4))

@@ -1,33 +1,33 @@
-"""The two kinds of stage: softmax-free, and the released last stage with softmax and a class token."""
+"""The two kinds of stage: around any mixer, and the released last stage with softmax and a class token."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm, trunc_normal_
 from timm.models import checkpoint
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block as PreNormBlock
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.types import Device
 
-from softmaxfree.layers import ConvEmbedding, PositionTable, SoftmaxFreeBlock
+from softmaxfree.layers import Block, ConvEmbedding, PositionTable
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
+from softmaxfree.mixers import AbstractMixer
 from softmaxfree.ops import transforms
 
 
-class SoftmaxFreeStage(nn.Module):
-    """Embedding, positions and post-norm softmax-free blocks.
+class Stage(nn.Module):
+    """Embedding, positions and post-norm blocks around one kind of mixer.
 
     Args:
         embed: maps the stage's input `(B, C_in, h, w)` to `(B, C, Y, X)`.
         dim: channels `C`.
         grid: size `(Y, X)` of the stored position table.
-        num_heads: number of heads.
-        ratio: side of the window of tokens that one landmark stands for.
+        make_mixer: makes the mixer of a block.
         drop_path: stochastic depth rate of each block; as many as blocks.
-        attention: further arguments of `SoftmaxFreeAttention`.
         device: of the weights.
         dtype: of the weights.
     """
@@ -37,10 +37,8 @@ class SoftmaxFreeStage(nn.Module):
         embed: ConvEmbedding,
         dim: int,
         grid: tuple[int, int],
-        num_heads: int,
-        ratio: int,
+        make_mixer: Callable[[], AbstractMixer],
         drop_path: list[float],
-        attention: dict,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -49,10 +47,12 @@ class SoftmaxFreeStage(nn.Module):
         self.grad_checkpointing = False
         self.embed = embed
         self.pos_embed = PositionTable(dim, grid, **factory)
-        self.blocks = nn.ModuleList(
-            SoftmaxFreeBlock(dim, num_heads, ratio, drop_path=rate, attention=attention, **factory)
-            for rate in drop_path
-        )
+        self.blocks = nn.ModuleList(Block(make_mixer(), drop_path=rate, **factory) for rate in drop_path)
+
+    @property
+    def mixers(self) -> list[AbstractMixer]:
+        """The mixer of each block."""
+        return [block.attn for block in self.blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`; both are zero in the padding, where `mask (B, h, w)` is False."""
@@ -61,7 +61,7 @@ class SoftmaxFreeStage(nn.Module):
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing:
                 tokens = checkpoint(block, tokens, grid, mask)
             else:
                 tokens = block(tokens, grid, mask)
@@ -105,11 +105,17 @@ class ClassTokenStage(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.cls_pos = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **factory) for rate in drop_path
+            PreNormBlock(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **factory)
+            for rate in drop_path
         )
         self.norm = LayerNorm(dim, **factory)
         trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.cls_pos, std=0.02)
+
+    @property
+    def mixers(self) -> list[AbstractMixer]:
+        """None of the registry."""
+        return []
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps `(B, C_in, h, w)` to `(B, C, Y, X)`, normalised; centred on the class token if `center`.
@@ -131,10 +137,7 @@ class ClassTokenStage(nn.Module):
         if mask is not None:  # every token attends the class token and the valid ones
             keys = F.pad(mask.flatten(1), (1, 0), value=1.0)[:, None, None]
         for block in self.blocks:
-            if torch.jit.is_scripting():  # noqa: SIM108  of a lone condition TorchScript reads one side
-                tokens = block(tokens, keys)
-            else:
-                tokens = self._run(block, tokens, keys)
+            tokens = self._run(block, tokens, keys)
         tokens = self.norm(tokens)
         x = feature_map(tokens[:, 1:], grid)
         return x if mask is None else zero_padding(x, mask), tokens[:, 0]
@@ -145,7 +148,6 @@ class ClassTokenStage(nn.Module):
         x = x + (cls - mean)[:, :, None, None]
         return x if mask is None else zero_padding(x, mask)
 
-    @torch.jit.unused
     def _run(self, block: nn.Module, tokens: Tensor, keys: Tensor | None) -> Tensor:
         if transforms.at_work():
             with sdpa_kernel(SDPBackend.MATH):  # the others have no forward-mode derivative
@@ -157,7 +159,6 @@ class ClassTokenStage(nn.Module):
 
 def _channels_last(x: Tensor) -> Tensor:
     """Returns `x` with a token as a row of memory."""
-    if not torch.jit.is_scripting():  # noqa: SIM102
-        if transforms.at_work():
-            return x  # vmap knows no memory formats
+    if transforms.at_work():
+        return x  # vmap knows no memory formats
     return x.contiguous(memory_format=torch.channels_last)

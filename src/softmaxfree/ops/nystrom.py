@@ -66,34 +66,18 @@ def nystrom(
     mask: Tensor | None,
     landmark_mask: Tensor | None,
 ) -> Tensor:
-    """`nystrom_attention` for a solver in JSON, with `k` None for keys that are the queries; scriptable."""
-    if torch.jit.is_scripting():
-        return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
-    else:
-        _check(q, q if k is None else k, v, landmarks, mask, landmark_mask)
-        with full_precision(q):
-            return _nystrom(q, k, v, landmarks, solver, normalize, mask, landmark_mask)
-
-
-def _nystrom(
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor,
-    landmarks: Tensor,
-    solver: str,
-    normalize: bool,
-    mask: Tensor | None,
-    landmark_mask: Tensor | None,
-) -> Tensor:
-    if mask is not None:
-        v = v.masked_fill(~mask[:, None, :, None], 0.0)
-        k = None if k is None else _padding_at_mean(k, mask)
-    if landmark_mask is not None:
-        landmarks = _padding_at_mean(landmarks, landmark_mask)
-    z = _middle(landmarks, solver, normalize, landmark_mask)
-    if k is None:
-        return gaussian.tied_product(q, landmarks, z, v)
-    return gaussian.product(q, landmarks, z @ gaussian.product(landmarks, k, v, z.dtype), v.dtype)
+    """`nystrom_attention` for a solver in JSON, with `k` None for keys that are the queries."""
+    _check(q, q if k is None else k, v, landmarks, mask, landmark_mask)
+    with full_precision(q):
+        if mask is not None:
+            v = v.masked_fill(~mask[:, None, :, None], 0.0)
+            k = None if k is None else _padding_at_mean(k, mask)
+        if landmark_mask is not None:
+            landmarks = _padding_at_mean(landmarks, landmark_mask)
+        z = _core(landmarks, solver, normalize, landmark_mask)
+        if k is None:
+            return gaussian.tied_product(q, landmarks, z, v)
+        return gaussian.product(q, landmarks, z @ gaussian.product(landmarks, k, v, z.dtype), v.dtype)
 
 
 def _padding_at_mean(points: Tensor, mask: Tensor) -> Tensor:
@@ -104,8 +88,8 @@ def _padding_at_mean(points: Tensor, mask: Tensor) -> Tensor:
     return torch.where(valid, points, mean.to(points.dtype))
 
 
-def _middle(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
-    """Returns what stands between `K(q, l)` and `K(l, k)`: `A+` or `D^(-1/2) A+ D^(-1/2)`, 0 for invalid landmarks."""
+def _core(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
+    """Returns the matrix between `K(q, l)` and `K(l, k)`: `A+` or `D^(-1/2) A+ D^(-1/2)`, 0 for invalid landmarks."""
     gram = gaussian.gram(landmarks)
     if landmark_mask is None:
         z = pinv.inverse(gram, solver)

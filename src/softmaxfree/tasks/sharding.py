@@ -6,13 +6,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block as PreNormBlock
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from softmaxfree.errors import InputError
-from softmaxfree.layers import SoftmaxFreeBlock
+from softmaxfree.layers import Block
 
 __all__ = ["broadcast_buffers", "is_sharded", "read_sharded", "shard"]
 
@@ -36,7 +36,7 @@ def shard(model: nn.Module, strategy: ModelParallelStrategy) -> None:
         return
     mesh = strategy.device_mesh["data_parallel"]
     for module in list(model.modules()):
-        if isinstance(module, SoftmaxFreeBlock | Block):
+        if isinstance(module, Block | PreNormBlock):
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     if hasattr(model, "forward_train"):  # a segmenter's way in

@@ -44,16 +44,14 @@ def gaussian_product(
 
 
 def product(x: Tensor, y: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
-    """`gaussian_product` without checks; scriptable and exportable."""
-    if torch.jit.is_scripting():
-        return torch.ops.softmaxfree.gaussian_product(x, y, b, out_dtype)
+    """`gaussian_product` without checks."""
     if torch.compiler.is_exporting() or transforms.at_work():
         return naive.forward(x, y, b, out_dtype)
     return torch.ops.softmaxfree.gaussian_product(x, y, b, out_dtype)
 
 
 def tied_product(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> Tensor:
-    """Returns `K z K^T v` with `K` the kernel matrix of `x` and `y`: self-attention; scriptable and exportable.
+    """Returns `K z K^T v` with `K` the kernel matrix of `x` and `y`: self-attention.
 
     Args:
         x: points `(B, H, N, D)`.
@@ -64,8 +62,6 @@ def tied_product(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> Tensor:
     Returns:
         `(B, H, N, E)` in the dtype of `v`.
     """
-    if torch.jit.is_scripting():
-        return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
     if torch.compiler.is_exporting() or transforms.at_work():
         return naive.tied_forward(x, y, z, v)[0]
     return torch.ops.softmaxfree.gaussian_tied_product(x, y, z, v)[0]
@@ -85,7 +81,7 @@ def gaussian_gram(landmarks: Float[Tensor, "B H M D"]) -> Float[Tensor, "B H M M
 
 
 def gram(landmarks: Tensor) -> Tensor:
-    """`gaussian_gram` without annotations that TorchScript cannot read."""
+    """`gaussian_gram` without checks."""
     x = widen(landmarks)
     x = x - naive.centre(x)
     inner = x @ x.transpose(-1, -2)

@@ -43,9 +43,7 @@ def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver = _DEFAULT) 
 
 
 def inverse(gram: Tensor, solver: str) -> Tensor:
-    """`pinv` for a solver in JSON, without checks; scriptable and exportable."""
-    if torch.jit.is_scripting():
-        return torch.ops.softmaxfree.pinv(gram, solver)
+    """`pinv` for a solver in JSON, without checks."""
     if torch.compiler.is_exporting():
         return solver_from_json(solver).compute(gram)
     if transforms.at_work():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from softmaxfree import ops
-from softmaxfree.layers import SoftmaxFreeAttention, SoftmaxFreeBlock
+from softmaxfree.layers import Block
+from softmaxfree.mixers import SoftmaxFreeAttention, create_mixer
 from softmaxfree.models.released import RELEASED_NORMALIZED_SOLVER, from_released
 from tests import golden_files
 from tests.helpers import MAX_RELATIVE_ERROR, assert_no_worse_than
@@ -22,7 +23,7 @@ def released_attention(name: str, dtype: torch.dtype):
     layer = SoftmaxFreeAttention(
         int(meta["dim"]),
         int(meta["heads"]),
-        int(meta["ratio"]),
+        ratio=int(meta["ratio"]),
         value_kernel=int(meta["conv"]),
         normalize=normalize,
         solver=RELEASED_NORMALIZED_SOLVER if normalize else ops.Newton(),
@@ -70,8 +71,8 @@ def test_normalised_values_are_the_released_ones_at_batch_size_one():
 
 @pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
 def test_a_sequence_is_an_image_of_one_row_with_windows_of_one_row(sampling):
-    sequence = SoftmaxFreeAttention(16, 2, 1, landmark_sampling=sampling, landmark_grid=(8,), ndim=1)
-    image = SoftmaxFreeAttention(16, 2, 1, landmark_sampling=sampling, landmark_grid=(1, 8))
+    sequence = SoftmaxFreeAttention(16, 2, ratio=1, landmark_sampling=sampling, landmark_grid=(8,), ndim=1)
+    image = SoftmaxFreeAttention(16, 2, ratio=1, landmark_sampling=sampling, landmark_grid=(1, 8))
     weights = sequence.state_dict()
     weights["value_conv.weight"] = torch.nn.functional.pad(weights["value_conv.weight"].unsqueeze(2), (0, 0, 1, 1))
     if sampling == "conv":
@@ -82,16 +83,16 @@ def test_a_sequence_is_an_image_of_one_row_with_windows_of_one_row(sampling):
 
 
 def test_the_value_convolution_is_one_filter_a_head():
-    layer = SoftmaxFreeAttention(12, 3, 2, value_kernel=5)
+    layer = SoftmaxFreeAttention(12, 3, ratio=2, value_kernel=5)
     values = torch.randn(2, 7 * 9, 12)
     per_head = values.view(2, 7, 9, 3, 4).permute(0, 4, 3, 1, 2).flatten(0, 1)
     expected = layer.value_conv(per_head).view(2, 4, 3, 7, 9).permute(0, 3, 4, 2, 1).reshape(2, 63, 12)
-    torch.testing.assert_close(layer._convolve(values, [7, 9]), expected)
-    assert SoftmaxFreeAttention(12, 3, 2, value_kernel=0).value_conv is None
+    torch.testing.assert_close(layer.convolve(values.unflatten(-1, (3, 4)).transpose(1, 2), [7, 9]), expected)
+    assert SoftmaxFreeAttention(12, 3, ratio=2, value_kernel=0).value_conv is None
 
 
 def test_stochastic_depth_drops_whole_images():
-    block = SoftmaxFreeBlock(16, 2, 2, drop_path=0.5).train()
+    block = Block(create_mixer("soft", dim=16, num_heads=2, ratio=2), drop_path=0.5).train()
     x = torch.randn(64, 16, 16)
     branch = block.drop_path1(x)
     kept = branch.flatten(1).abs().amax(1) > 0
@@ -117,7 +118,7 @@ def test_stochastic_depth_drops_whole_images():
         (dict(dim=0, num_heads=1, ratio=2), "dim must be 1 or more, got 0"),
         (dict(dim=12, num_heads=3, ratio=2, ndim=3, landmark_grid=None), "ndim must be 1 for sequences or 2"),
         (dict(dim=12, num_heads=3, ratio=2, ndim=True, landmark_grid=None), "ndim must be a whole number"),
-        (dict(dim=12, num_heads=3, ratio=2, solver="newton"), "solver must be a solver"),
+        (dict(dim=12, num_heads=3, ratio=2, solver="gauss"), "solver 'gauss' is not one of"),
         (dict(dim=12, num_heads=3, ratio=2, normalize="no"), "normalize must be True or False"),
     ],
 )
@@ -128,7 +129,7 @@ def test_bad_arguments_are_named(kwargs, message):
 
 @pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
 def test_a_padded_sequence_is_the_sequence_alone(sampling):
-    layer = SoftmaxFreeAttention(16, 2, 2, landmark_sampling=sampling, landmark_grid=(8,), ndim=1).double()
+    layer = SoftmaxFreeAttention(16, 2, ratio=2, landmark_sampling=sampling, landmark_grid=(8,), ndim=1).double()
     x, lengths = torch.randn(3, 33, 16, dtype=torch.float64), (33, 20, 7)
     mask = torch.arange(33) < torch.tensor(lengths).unsqueeze(1)
     out = layer(x, [33], mask)
@@ -146,4 +147,4 @@ def test_a_padded_sequence_is_the_sequence_alone(sampling):
 )
 def test_bad_arguments_of_a_block_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        SoftmaxFreeBlock(12, 3, 2, **kwargs)
+        Block(create_mixer("soft", dim=12, num_heads=3, ratio=2), **kwargs)

@@ -1,0 +1,17 @@
+"""Token mixers: softmax-free attention and what it is compared with, behind one interface."""
+
+from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
+from softmaxfree.mixers.soft import SoftmaxFreeAttention
+from softmaxfree.mixers.softmax import SoftmaxAttention
+
+__all__ = [
+    "AbstractAttention",
+    "AbstractMixer",
+    "SoftmaxAttention",
+    "SoftmaxFreeAttention",
+    "create_mixer",
+    "list_mixers",
+    "mixer_class",
+    "register",
+]

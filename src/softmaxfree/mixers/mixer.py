@@ -1,0 +1,277 @@
+"""What every token mixer is: projections around a pure function of queries, keys and values."""
+
+import abc
+import inspect
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.types import Device
+
+from softmaxfree.arguments import require, require_whole
+from softmaxfree.errors import InputError
+from softmaxfree.layers.embed import feature_map
+
+_COMMON = ("self", "dim", "num_heads", "device", "dtype")  # told by the network, or by the weights' shapes
+
+
+class AbstractMixer(nn.Module, abc.ABC):
+    """Mixes tokens: `proj(mix(project(x)))`, and what a constructor adds to it.
+
+    Tokens are row-major on a grid of one axis (a sequence) or two (an image). More tokens than cells are prefix tokens,
+    such as a class token; they come first and are always valid.
+
+    A subclass makes `proj`, all other weights, and if it has them `value_conv`, a convolution of the values on the grid
+    that is added to the result, and `gate`, a function of the tokens that the result is multiplied by.
+
+    Args:
+        dim: channels `C`.
+        num_heads: `H`; divides `dim`.
+
+    Raises:
+        InputError: for an argument out of range.
+    """
+
+    name: ClassVar[str] = ""
+    """In the registry."""
+    source: ClassVar[str] = ""
+    """Paper, in short."""
+    masks: ClassVar[bool] = True
+    """Takes a padding mask, and gives each image what it gets alone; else it refuses one."""
+    ndims: ClassVar[tuple[int, ...]] = (1, 2)
+    """Axes that a grid may have."""
+    prefix: ClassVar[bool] = True
+    """Takes prefix tokens."""
+    linear: ClassVar[bool] = True
+    """Costs time and memory linear in the number of tokens."""
+    linear_in_v: ClassVar[bool] = True
+    """`mix` is linear in `v`."""
+    row_sum: ClassVar[float | None] = None
+    """What the weights of each query sum to, where that is the same for all."""
+    adjustable: ClassVar[tuple[str, ...]] = ()
+    """Arguments that `adjust` may change later; weights bring their own."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        require_whole("dim", dim, 1)
+        require_whole("num_heads", num_heads, 1)
+        if dim % num_heads:
+            raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
+        self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
+        self.value_conv: Any = None
+        self.gate: nn.Module | None = None
+
+    @abc.abstractmethod
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
+        """Mixes.
+
+        A function of its arguments and of the mixer's weights alone, that owns no projection.
+
+        Args:
+            q: queries `(B, H, N, D)`, any float dtype.
+            k: keys `(B, H, N, D)`.
+            v: values `(B, H, N, E)`.
+            grid: sizes of the token grid, one or two; the last `prod(grid)` of the `N` tokens lie on it.
+            mask: `(B, *grid)` bool, True where a token is valid, the first of each axis. The others must be finite.
+
+        Returns:
+            `(B, H, N, E)` in the dtype of `v`; arbitrary but finite in the padding.
+        """
+
+    @abc.abstractmethod
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""
+
+    def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
+        """Maps tokens to tokens.
+
+        Args:
+            x: tokens `(B, N, C)`.
+            grid: as for `mix`.
+            mask: as for `mix`.
+
+        Returns:
+            `(B, N, C)`; arbitrary but finite in the padding.
+
+        Raises:
+            InputError: the mixer cannot take such a grid or mask.
+        """
+        self.check(x, grid, mask)
+        q, k, v = self.project(x)
+        out = self.mix(q, k, v, grid, mask).transpose(1, 2).flatten(2)
+        if self.value_conv is not None:
+            out = self.convolve(v, grid, mask).add_(out)
+        if self.gate is not None:
+            out = out * self.gate(x)
+        return self.proj(out)
+
+    @property
+    def min_grid(self) -> int:
+        """Least number of tokens along each axis."""
+        return 1
+
+    def config(self) -> dict[str, Any]:
+        """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
+        own = own_arguments(type(self))
+        return {"name": self.name} | {key: plain(getattr(self, key)) for key in own}
+
+    def adjust(self, **changes: Any) -> None:
+        """Changes arguments among `adjustable`.
+
+        Args:
+            **changes: new values.
+
+        Raises:
+            InputError: there is no such argument, or the value is out of range.
+        """
+        for key, value in changes.items():
+            require(key in self.adjustable, key, value, f"left as it is: {self.name} cannot change it later")
+            setattr(self, key, value)
+
+    def check(self, x: Tensor, grid: list[int], mask: Tensor | None) -> None:
+        """Raises InputError unless the mixer can take tokens `(B, N, C)` on such a grid, with such a mask."""
+        if torch.compiler.is_exporting():
+            return
+        cells = math.prod(grid)
+        if len(grid) not in self.ndims:
+            allowed = " or ".join(map(str, self.ndims))
+            raise InputError(f"grid of {self.name} must have {allowed} axes, got {list(grid)}")
+        if min(grid) < self.min_grid:
+            raise InputError(f"grid of {self.name} must be at least {self.min_grid} in each axis, got {list(grid)}")
+        if x.shape[1] < cells or (x.shape[1] > cells and not self.prefix):
+            allowed = f"{cells} or more" if self.prefix else f"{cells}: {self.name} takes no prefix tokens"
+            raise InputError(f"x must have as many tokens as the grid {list(grid)}, {allowed}, got {x.shape[1]}")
+        if mask is not None and not self.masks:
+            raise InputError(f"mask must be None: {self.name} cannot leave padding out exactly")
+
+    def value_filters(self) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of `value_conv` with a filter for each channel."""
+        return self.value_conv.weight, self.value_conv.bias
+
+    def convolve(self, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
+        """Returns values `(B, H, N, E)` convolved on the grid, `(B, N, H E)`; zero at prefix tokens."""
+        if mask is not None:
+            v = zero_tokens(v, mask)
+        prefix = v.shape[2] - math.prod(grid)
+        image = feature_map(v.transpose(1, 2).flatten(2)[:, prefix:], grid)
+        weight, bias = self.value_filters()
+        if len(grid) == 1:
+            weight = (
+                weight if weight.ndim == 3 else weight[:, :, weight.shape[2] // 2]
+            )  # a sequence sees the middle row
+            image = F.conv1d(image, weight, bias, padding="same", groups=image.shape[1])
+        else:
+            image = F.conv2d(image, weight, bias, padding="same", groups=image.shape[1])
+        out = image.flatten(2).transpose(1, 2)
+        return F.pad(out, (0, 0, prefix, 0)) if prefix else out
+
+
+class AbstractAttention(AbstractMixer):
+    """A mixer with the usual projections: queries, keys and values from one linear layer.
+
+    Args:
+        dim: channels `C`.
+        num_heads: `H`; divides `dim`.
+        qkv_bias: whether the projection of queries, keys and values has a bias.
+        value_kernel: odd side of a depthwise convolution of the values that is added to the result (LePE); 0 for none.
+        gate: whether the result is multiplied by a linear function of the tokens.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        InputError: for an argument out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qkv_bias: bool = True,
+        value_kernel: int = 0,
+        gate: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads)
+        require_flag("qkv_bias", qkv_bias)
+        require_flag("gate", gate)
+        require_odd("value_kernel", value_kernel)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        if value_kernel:
+            channels = self.value_filter_channels
+            self.value_conv = nn.Conv2d(
+                channels, channels, value_kernel, padding=value_kernel // 2, groups=channels, **factory
+            )
+        if gate:
+            self.gate = nn.Linear(dim, dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.qkv_bias, self.value_kernel = qkv_bias, value_kernel
+
+    @property
+    def scale(self) -> float:
+        """What logits are multiplied by, `D^(-1/2)`."""
+        return self.head_dim**-0.5
+
+    @property
+    def value_filter_channels(self) -> int:
+        """Number of filters of `value_conv`: one a channel."""
+        return self.dim
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def own_arguments(mixer: type[AbstractMixer]) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a mixer but width, heads, device and dtype: its own and those of `AbstractMixer`."""
+    found: dict[str, inspect.Parameter] = {}
+    for cls in mixer.__mro__:
+        parameters = inspect.signature(cls.__init__).parameters
+        found |= {key: p for key, p in parameters.items() if key not in (*_COMMON, *found) and p.kind != p.VAR_KEYWORD}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            break  # a constructor without **kwargs takes nothing further
+    return found
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raises InputError unless an argument is True or False."""
+    require(isinstance(value, bool), name, value, "True or False")
+
+
+def require_odd(name: str, side: int) -> None:
+    """Raises InputError unless the side of a filter is odd, or 0."""
+    require_whole(name, side, 0)
+    require(side == 0 or side % 2 == 1, name, side, "odd, or 0 for none")
+
+
+def valid_tokens(mask: Tensor, tokens: int) -> Tensor:
+    """Returns the mask `(B, *grid)` of all `tokens` tokens, `(B, N)`: prefix tokens are valid."""
+    flat = mask.flatten(1)
+    return F.pad(flat, (tokens - flat.shape[1], 0), value=True)
+
+
+def zero_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns tokens `(B, N, C)` or `(B, H, N, D)` with zeros, also for NaN, where `mask (B, *grid)` is False."""
+    valid = valid_tokens(mask, x.shape[-2]).unsqueeze(-1)
+    return x.masked_fill(~(valid if x.ndim == 3 else valid.unsqueeze(1)), 0.0)
+
+
+def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
+    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1."""
+    if mask is None:
+        return x.shape[-2]
+    return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
+
+
+def plain(value: Any) -> Any:
+    """Returns an argument as JSON knows it."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if value is None or isinstance(value, nn.Module):  # an extra, which is there or not
+        return value is not None
+    return list(value) if isinstance(value, tuple | list) else value

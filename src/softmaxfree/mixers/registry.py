@@ -1,0 +1,76 @@
+"""Mixers by name."""
+
+import difflib
+from typing import Any
+
+from timm.layers import register_notrace_module
+
+from softmaxfree.errors import InputError
+from softmaxfree.mixers.mixer import AbstractMixer, own_arguments
+
+_MIXERS: dict[str, type[AbstractMixer]] = {}
+
+
+def register(mixer: type[AbstractMixer]) -> type[AbstractMixer]:
+    """Makes a mixer known by its `name`; a class decorator.
+
+    Args:
+        mixer: the class.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: it has no name, or another mixer has it.
+    """
+    if not mixer.name or _MIXERS.get(mixer.name, mixer) is not mixer:
+        raise InputError(f"name of {mixer.__qualname__} must be one that no other mixer has, got {mixer.name!r}")
+    _MIXERS[mixer.name] = register_notrace_module(mixer)  # what a mixer computes depends on sizes
+    return mixer
+
+
+def list_mixers() -> list[str]:
+    """Returns the names of all mixers."""
+    return sorted(_MIXERS)
+
+
+def mixer_class(name: str) -> type[AbstractMixer]:
+    """Returns the class of a name.
+
+    Args:
+        name: of a mixer.
+
+    Returns:
+        Its class.
+
+    Raises:
+        InputError: there is none, with the nearest names.
+    """
+    if name not in _MIXERS:
+        close = difflib.get_close_matches(str(name), _MIXERS)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(list_mixers())}"
+        raise InputError(f"mixer: there is no {name!r}; {hint}")
+    return _MIXERS[name]
+
+
+def create_mixer(name: str, *, dim: int, num_heads: int, **own: Any) -> AbstractMixer:
+    """Makes a mixer.
+
+    Args:
+        name: of a mixer, see `list_mixers`.
+        dim: channels `C`.
+        num_heads: number of heads; divides `dim`.
+        **own: arguments of this mixer, and `device` and `dtype` of its weights.
+
+    Returns:
+        The mixer.
+
+    Raises:
+        InputError: there is no such mixer or argument, or an argument is out of range.
+    """
+    mixer = mixer_class(name)
+    known = own_arguments(mixer)
+    for key in own.keys() - {"device", "dtype"}:
+        if key not in known:
+            raise InputError(f"mixer_args: {name} has no {key!r}; it has {', '.join(known) or 'no arguments'}")
+    return mixer(dim, num_heads, **own)
