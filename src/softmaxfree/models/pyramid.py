@@ -35,14 +35,14 @@ class SoftmaxFreeTransformer(nn.Module):
     holds does not matter. In training, batch norm takes its statistics over the valid cells of the batch.
 
     The state dict carries, as `record`, what the weights are tied to and their shapes do not tell (`models/record.py`).
-    Loading sets what a mixer can change later, as solver and landmark budget, to that of the weights, and refuses weights
-    of another function.
+    Loading sets what a mixer can change later, as solver and landmark budget, to that of the weights. It refuses
+    weights of another function.
 
     Args:
         in_chans: channels of the image.
         num_classes: outputs of the head; 0: none, the pooled features are returned.
-        global_pool: `"token"`: the class token (released; last stage `class_token` only), `"avg"`: the mean of the last map,
-            `""`: none. None: the first that the last stage allows.
+        global_pool: `"token"`: the class token (released; last stage `class_token` only), `"avg"`: the mean of the last
+            map, `""`: none. None: the first that the last stage allows.
         img_size: image size, pixels, at which the position tables are stored; others are resampled.
         embed_dims: channels of each stage.
         num_heads: heads of each stage.

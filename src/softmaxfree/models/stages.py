@@ -61,10 +61,7 @@ class Stage(nn.Module):
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
         for block in self.blocks:
-            if self.grad_checkpointing:
-                tokens = checkpoint(block, tokens, grid, mask)
-            else:
-                tokens = block(tokens, grid, mask)
+            tokens = checkpoint(block, tokens, grid, mask) if self.grad_checkpointing else block(tokens, grid, mask)
         x = feature_map(tokens, grid)
         return x if mask is None else zero_padding(x, mask)
 
