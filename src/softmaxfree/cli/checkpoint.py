@@ -191,7 +191,7 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
         _agree(model, json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"], checkpoint)
         return _create(f"local-dir:{checkpoint}", pretrained=True)
     weights = {} if sharded else read_weights(checkpoint)
-    name, arguments = _told(checkpoint)
+    name, arguments = _named_in(checkpoint)
     _agree(model, name, checkpoint)
     name = name or model
     if name is None:
@@ -217,7 +217,7 @@ def _agree(given: str | None, told: str | None, checkpoint: str) -> None:
         raise InputError(f"--model is {given}, but {checkpoint} is of {told}")
 
 
-def _told(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
+def _named_in(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
     """Name and arguments of the model, where the file tells them."""
     notes = read_notes(checkpoint)
     if "architecture" in notes:

@@ -179,15 +179,19 @@ def resumed_recipe(
         for keys, value in used.items():
             _set(content, keys, value)
         if used:
-            tell.append(f"edited since the run began, and used: {_told(used)}")
+            tell.append(f"edited since the run began, and used: {_settings_text(used)}")
         if tied:
-            tell.append(f"edited since the run began, and not used, as the weights are tied to theirs: {_told(tied)}")
+            tell.append(
+                f"edited since the run began, and not used, as the weights are tied to theirs: {_settings_text(tied)}"
+            )
     elif now:
         others = {k: v for k, v in _leaves(now).items() if _get(content, k) not in (v, _plain(v))}
         not_told = (("model", "name"), ("model", "model_args"), ("task",), ("datamodule",))
         others = {k: v for k, v in others.items() if k[:2] not in not_told}
         if others:
-            tell.append(f"the run goes on by {own}; its recipe says otherwise, which is not used: {_told(others)}")
+            tell.append(
+                f"the run goes on by {own}; its recipe says otherwise, which is not used: {_settings_text(others)}"
+            )
     return content, now, tell
 
 
@@ -240,7 +244,7 @@ def _get(content: Any, keys: Sequence[str]) -> Any:
     return content
 
 
-def _told(leaves: _Leaves) -> str:
+def _settings_text(leaves: _Leaves) -> str:
     return ", ".join(
         ".".join(keys) + (" back to its default" if value is _TAKEN_OUT else f" = {value}")
         for keys, value in leaves.items()

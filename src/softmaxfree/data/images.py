@@ -218,7 +218,7 @@ class AbstractImagesDataModule(LightningDataModule):
         self.max_pixels = max_pixels
         self.collate_fn = collate_fn
         self._sets: dict[str, Dataset] = {}
-        self._told: dict[str, set[int]] = {}  # unreadable images, by split
+        self._unreadable_told: dict[str, set[int]] = {}  # unreadable images, by split
         self.decided: dict[str, tuple[Any, str]] = {}
         """After `setup`: arguments that were "auto", each with its value and why."""
         self.split_rows: list[tuple[str, str]] = []
@@ -308,7 +308,7 @@ class AbstractImagesDataModule(LightningDataModule):
         return batch
 
     def _tell(self, split: str, images: ReadableImages) -> None:
-        unreadable, told = images.unreadable(), self._told.setdefault(split, set())
+        unreadable, told = images.unreadable(), self._unreadable_told.setdefault(split, set())
         new = [index for index in unreadable if index not in told]
         if not new:
             return

@@ -67,7 +67,7 @@ class EpochRecord(Callback):
         if trainer.is_global_zero:
             write_csv(self.path, self.rows)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if math.isfinite(value))
-        left = _told((trainer.max_epochs or 0) - trainer.current_epoch - 1, self.rows)
+        left = _time_to_go((trainer.max_epochs or 0) - trainer.current_epoch - 1, self.rows)
         pl_module.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {shown}  {seconds:.1f} s{left}")
         sys.stdout.flush()  # so that a log file shows it at once
 
@@ -80,7 +80,7 @@ class EpochRecord(Callback):
         self.rows = list(state_dict["rows"])  # a new list: who holds the old one keeps it
 
 
-def _told(epochs: int, rows: list[dict[str, float]]) -> str:
+def _time_to_go(epochs: int, rows: list[dict[str, float]]) -> str:
     """How long the epochs that are left will take, by those that were."""
     seconds = epochs * median(row["seconds"] for row in rows)
     if epochs < 1 or seconds < _WORTH_TELLING:

@@ -97,7 +97,7 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
     def line(loaded: _Weights, of_classes: bool) -> str:
         left = [*(them[canonical] for canonical in extra), *(() if of_classes else classes)]
         new = [key for key in own if key not in loaded and not key.endswith(NAME)]
-        return _told(model, source, num_classes, loaded, left, new, told)
+        return _start_line(model, source, num_classes, loaded, left, new, told)
 
     without = {key: value for key, value in taken.items() if key not in first}
     return Started(line(taken, bool(first)), line(without, False), first)
@@ -210,7 +210,7 @@ def _refusal(name: str, source: Source, own: _Weights, pairs: list[tuple[str, Te
     return f"model.init_from: {source.where} {what}{'' if same else f', and this model is {name}'}: {why}"
 
 
-def _told(
+def _start_line(
     model: nn.Module,
     source: Source,
     num_classes: int,

@@ -55,7 +55,7 @@ def tied_forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Te
         for tile in tiles.walk(images):
             tiles.multiply(tile, v, kv, onto_x=False)
         torch.matmul(z[images], kv[images], out=w[images])
-        for tile in tiles.walk(images, again=True):
+        for tile in tiles.walk(images, reverse=True):
             tiles.multiply(tile, w, out, onto_x=True)
     return out.to(v.dtype), kv
 
@@ -72,7 +72,7 @@ def tied_backward(
         for tile in tiles.walk(images):
             tiles.multiply(tile, grad, grad_w, onto_x=False)
         torch.matmul(z[images].mT, grad_w[images], out=grad_kv[images])
-        for tile in tiles.walk(images, again=True):
+        for tile in tiles.walk(images, reverse=True):
             tiles.multiply(tile, grad_kv, grad_v, onto_x=True)
             tiles.differentiate(tile, [(grad, w), (v, grad_kv)], grad_x, grad_y)
     return grad_x.to(x.dtype), grad_y.to(y.dtype), grad_w @ kv.mT, grad_v.to(v.dtype)
@@ -93,9 +93,9 @@ class _Tiles:
     """The kernel matrix of `x` and `y`, one tile at a time, in memory used again."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self._x_is_long = x.shape[-2] >= y.shape[-2]
+        self.x_is_long_side = x.shape[-2] >= y.shape[-2]
         self._dtype, self._centre = compute_dtype(x.dtype), naive.centre(y)
-        self._long, short = (x, y) if self._x_is_long else (y, x)
+        self._long, short = (x, y) if self.x_is_long_side else (y, x)
         self._short = short - self._centre
         self._memory: dict[str, Tensor] = {}
         self._kept: dict[int, _Tile] = {}
@@ -105,26 +105,27 @@ class _Tiles:
             tile_bytes = min(_CPU_TILE_BYTES * torch.get_num_threads(), _MAX_CPU_TILE_BYTES)
         room = max(_MIN_POINTS, tile_bytes // max(1, heads * self._short.shape[-2] * self._dtype.itemsize))
         # neither depends on the batch, so an image is cut in the same way whatever its neighbours
-        self._points = math.ceil(points / max(1, math.ceil(points / room)))
-        self._group = max(1, room // max(1, points))
-        self._places = 1 + _KEPT_BYTES // tile_bytes
+        self.tile_points = math.ceil(points / max(1, math.ceil(points / room)))
+        self.images_at_once = max(1, room // max(1, points))
+        self.num_kept_tiles = 1 + _KEPT_BYTES // tile_bytes
 
     def groups(self) -> Iterator[slice]:
         """Yields the images that are taken at once."""
-        for i in range(0, len(self._long), self._group):
-            yield slice(i, i + self._group)
+        for i in range(0, len(self._long), self.images_at_once):
+            yield slice(i, i + self.images_at_once)
 
-    def walk(self, images: slice, again: bool = False) -> Iterator[_Tile]:
-        """Yields the tiles of a group of images; `again` from the last to the first.
+    def walk(self, images: slice, reverse: bool = False) -> Iterator[_Tile]:
+        """Yields the tiles of a group of images, the first first, or with `reverse` the last first.
 
-        The first ones and the last are still there when it goes again.
+        The last slot holds the newest tile, the others the first tiles: these need not be computed again on the way
+        back.
         """
-        tiles = list(enumerate(range(0, self._long.shape[-2], self._points)))
-        for i, j in reversed(tiles) if again else tiles:
-            place, span = min(i, self._places - 1), slice(j, j + self._points)
-            tile = self._kept.get(place)
+        tiles = list(enumerate(range(0, self._long.shape[-2], self.tile_points)))
+        for i, j in reversed(tiles) if reverse else tiles:
+            slot, span = min(i, self.num_kept_tiles - 1), slice(j, j + self.tile_points)
+            tile = self._kept.get(slot)
             if tile is None or (tile.images, tile.tokens) != (images, span):
-                tile = self._kept[place] = self._compute(images, span, f"kernel {place}")
+                tile = self._kept[slot] = self._compute(images, span, f"kernel {slot}")
             yield tile
 
     def _compute(self, images: slice, span: slice, memory: str) -> _Tile:
@@ -140,12 +141,12 @@ class _Tiles:
 
     def multiply(self, tile: _Tile, values: Tensor, out: Tensor, onto_x: bool) -> None:
         """Multiplies the kernel with values of one side and stores them, or adds them, on the other."""
-        if onto_x != self._x_is_long:
-            values = self.fold("w", values[tile.images, :, tile.tokens])
+        if onto_x != self.x_is_long_side:
+            values = self.heads_as_batch("w", values[tile.images, :, tile.tokens])
             out[tile.images].flatten(0, 1).baddbmm_(tile.kernel.mT, values)
             return
-        values, out = self.fold("u", values[tile.images]), out[tile.images, :, tile.tokens]
-        if self._folds(out):
+        values, out = self.heads_as_batch("u", values[tile.images]), out[tile.images, :, tile.tokens]
+        if self._needs_no_copy(out):
             torch.bmm(tile.kernel, values, out=out.flatten(0, 1))
         else:
             out.copy_(torch.bmm(tile.kernel, values).unflatten(0, out.shape[:2]))
@@ -154,12 +155,15 @@ class _Tiles:
         """Stores or adds the gradients of the sum over `pairs (p, q)` of `sum(p * K q)`."""
         weights = self.scratch("weights", tile.kernel.shape)  # of the kernel's entries
         for i, pair in enumerate(pairs):
-            long_values, short_values = pair if self._x_is_long else pair[::-1]
-            u, w = self.fold("u", short_values[tile.images]), self.fold("w", long_values[tile.images, :, tile.tokens])
+            long_values, short_values = pair if self.x_is_long_side else pair[::-1]
+            u, w = (
+                self.heads_as_batch("u", short_values[tile.images]),
+                self.heads_as_batch("w", long_values[tile.images, :, tile.tokens]),
+            )
             torch.baddbmm(weights, w, u.mT, beta=min(i, 1), out=weights)
         weights.mul_(tile.kernel)
         long, short = self._centred(tile.images, tile.tokens), self._short[tile.images].flatten(0, 1)
-        grad_long, grad_short = (grad_x, grad_y) if self._x_is_long else (grad_y, grad_x)
+        grad_long, grad_short = (grad_x, grad_y) if self.x_is_long_side else (grad_y, grad_x)
         toward_long = grad_short[tile.images].flatten(0, 1).baddbmm_(weights.mT, long)
         toward_long.addcmul_(weights.sum(-2).unsqueeze(-1), short, value=-1)
         toward_short = torch.bmm(weights, short, out=self.scratch("points", long.shape))
@@ -169,7 +173,7 @@ class _Tiles:
 
     def result(self, shape: tuple[int, ...], dtype: torch.dtype, onto_x: bool) -> Tensor:
         """Returns memory for a result; sums over tiles start at 0 and are not rounded before the last."""
-        if onto_x == self._x_is_long:
+        if onto_x == self.x_is_long_side:
             b, h, n, e = shape
             return self._long.new_empty(b, n, h, e, dtype=dtype).transpose(1, 2)
         return self._long.new_zeros(shape, dtype=self._dtype)
@@ -179,11 +183,11 @@ class _Tiles:
         long = self._long[images, :, span]
         return torch.sub(long, self._centre[images], out=self.scratch("long", long.shape)).flatten(0, 1)
 
-    def fold(self, name: str, z: Tensor) -> Tensor:
+    def heads_as_batch(self, name: str, z: Tensor) -> Tensor:
         """Returns `(G, H, ...)` as `(G H, ...)` in the dtype of the computation; a copy only where it must be."""
-        return (z if self._folds(z) else self.scratch(name, z.shape).copy_(z)).flatten(0, 1)
+        return (z if self._needs_no_copy(z) else self.scratch(name, z.shape).copy_(z)).flatten(0, 1)
 
-    def _folds(self, z: Tensor) -> bool:
+    def _needs_no_copy(self, z: Tensor) -> bool:
         g, h = z.shape[:2]
         return z.dtype == self._dtype and (g == 1 or h == 1 or z.stride(0) == h * z.stride(1))
 

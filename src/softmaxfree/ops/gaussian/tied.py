@@ -14,12 +14,12 @@ def _forward(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     """Returns the result, and `K^T v` for the gradient."""
     with full_precision(x):
         out, kv = dispatch.choose("gaussian", x, y, v).tied_forward(x, y, z, v)
-    return _beside_heads(out), kv
+    return _as_token_rows(out), kv
 
 
 @_forward.register_fake
 def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    return _empty_beside_heads(v), z.new_empty(*y.shape[:-1], v.shape[-1])
+    return _empty_token_rows(v), z.new_empty(*y.shape[:-1], v.shape[-1])
 
 
 @library.custom_op("softmaxfree::gaussian_tied_product_backward", mutates_args=())
@@ -28,20 +28,20 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with full_precision(x):
         grad_x, grad_y, grad_z, grad_v = dispatch.choose("gaussian", x, y, v).tied_backward(x, y, z, v, kv, grad)
-    return _beside_heads(grad_x), grad_y.contiguous(), grad_z.contiguous(), _beside_heads(grad_v)
+    return _as_token_rows(grad_x), grad_y.contiguous(), grad_z.contiguous(), _as_token_rows(grad_v)
 
 
 @_backward.register_fake
 def _(x: Tensor, y: Tensor, z: Tensor, v: Tensor, kv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty_beside_heads(x), y.new_empty(y.shape), z.new_empty(z.shape), _empty_beside_heads(v)
+    return _empty_token_rows(x), y.new_empty(y.shape), z.new_empty(z.shape), _empty_token_rows(v)
 
 
-def _beside_heads(tokens: Tensor) -> Tensor:
+def _as_token_rows(tokens: Tensor) -> Tensor:
     """Returns `(B, H, N, D)` as projections want it: a token's heads side by side in memory."""
     return tokens.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _empty_beside_heads(tokens: Tensor) -> Tensor:
+def _empty_token_rows(tokens: Tensor) -> Tensor:
     b, h, n, d = tokens.shape
     return tokens.new_empty(b, n, h, d).transpose(1, 2)
 
