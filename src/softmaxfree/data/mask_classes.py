@@ -159,7 +159,7 @@ def found_classes(
     allowed = f"{file} allows {told}" + ("" if IGNORED in listed else f", and {IGNORED} for what is ignored")
     classes = MaskClasses(tuple(listed), tuple(names), frozenset(ignored) - set(listed), allowed)
     if wrong := classes.wrong(values):
-        raise InputError(f"{_list_values(wrong, pixels, first)}; {allowed}")
+        raise InputError(f"{_listed(wrong, pixels, first)}; {allowed}")
     present = [name for name, value in zip(names, listed, strict=True) if value in pixels]
     if len(present) < 2:
         what = f"only {present[0]} of the classes of {file}" if present else f"none of the classes of {file}"
@@ -171,7 +171,7 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
     values = sorted(pixels)
     if colours := [value for value in values if value >= COLOUR]:
         raise InputError(
-            f"data.root: {_list_values(colours, pixels, first, 8)}: masks in colour need {where / 'classes.txt'} with "
+            f"data.root: {_listed(colours, pixels, first, 8)}: masks in colour need {where / 'classes.txt'} with "
             "`red green blue name` on each line"
         )
     between = [value for value in values if value not in (0, IGNORED)]
@@ -180,19 +180,19 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
     if len(between) > 4 and ends > 0 and (pixels[0] + pixels[IGNORED]) > 0.8 * total:
         raise InputError(
             f"data.root: the masks of {where} are 0 and {IGNORED} but for {len(between)} values between "
-            f"({_list_values(between, pixels, first, 3)}), as if they were resized smoothly or saved as JPEG; save them with "
-            "0 and 255 alone"
+            f"({_listed(between, pixels, first, 3)}), as if they were resized smoothly or saved as JPEG; save them "
+            "with 0 and 255 alone"
         )
     kept = [0, IGNORED] if binary else [value for value in values if value != IGNORED]
     if len(kept) > _MOST_FOUND:
         raise InputError(
-            f"data.root: the masks of {where} hold {len(kept)} values: {_list_values(kept, pixels, first, 3)}; if they are "
+            f"data.root: the masks of {where} hold {len(kept)} values: {_listed(kept, pixels, first, 3)}; if they are "
             f"classes, name them in {where / 'classes.txt'}: `value name` on each line"
         )
     if len(kept) < 2:
         raise InputError(
             f"data.root: the masks of {where} hold {'a single' if kept else 'no'} class: "
-            f"{_list_values(values, pixels, first)}; the background must be one too"
+            f"{_listed(values, pixels, first)}; the background must be one too"
             + (f", and {IGNORED} is ignored" if IGNORED in values else "")
         )
     names = ("background", "object") if binary else tuple(map(str, kept))
@@ -200,7 +200,7 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
     return MaskClasses(tuple(kept), names, ignored, f"the masks of {where} held {kept}")
 
 
-def _list_values(values: Sequence[int], pixels: Mapping[int, int], first: Mapping[int, str], most: int = 5) -> str:
+def _listed(values: Sequence[int], pixels: Mapping[int, int], first: Mapping[int, str], most: int = 5) -> str:
     named = [f"{show_value(value)} ({pixels[value]} pixels)" for value in sorted(values, key=lambda v: -pixels[v])]
     more = f" and {len(named) - most} more" if len(named) > most else ""
     kind = "colour" if values[0] >= COLOUR else "value"

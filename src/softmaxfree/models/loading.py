@@ -6,16 +6,16 @@ from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, rec
 from softmaxfree.models.released import checkpoint_filter_fn, has_attention, other_shapes
 
 if TYPE_CHECKING:
-    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
+    from softmaxfree.models.backbone import AbstractBackbone
 
 
-def write_record(model: "SoftmaxFreeTransformer", state_dict, prefix, *_) -> None:
+def write_record(model: "AbstractBackbone", state_dict, prefix, *_) -> None:
     """Writes the record anew: averaging or `to_empty` may have spoilt the buffer, and calls have changed the model."""
     if (name := prefix + NAME) in state_dict:
         state_dict[name] = encode(record_of(model)).to(state_dict[name].device)
 
 
-def read_any_checkpoint(model: "SoftmaxFreeTransformer", state_dict, prefix, *rest) -> None:
+def read_any_checkpoint(model: "AbstractBackbone", state_dict, prefix, *rest) -> None:
     """Lets `load_state_dict`, and so timm's `checkpoint_path=`, take everything that `checkpoint_filter_fn` takes."""
     ours = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     for name in ours:

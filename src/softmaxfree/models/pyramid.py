@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from timm.layers import calculate_drop_path_rates, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.types import Device
@@ -15,16 +15,12 @@ from softmaxfree.errors import InputError
 from softmaxfree.layers import downsample, stem
 from softmaxfree.layers.padding import at_stride, valid_mean
 from softmaxfree.mixers import AbstractMixer, create_mixer
-from softmaxfree.models.inputs import check_image, check_mask
-from softmaxfree.models.loading import read_any_checkpoint, write_record
+from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.mixing import CLASS_TOKEN, stage_arguments, stage_mixers
-from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
-from softmaxfree.models.released import checkpoint_filter_fn, other_shapes, require_fit
 from softmaxfree.models.stages import ClassTokenStage, Stage
-from softmaxfree.ops import AbstractPinvSolver
 
 
-class SoftmaxFreeTransformer(nn.Module):
+class SoftmaxFreeTransformer(AbstractBackbone):
     """A four-stage pyramid; its entry points make that of SOFT, whose attention has no softmax (SOFT, table 1).
 
     Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
@@ -33,10 +29,6 @@ class SoftmaxFreeTransformer(nn.Module):
     Images of differing sizes run in one batch, padded at the bottom and right, with a mask that is True on their
     pixels: the logits, the maps (zero in the padding) and all gradients are those of each image alone. What the padding
     holds does not matter. In training, batch norm takes its statistics over the valid cells of the batch.
-
-    The state dict carries, as `record`, what the weights are tied to and their shapes do not tell (`models/record.py`).
-    Loading sets what a mixer can change later, as solver and landmark budget, to that of the weights. It refuses
-    weights of another function.
 
     Args:
         in_chans: channels of the image.
@@ -116,46 +108,20 @@ class SoftmaxFreeTransformer(nn.Module):
         self.stages = nn.Sequential(*stages)
         # the grid of stride s has ceil(n / s) cells, and each mixer wants some
         strides = [info["reduction"] for info in self.feature_info]
-        least = [max((own.min_grid for own in cast(Any, stage).mixers), default=1) for stage in stages]
+        least = [max((own.min_grid for own in group), default=1) for group in self.mixer_groups]
         self.min_img_size = max((cells - 1) * stride + 1 for cells, stride in zip(least, strides, strict=True))
 
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
-        self._set_pool(self.usual_pool if global_pool is None else global_pool)
+        self.set_pool(self.usual_pool if global_pool is None else global_pool)
         self.apply(_init_weights)
-        self.register_buffer(NAME, encode(record_of(self)).to(device))
-        self.register_state_dict_post_hook(write_record)
-        self.register_load_state_dict_pre_hook(read_any_checkpoint)
+        self.keep_record(device)
 
     @property
-    def _model_args(self) -> dict[str, Any]:
-        """What timm saves beside the weights: its own record, and what the weights have a say in."""
-        return {**self.__dict__.get("_recorded_args", {}), **self.told_args}
-
-    @_model_args.setter
-    def _model_args(self, args: dict[str, Any]) -> None:
-        self.__dict__["_recorded_args"] = args
-
-    @property
-    def told_args(self) -> dict[str, Any]:
-        """Arguments that may differ from those of the call: weights tell them, and some can be set later."""
-        told: dict[str, Any] = {"depths": self.depths}
-        for key in dict.fromkeys(key for mixer in self.mixers for key in mixer.adjustable):
-            values = [mixer.config()[key] for mixer in self.mixers if key in mixer.adjustable]
-            if all(value == values[0] for value in values):
-                told[key] = values[0]
-            else:
-                told["mixer_args"] = [
-                    {k: v for k, v in stage.mixers[0].config().items() if k != "name"} if stage.mixers else {}
-                    for stage in cast(Any, self.stages)
-                ]
-        return told
-
-    @property
-    def mixers(self) -> list[AbstractMixer]:
-        """All mixers, in order."""
-        return [mixer for stage in cast(Any, self.stages) for mixer in stage.mixers]
+    def mixer_groups(self) -> list[list[AbstractMixer]]:
+        """The mixers of each stage; none of the class token's stage."""
+        return [stage.mixers for stage in cast(Any, self.stages)]
 
     @property
     def usual_pool(self) -> Literal["token", "avg"]:
@@ -163,55 +129,9 @@ class SoftmaxFreeTransformer(nn.Module):
         return "token" if isinstance(self.stages[-1], ClassTokenStage) else "avg"
 
     @property
-    def solver(self) -> AbstractPinvSolver | None:
-        """How the first mixer that does so inverts its landmark kernel matrix; None if none does."""
-        return next((own.solver for own in cast(Any, self.mixers) if "solver" in own.adjustable), None)
-
-    @property
-    def landmark_grid(self) -> tuple[int, ...] | None:
-        """The landmark budget of the first mixer with one; None for no budget."""
-        grids = (own.landmark_grid for own in cast(Any, self.mixers) if "landmark_grid" in own.adjustable)
-        return None if (grid := next(grids, "unbounded")) == "unbounded" else tuple(grid)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Loads our weights or released ones.
-
-        Args:
-            state_dict: the weights, of which none is loaded if they are refused.
-            strict: refuse weights that are missing, left over or of another shape.
-            assign: as for torch.
-
-        Returns:
-            The names of weights that are missing and left over.
-
-        Raises:
-            InputError: they do not fit, or were trained for another function.
-        """
-        weights = checkpoint_filter_fn(state_dict, self)
-        if strict:
-            require_fit(weights, self)
-        if NAME in weights and (why := mismatch(self, decode(weights[NAME]), "head.weight" in weights)):
-            raise InputError(why)
-        if why := other_shapes(weights, self):
-            raise InputError(why)
-        return super().load_state_dict(weights, strict, assign)
-
-    def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:
-        """Changes how every mixer inverts its landmark kernel matrix; the saved config follows."""
-        self._adjust(solver=solver)
-
-    def set_landmark_grid(self, landmark_grid: Sequence[int] | Literal["unbounded"] | None) -> None:
-        """Changes the landmark budget of every mixer; the saved config follows."""
-        self._adjust(landmark_grid=landmark_grid)
-
-    def _adjust(self, **change: Any) -> None:
-        (key,) = change
-        able = [mixer for mixer in self.mixers if key in mixer.adjustable]
-        if not able:
-            names = dict.fromkeys(mixer.name for mixer in self.mixers)
-            raise InputError(f"{key}: no mixer of this network has one, they are {', '.join(names)}")
-        for mixer in able:
-            mixer.adjust(**change)
+    def told_args(self) -> dict[str, Any]:
+        """Arguments that may differ from those of the call: weights tell them, and some can be set later."""
+        return {"depths": self.depths} | super().told_args
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the weights that do not decay."""
@@ -232,20 +152,8 @@ class SoftmaxFreeTransformer(nn.Module):
             if isinstance(stage, Stage | ClassTokenStage):
                 stage.grad_checkpointing = enable
 
-    def get_classifier(self) -> nn.Module:
-        """Returns the head."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head, and the pooling unless `global_pool` is None."""
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self._set_pool(global_pool)
-        factory = get_device_dtype(self)
-        self.head = nn.Linear(self.num_features, num_classes, **factory) if num_classes > 0 else nn.Identity()
-        self.head.train(self.training)
-
-    def _set_pool(self, global_pool: str) -> None:
+    def set_pool(self, global_pool: str) -> None:
+        """Changes the pooling; raises InputError for one that the last stage does not have."""
         last = self.stages[-1]
         allowed = ("token", "avg", "") if isinstance(last, ClassTokenStage) else ("avg", "")
         if global_pool not in allowed:
@@ -285,7 +193,7 @@ class SoftmaxFreeTransformer(nn.Module):
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        x, mask = self._check(x, mask)
+        x, mask = self.check(x, mask)
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates = []
         for i, stage in enumerate(cast(Any, self.stages)[: last + 1 if stop_early else None]):
@@ -327,7 +235,7 @@ class SoftmaxFreeTransformer(nn.Module):
         Raises:
             InputError: for images and masks that the model cannot take.
         """
-        x, mask = self._check(x, mask)
+        x, mask = self.check(x, mask)
         if mask is None:
             return self.stages(x)
         for stage in cast(Iterable[Stage], self.stages):
@@ -347,13 +255,6 @@ class SoftmaxFreeTransformer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns logits `(B, num_classes)` of images; arguments as `forward_features` takes them."""
         return self.forward_head(self.forward_features(x, mask), mask=mask)
-
-    def _check(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Returns the images with zeros in the padding, and the mask, or None if there is no padding."""
-        if not isinstance(mask, Tensor):  # None, or a proxy: torch.fx traces the network without a mask
-            return check_image(x, self.in_chans, self.min_img_size, mask), None
-        check_image(x, self.in_chans, self.min_img_size)
-        return check_mask(mask, x, self.min_img_size, self.training)
 
 
 def _check_stages(embed_dims, num_heads, depths) -> None:

@@ -9,7 +9,7 @@ integers and cannot subtract bools), `.half()` (which rounds other floats), safe
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from softmaxfree.mixers.mixer import own_arguments, plain
 from softmaxfree.models.mixing import CLASS_TOKEN
 
 if TYPE_CHECKING:
-    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
+    from softmaxfree.models.backbone import AbstractBackbone
 
 __all__ = ["NAME", "adopt", "decode", "encode", "mismatch", "record_of"]
 
@@ -32,12 +32,12 @@ _BYTES = 2048  # a record takes a multiple of it, so that two records mostly hav
 _CHOSEN = ("global_pool", "output_stride")  # must agree where the head is loaded too, unless the model is no usual one
 
 
-def record_of(model: "SoftmaxFreeTransformer") -> dict[str, Any]:
+def record_of(model: "AbstractBackbone") -> dict[str, Any]:
     """Returns all that a model's weights are tied to and their shapes do not tell, as plain data."""
-    stages: Any = model.stages
+    groups = model.mixer_groups
     return {
-        "num_heads": list(model.num_heads[: len(stages)]),
-        "mixers": [stage.mixers[0].config() if stage.mixers else {"name": CLASS_TOKEN} for stage in stages],
+        "num_heads": list(model.num_heads[: len(groups)]),
+        "mixers": [group[0].config() if group else {"name": CLASS_TOKEN} for group in groups],
         "global_pool": model.global_pool,
         "output_stride": model.output_stride,
         "grids": [list(table.grid) for table in model.modules() if isinstance(table, PositionTable)],
@@ -73,7 +73,7 @@ def decode(bits: Tensor) -> dict[str, Any]:
         raise InputError(f"the weights' {NAME!r} cannot be read ({error}): they are damaged") from error
 
 
-def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_head: bool) -> str | None:
+def mismatch(model: "AbstractBackbone", record: Mapping[str, Any], with_head: bool) -> str | None:
     """Compares what weights were trained as with what a model is.
 
     Args:
@@ -91,9 +91,9 @@ def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_he
     if "num_heads" in record:  # of a network cut short the first stages count
         theirs, ours = record["num_heads"], own["num_heads"]
         pairs.append(("num_heads", theirs[: len(ours)], ours[: len(theirs)]))
-    for mixer, config, recorded in _stages(model, own, record):
-        fixed = [key for key in recorded if key not in (mixer.adjustable if mixer else ())]
-        if mixer or "name" in recorded:  # before 0.2.0 the class token's stage was recorded as if it were soft
+    for group, config, recorded in _groups(model, own, record):
+        fixed = [key for key in recorded if key not in (group[0].adjustable if group else ())]
+        if group or "name" in recorded:  # before 0.2.0 the class token's stage was recorded as if it were soft
             pairs += [("mixer" if key == "name" else key, recorded[key], config.get(key)) for key in fixed]
     for key, theirs, ours in pairs:
         if theirs != ours:
@@ -101,7 +101,7 @@ def mismatch(model: "SoftmaxFreeTransformer", record: Mapping[str, Any], with_he
     return None
 
 
-def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
+def adopt(model: "AbstractBackbone", record: Mapping[str, Any]) -> None:
     """Sets what the weights with this record were trained with; warns where that undoes somebody's choice."""
     if "resampled" in record:
         warnings.warn(
@@ -110,27 +110,24 @@ def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
             stacklevel=2,
         )
     undone: dict[str, str] = {}
-    for stage, (mixer, config, recorded) in zip(
-        cast(Any, model.stages), _stages(model, record_of(model), record), strict=False
-    ):
-        for key in mixer.adjustable if mixer else ():
+    for group, config, recorded in _groups(model, record_of(model), record):
+        for key in group[0].adjustable if group else ():
             if key not in recorded or recorded[key] == config[key]:
                 continue
-            if config[key] != plain(own_arguments(type(mixer))[key].default):
+            if config[key] != plain(own_arguments(type(group[0]))[key].default):
                 undone[key] = (
                     f"the weights were trained with {key}={recorded[key]}, which is used; the model was made with "
                     f"{config[key]}, which set_{key}() brings back"
                 )
-            for own in stage.mixers:
-                own.adjust(**{key: recorded[key]})
+            for mixer in group:
+                mixer.adjust(**{key: recorded[key]})
     for message in undone.values():
         warnings.warn(message, stacklevel=2)
 
 
-def _stages(model: "SoftmaxFreeTransformer", own: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[tuple]:
-    """Of each stage a mixer, or None, its configuration, and that which the weights recorded."""
-    for stage, config, recorded in zip(cast(Any, model.stages), own["mixers"], record.get("mixers", ()), strict=False):
-        yield next(iter(stage.mixers), None), config, recorded
+def _groups(model: "AbstractBackbone", own: Mapping[str, Any], record: Mapping[str, Any]) -> Iterator[tuple]:
+    """Of each stage the mixers, their configuration, and that which the weights recorded."""
+    yield from zip(model.mixer_groups, own["mixers"], record.get("mixers", ()), strict=False)
 
 
 def _by_stage(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from softmaxfree.models.record import NAME, decode, encode
 from softmaxfree.ops import Newton
 
 if TYPE_CHECKING:
-    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
+    from softmaxfree.models.backbone import AbstractBackbone
 
 # what the released normalised models were trained with; an exact inverse would be another function
 RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
@@ -41,7 +41,7 @@ _RENAMED = (
 )
 
 
-def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "AbstractBackbone") -> dict[str, Tensor]:
     """Returns weights under our names and at the model's position grids (timm's convention).
 
     Released weights get a record of the solver that they were trained with. Weights of version 0.1.0 may have none:
@@ -112,7 +112,7 @@ def depths_of(names: Iterable[str]) -> tuple[int, ...]:
     return tuple(sum(stage == own for own, _ in blocks) for stage in sorted({stage for stage, _ in blocks}))
 
 
-def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> dict[str, Tensor]:
+def resize_positions(state_dict: Mapping[str, Tensor], model: "AbstractBackbone") -> dict[str, Tensor]:
     """Returns the weights with position tables resampled to the model's grids where they differ.
 
     Args:
@@ -143,7 +143,7 @@ def resize_positions(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransf
     return out
 
 
-def other_shapes(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> str | None:
+def other_shapes(state_dict: Mapping[str, Tensor], model: "AbstractBackbone") -> str | None:
     """Returns in one line which weights have another shape than the model's, None if none has."""
     expected = model.state_dict()
     wrong = [n for n, v in state_dict.items() if n in expected and n != NAME and v.shape != expected[n].shape]
@@ -166,7 +166,7 @@ def _grid_of(table: Tensor, module: PositionTable) -> tuple[int, ...] | None:
     return (side, side) if side * side == table.shape[1] else None
 
 
-def require_fit(state_dict: Mapping[str, Tensor], model: "SoftmaxFreeTransformer") -> None:
+def require_fit(state_dict: Mapping[str, Tensor], model: "AbstractBackbone") -> None:
     """Raises one ValueError that says why weights do not fit the model, instead of a list of hundreds of keys."""
     expected = model.state_dict()
     wrong = [n for n, v in state_dict.items() if n in expected and n != NAME and v.shape != expected[n].shape]

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from softmaxfree.arguments import require
 from softmaxfree.errors import InputError, NoWeightsError
-from softmaxfree.models import SoftmaxFreeTransformer
+from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
@@ -329,7 +329,7 @@ class AbstractTask(AbstractWatchedTask):
         self._check_weights()
         name, arguments = self._architecture
         for module in self.model.modules():
-            if isinstance(module, SoftmaxFreeTransformer):
+            if isinstance(module, AbstractBackbone):
                 arguments = {**arguments, **module.told_args}
         arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
         checkpoint["hyper_parameters"] = arguments
