@@ -9,18 +9,22 @@ import softmaxfree  # noqa: F401  registers the models
 from tests.helpers import MAX_BATCH_EFFECT
 
 NAMES = timm.list_models("soft_*")
+PYRAMIDS = [name for name in NAMES if "vit" not in name]
 PARAMETERS = {"tiny": 13.07, "small": 24.11, "medium": 45.81, "large": 64.70, "huge": 87.11}
 
 
 def test_names():
     sizes = ("tiny", "small", "medium", "large", "huge")
-    assert set(NAMES) == {"soft_nano", *(f"soft_{s}" for s in sizes), *(f"soft_norm_{s}" for s in sizes)}
-    assert timm.list_models(module="soft") == sorted(NAMES, key=timm.list_models(module="soft").index)
+    pyramids = {"soft_nano", *(f"soft_{s}" for s in sizes), *(f"soft_norm_{s}" for s in sizes)}
+    plain = {f"soft_vit_{s}" for s in ("tiny", "small", "base")}
+    assert set(NAMES) == pyramids | plain
+    assert set(timm.list_models(module="soft")) == pyramids
+    assert set(timm.list_models(module="vit")) >= plain
     published = ("soft_norm_large", "soft_norm_medium", "soft_norm_small", "soft_norm_tiny", "soft_tiny")
     assert timm.list_models("soft_*", pretrained=True) == [f"{name}.fudan_in1k" for name in published]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PYRAMIDS)
 def test_shapes(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=11).eval()

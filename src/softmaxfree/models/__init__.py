@@ -1,6 +1,7 @@
 """Backbones, registered with timm when this package is imported."""
 
-from softmaxfree.models import soft
+from softmaxfree.models import soft, vit
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
+from softmaxfree.models.vit import SoftmaxFreeViT
 
-__all__ = ["SoftmaxFreeTransformer", "soft"]
+__all__ = ["SoftmaxFreeTransformer", "SoftmaxFreeViT", "soft", "vit"]

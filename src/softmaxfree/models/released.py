@@ -194,6 +194,10 @@ def require_fit(state_dict: Mapping[str, Tensor], model: "AbstractBackbone") -> 
 
 
 def _describe(state_dict: Mapping[str, Tensor]) -> str | None:
+    if (norm := state_dict.get("blocks.0.norm1.weight")) is not None:  # a plain network
+        return (
+            f"embed_dim={len(norm)} depth={len({name.split('.')[1] for name in state_dict if name[:7] == 'blocks.'})}"
+        )
     norms = [state_dict.get(f"stages.{i}.blocks.0.norm1.weight") for i in range(4)]
     dims = tuple(len(norm) for norm in norms if norm is not None)
     return f"embed_dims={dims} depths={depths_of(state_dict)}" if dims else None
