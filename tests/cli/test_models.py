@@ -92,7 +92,8 @@ def test_the_markdown_table_is_aligned_and_sorted_by_family_and_size(capsys, mon
     assert len(set(map(len, lines))) == 1
     names = [row[0] for row in cells[2:]]
     sizes = ("nano", "tiny", "small", "medium", "large", "huge")
-    assert names == [*(f"soft_{s}" for s in sizes), *(f"soft_norm_{s}" for s in sizes[1:])]
+    plain = [f"soft_vit_{s}" for s in ("tiny", "small", "base")]
+    assert names == [*(f"soft_{s}" for s in sizes), *(f"soft_norm_{s}" for s in sizes[1:]), *plain]
     assert cells[2][-3:] == ["1.00", "0.00200", "3000"]
 
 

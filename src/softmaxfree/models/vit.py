@@ -234,7 +234,7 @@ class SoftmaxFreeViT(AbstractBackbone):
         return self.norm(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False, mask: Tensor | None = None) -> Tensor:
-        """Pools, over the patches for which `mask (B, height, width)` is True, and classifies the tokens `(B, N, C)`."""
+        """Pools, over patches for which `mask (B, height, width)` is True, and classifies the tokens `(B, N, C)`."""
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
