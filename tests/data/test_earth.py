@@ -16,7 +16,7 @@ def box(level, west, east, south, north):
 
 @pytest.fixture(scope="module")
 def data():
-    module = EarthDataModule(height=HEIGHT, img_size=64, max_size=256, val_size=300, windows=80)
+    module = EarthDataModule(height=HEIGHT, img_size=64, max_size=256, val_size=300, batch_size=8, strips=80)
     module.setup("fit")
     return module
 
@@ -60,41 +60,42 @@ def test_the_labels_of_the_earth():
     assert deep[labels == OCEAN].mean() > 0.85
 
 
-def test_windows_of_one_half_train_and_all_of_the_other_is_validated(data):
+def test_strips_of_one_half_train_and_all_of_the_other_is_validated(data):
     assert data.num_classes == len(data.class_names) == 4
-    assert data.num_images == {"val": 9, "train": 80}
+    assert data.num_images == {"val": 3, "train": 80}
     relief, labels = read_earth(HEIGHT)
     assert data.class_counts == tuple(np.bincount(labels[:, :HEIGHT].ravel(), minlength=4))
-    tiles = [data._sets["val"][i] for i in range(9)]
-    rows = [torch.cat([image for image, _ in tiles[i : i + 3]], 2) for i in (0, 3, 6)]
-    whole = (torch.cat(rows, 1) * 255).round().byte()
+    images, own = zip(*(data._sets["val"][i] for i in range(3)), strict=True)
+    whole = (torch.cat(images, 2) * 255).round().byte()
     assert torch.equal(whole, torch.tensor(relief[:, HEIGHT:]).permute(2, 0, 1))
-    rows = [torch.cat([labels for _, labels in tiles[i : i + 3]], 1) for i in (0, 3, 6)]
-    assert torch.equal(torch.cat(rows), torch.tensor(labels[:, HEIGHT:]).long())
+    assert torch.equal(torch.cat(own, 1), torch.tensor(labels[:, HEIGHT:]).long())
     assert "western half" in data.found
 
 
-def test_the_windows_of_a_batch_have_one_side_and_fewer_are_larger(data):
-    sides = {}
+def test_the_strips_of_a_batch_have_one_width_and_fewer_are_wider(data):
+    widths = {}
     for images, labels in data.train_dataloader():
-        (side,) = {side for image in images for side in image.shape[1:]}
-        assert [tuple(own.shape) for own in labels] == [(side, side)] * len(images)
-        sides[side] = len(images)
-    assert min(sides) >= 64
-    assert max(sides) <= 256
-    assert len(sides) > 5
-    assert all(2 <= count <= 8 and count <= max(2, 8 * (64 / side) ** 2 + 0.5) for side, count in sides.items())
+        (width,) = {image.shape[2] for image in images}
+        assert [tuple(own.shape) for own in labels] == [(HEIGHT, width)] * len(images)
+        widths[width] = len(images)
+    assert min(widths) >= 64
+    assert max(widths) <= 256
+    assert len(widths) > 3
+    assert all(count == max(2, round(8 * 64 / width)) for width, count in widths.items())
 
 
-def test_focus_shows_each_class_in_a_quarter_of_the_windows_or_more():
-    shown = {}
-    for focus in (0.0, 1.0):
-        module = EarthDataModule(height=HEIGHT, img_size=32, max_size=32, windows=200, focus=focus, hflip=0)
-        module.setup("fit")
-        windows = [labels for _, labels in module._sets["train"]]
-        shown[focus] = [sum(bool((labels == label).any()) for labels in windows) / 200 for label in range(4)]
-    assert min(shown[1.0]) > 0.2
-    assert shown[0.0][ICE] < 0.17
+def test_a_training_strip_is_a_part_of_the_western_half_perhaps_mirrored():
+    module = EarthDataModule(height=HEIGHT, img_size=64, max_size=64, val_size=64, hflip=0.5, strips=20)
+    module.setup("fit")
+    relief, labels = read_earth(HEIGHT)
+    mirrored = 0
+    for image, own in module._sets["train"]:
+        starts = [at for at in range(HEIGHT - 63) if (labels[:, at : at + 64] == own.numpy()).all()]
+        flipped = [at for at in range(HEIGHT - 63) if (labels[:, at : at + 64][:, ::-1] == own.numpy()).all()]
+        mirrored += not starts
+        at, part = (starts[0], image) if starts else (flipped[0], image.flip(-1))
+        assert torch.equal((part * 255).round().byte(), torch.tensor(relief[:, at : at + 64]).permute(2, 0, 1))
+    assert 3 <= mirrored <= 17
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def test_focus_shows_each_class_in_a_quarter_of_the_windows_or_more():
         ({"img_size": 16}, "data.img_size must be 32 or more, got 16"),
         ({"img_size": 700, "max_size": 700, "height": 675}, "data.img_size must be at most data.height, 675, got 700"),
         ({"img_size": 300, "max_size": 256}, "data.max_size must be at least data.img_size, 300, got 256"),
-        ({"focus": 1.5}, "data.focus must be at most 1, got 1.5"),
-        ({"windows": 0}, "data.windows must be 1 or more, got 0"),
+        ({"hflip": 1.5}, "data.hflip must be at most 1, got 1.5"),
+        ({"strips": 0}, "data.strips must be 1 or more, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

