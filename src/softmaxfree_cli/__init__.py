@@ -27,6 +27,7 @@ COMMANDS = {
     "models": "softmaxfree.cli.models",
     "convert": "softmaxfree.cli.convert",
     "bench": "softmaxfree.cli.bench",
+    "compare": "softmaxfree.cli.compare",
 }
 """Modules whose function `run` is the command; its signature and docstring are the command's arguments and help."""
 

@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-from softmaxfree.cli.models import find_models, macs
+from softmaxfree.bench.macs import macs
+from softmaxfree.cli.models import find_models
 from softmaxfree_cli import main
 
 # parameters (M), MACs of convolutions and linear layers (G), MACs by fvcore of the released code (G)

@@ -50,6 +50,8 @@ class AbstractMixer(nn.Module, abc.ABC):
     """`mix` is linear in `v`."""
     row_sum: ClassVar[float | None] = None
     """What the weights of each query sum to, where that is the same for all."""
+    approximates: ClassVar[str] = ""
+    """Name of the mixer whose result it comes near to, on the same queries, keys and values."""
     adjustable: ClassVar[tuple[str, ...]] = ()
     """Arguments that `adjust` may change later; weights bring their own."""
 

@@ -44,6 +44,7 @@ class SoftmaxFreeAttention(AbstractMixer):
 
     name = "soft"
     source = "SOFT, NeurIPS 2021; SOFT++, IJCV 2024"
+    approximates = "gaussian"
     adjustable = ("solver", "landmark_grid")
 
     def __init__(

@@ -1,0 +1,156 @@
+"""What is measured of a mixer without training: cost over tokens, size, error against its exact form, padding, half."""
+
+import copy
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from softmaxfree.bench.macs import macs
+from softmaxfree.bench.memory import peak_bytes
+from softmaxfree.compare.studies import Variant
+from softmaxfree.errors import InputError
+from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
+
+__all__ = ["NETWORK", "cost", "facts"]
+
+NETWORK = "soft_tiny"
+"""Its parameters and multiply-adds are told."""
+_HEADS, _WIDTH = 2, 32  # as the first stage of soft_tiny
+_GRID = (24, 32)  # of tokens whose errors are measured
+_CALLS, _SECONDS = 5, 1.0  # of a pass: at least, and about
+_LONGEST = 30.0  # seconds that a pass may be expected to take
+_MOST_BYTES = 6 << 30  # of an N x N matrix in float32, beyond which a quadratic mixer is not tried
+
+
+def cost(variant: Variant, tokens: int) -> list[dict[str, Any]]:
+    """Returns time and memory of `mix` on one image, forward, and forward and backward.
+
+    Args:
+        variant: what to measure.
+        tokens: how many; a square grid of about as many.
+
+    Returns:
+        A row for each pass: `what`, `milliseconds` (median), `peak_mib`, `runs`, `grid`.
+
+    Raises:
+        InputError: the mixer cannot take such a grid.
+        RuntimeError: the memory does not suffice.
+    """
+    side = math.isqrt(tokens)
+    grid = [side, tokens // side]
+    mixer = _mixer(variant)
+    x = torch.randn(1, math.prod(grid), mixer.dim, generator=torch.Generator().manual_seed(0))
+    mixer.check(x, grid, None)
+    if not mixer.linear and 4 * _HEADS * tokens**2 > _MOST_BYTES:
+        raise InputError(f"{variant.mixer} is quadratic and may take more than {_MOST_BYTES >> 30} GiB")
+    with torch.no_grad():
+        q, k, v = mixer.project(x)
+    tied = k is q
+    leaves = [tensor.detach().requires_grad_() for tensor in ((q, v) if tied else (q, k, v))]
+
+    def infer() -> object:
+        with torch.inference_mode():
+            return mixer.mix(q, k, v, grid)
+
+    def learn() -> object:
+        inputs = (leaves[0], leaves[0], leaves[1]) if tied else leaves
+        out = mixer.mix(*inputs, grid)  # type: ignore[misc]
+        return torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+
+    return [
+        {"grid": f"{grid[0]}x{grid[1]}", "what": what, **_timed(step)}
+        for what, step in (("forward", infer), ("forward+backward", learn))
+    ]
+
+
+def _timed(step: Callable[[], object]) -> dict[str, Any]:
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    first = timer.timeit(1).mean
+    calls = min(max(_CALLS, round(_SECONDS / first)), 200) if first < _LONGEST / _CALLS else 1
+    seconds = [timer.timeit(1).mean for _ in range(calls)]
+    peak = peak_bytes(step, torch.device("cpu")) / 2**20
+    return {"milliseconds": round(1e3 * statistics.median(seconds), 4), "peak_mib": round(peak, 2), "runs": calls}
+
+
+def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
+    """Returns what one image tells of a mixer.
+
+    Args:
+        variant: what to measure.
+        image: a photograph `(height, width, 3)` uint8, whose patches are the tokens.
+
+    Returns:
+        `parameters` and `gmacs` of `soft_tiny` with this mixer in all stages at its own size; `approximates`, and
+        `error_to_exact`, the relative distance of the result to that of what it approximates; `padding_error`, the
+        largest difference between a padded image and the image alone over the largest value, or "refused";
+        `bfloat16_error`, the relative distance under autocast to float32.
+    """
+    tokens = _tokens(image)
+    mixer = _mixer(variant).eval()
+    network = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments), device="meta")
+    size = network.pretrained_cfg["input_size"][-2:]
+    row: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "gmacs": round(macs(network, size)["executed"] / 1e9, 3),
+        "linear": mixer.linear,
+    }
+    with torch.inference_mode():
+        exact = mixer(tokens, list(_GRID))
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = mixer(tokens, list(_GRID)).float()
+        row |= _to_exact(mixer, tokens) | {"padding_error": _padding_error(mixer, tokens)}
+    return row | {"bfloat16_error": _digits((narrow - exact).norm() / exact.norm())}
+
+
+def _to_exact(mixer: AbstractMixer, tokens: Tensor) -> dict[str, Any]:
+    if not mixer.approximates:
+        return {"approximates": "", "error_to_exact": ""}
+    other = create_mixer(mixer.approximates, dim=mixer.dim, num_heads=mixer.num_heads).eval()
+    q, k, v = mixer.project(tokens)
+    exact = other.mix(q, k, v, list(_GRID))
+    error = (mixer.mix(q, k, v, list(_GRID)) - exact).norm() / exact.norm()
+    return {"approximates": mixer.approximates, "error_to_exact": _digits(error)}
+
+
+def _padding_error(mixer: AbstractMixer, tokens: Tensor) -> float | str:
+    if not mixer.masks:
+        return "refused"
+    height, width = _GRID[0] * 2 // 3, _GRID[1] * 3 // 4
+    mask = torch.zeros(1, *_GRID, dtype=torch.bool)
+    mask[:, :height, :width] = True
+    own = tokens.view(1, *_GRID, -1)[:, :height, :width].flatten(1, 2)
+    alone = mixer(own, [height, width])
+    padded = mixer(tokens, list(_GRID), mask).view(1, *_GRID, -1)[:, :height, :width].flatten(1, 2)
+    return _digits((padded - alone).abs().max() / alone.abs().max())
+
+
+def _mixer(variant: Variant) -> AbstractMixer:
+    torch.manual_seed(0)
+    own = dict(variant.arguments)
+    if variant.mixer in ("soft", "linformer", "nystrom") and "ratio" not in own:
+        own["ratio"] = 8  # as the first stage of soft_tiny
+    if variant.mixer == "soft":
+        own.setdefault("value_kernel", 0)
+    return create_mixer(variant.mixer, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own)
+
+
+def _tokens(image: np.ndarray) -> Tensor:
+    """Returns patches of 16 x 16 pixels of a photograph, projected at random, normalised: `(1, N, C)`."""
+    height, width = (16 * side for side in _GRID)
+    if image.shape[0] < height or image.shape[1] < width:
+        raise InputError(f"image must be at least {height}x{width} pixels, got {image.shape[:2]}")
+    x = torch.tensor(image[:height, :width].astype(np.float32) / 255 - 0.5).permute(2, 0, 1)[None]
+    patches = torch.nn.functional.unfold(x, 16, stride=16).mT
+    basis = torch.randn(patches.shape[-1], _HEADS * _WIDTH, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.layer_norm(patches @ basis, [_HEADS * _WIDTH])
+
+
+def _digits(value: Tensor) -> float:
+    return float(f"{float(value):.3g}")

@@ -1,0 +1,121 @@
+"""The page of a comparison: accuracy against time, time and memory against tokens, all tables."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from softmaxfree.compare.run import read_table
+from softmaxfree.compare.summary import accuracies, slopes
+from softmaxfree.report.figures import to_svg
+from softmaxfree.report.page import ABSENT, render
+
+__all__ = ["PAGE", "write_page"]
+
+PAGE = "report.html"
+"""Its name in the folder of a comparison."""
+
+_Rows = list[dict[str, Any]]
+_FACTS = {
+    "name": "mixer", "linear": "linear", "parameters": "parameters", "gmacs": "GMACs", "approximates": "comes near to",
+    "error_to_exact": "error to it", "padding_error": "padding error", "bfloat16_error": "error in bfloat16",
+    "not_measured": "not measured",
+}  # fmt: skip
+_LINES = ("-", "--", ":", "-.")
+
+
+def write_page(out: Path) -> Path:
+    """Write the page of what is in the tables of a comparison.
+
+    Args:
+        out: its folder.
+
+    Returns:
+        The page.
+    """
+    facts, cost, accuracy, transfer = (read_table(out, name) for name in ("facts", "cost", "accuracy", "transfer"))
+    figures = []
+    for what in ("forward", "forward+backward"):
+        for column, label in (("milliseconds", "time, ms"), ("peak_mib", "memory, MiB")):
+            curves = _curves(cost, what, column)
+            if any(len(points) > 1 for points in curves.values()):
+                title = f"{label.partition(',')[0]} of an image over its tokens, {what}"
+                figures.append((title, _svg(partial(_draw_curves, curves, label), title)))
+    scores = accuracies(accuracy)
+    for data in dict.fromkeys(row["data"] for row in scores):
+        own = [row for row in scores if row["data"] == data]
+        if len(own) > 1:
+            title = f"{own[0]['metric'].removeprefix('val/')} on {data} against seconds of training"
+            figures.append((title, _svg(partial(_draw_scores, own), title)))
+    page = out / PAGE
+    about = next(iter([*facts, *cost, *accuracy]), {})
+    render(
+        "mixers.html",
+        page,
+        title=f"{len({row['name'] for row in [*facts, *cost, *accuracy]})} ways to mix tokens, compared",
+        version=about.get("softmaxfree", ""),
+        about=about,
+        figures=figures,
+        scores=scores,
+        transfer=accuracies(transfer, by=("img_size",)),
+        slopes=slopes(cost),
+        tables=[
+            ("facts", list(_FACTS.values()), [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]),
+            *((f"{what}: milliseconds (MiB)", *_pivot(cost, what)) for what in ("forward", "forward+backward") if cost),
+        ],
+    )
+    return page
+
+
+def _svg(build: Callable[[], Figure], title: str) -> Markup:
+    return Markup(to_svg(build, str(escape(title))))
+
+
+def _curves(cost: _Rows, what: str, column: str) -> dict[str, list[tuple[float, float]]]:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in cost:
+        if row.get("what") == what and row.get(column):
+            curves.setdefault(row["name"], []).append((float(row["tokens"]), float(row[column])))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def _draw_curves(curves: dict[str, list[tuple[float, float]]], label: str) -> Figure:
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), _LINES[i // 10 % len(_LINES)], color=f"C{i % 10}", label=name, marker=".")
+    axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+    axes.legend(fontsize=7, ncols=2, frameon=False)
+    return figure
+
+
+def _draw_scores(rows: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, row in enumerate(rows):
+        axes.errorbar(row["seconds"], row["mean"], yerr=row["spread"] or 0, fmt="o", color=f"C{i % 10}", capsize=3)
+        axes.annotate(row["name"], (row["seconds"], row["mean"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="seconds of training", ylabel=rows[0]["metric"].removeprefix("val/"))
+    axes.margins(0.12)
+    return figure
+
+
+def _pivot(cost: _Rows, what: str) -> tuple[list[str], list[list[str]]]:
+    tokens = sorted({int(row["tokens"]) for row in cost})
+    names = dict.fromkeys(row["name"] for row in cost)
+    cells = {(row["name"], int(row["tokens"])): row for row in cost if row.get("what") in (what, "", None)}
+
+    def text(name: str, count: int) -> str:
+        row = cells.get((name, count), {})
+        if row.get("milliseconds"):
+            return f"{float(row['milliseconds']):.3g} ({float(row['peak_mib']):.3g})"
+        return row.get("not_measured") or ABSENT
+
+    return ["mixer", *(f"{count:,} tokens" for count in tokens)], [[n, *(text(n, c) for c in tokens)] for n in names]
+
+
+def _shown(value: Any) -> str:
+    return {"True": "yes", "False": "no", "": ABSENT}.get(str(value), str(value))

@@ -1,0 +1,193 @@
+"""A comparison: a list of trials, each a row or two of a table; what is in the tables is not done again."""
+
+import csv
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softmaxfree.atomic import atomic_write, write_csv
+from softmaxfree.compare.measures import cost, facts
+from softmaxfree.compare.studies import Variant, variants
+from softmaxfree.compare.training import RECIPES, train, validate
+from softmaxfree.errors import InputError
+from softmaxfree.machine import describe
+
+__all__ = ["TABLES", "Comparison", "compare", "read_table"]
+
+_log = logging.getLogger(__name__)
+
+SETTINGS = "settings.json"
+TABLES = ("cost", "facts", "accuracy", "transfer")
+"""Names of the CSV files of a comparison."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        mixers: names; none: all.
+        study: of one mixer, a key of `STUDIES`.
+        data: what networks are trained on, see `softmaxfree.compare.training`; none: nothing is trained.
+        seeds: of the trainings.
+        tokens: numbers of tokens at which time and memory are measured.
+        sizes: image sizes, pixels, at which trained networks are validated again.
+        options: further settings of the trainings, such as `trainer.max_epochs`.
+        budget_minutes: after which no further trial is begun; None for no limit.
+    """
+
+    mixers: Sequence[str] = ()
+    study: str | None = None
+    data: Sequence[str] = ()
+    seeds: Sequence[int] = (42, 43, 44)
+    tokens: Sequence[int] = (196, 784, 3136, 12_544, 50_176)
+    sizes: Sequence[int] = ()
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    budget_minutes: float | None = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What all rows of a folder depend on; more mixers, data, seeds and tokens only add rows."""
+        return {"study": self.study, "options": dict(self.options), "threads": torch.get_num_threads()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    table: str
+    key: dict[str, str]  # columns that tell it from the others of its table
+    run: Callable[[], list[dict[str, Any]]]
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Trials that take about as long."""
+        return self.table, self.key.get("data", ""), self.key.get("tokens", "")
+
+
+def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterator[str]:
+    """Does what is missing in the tables of a folder, and tells of each trial in a line.
+
+    A row is written as soon as it is there: a comparison that was stopped goes on where it was.
+
+    Args:
+        comparison: what to compare.
+        out: folder of `cost.csv`, `facts.csv`, `accuracy.csv`, `transfer.csv`, and of the runs.
+        photograph: `(height, width, 3)` uint8, on whose patches errors are measured.
+
+    Yields:
+        Lines.
+
+    Raises:
+        InputError: there is no such mixer, study or data, or the folder holds another comparison.
+    """
+    rows = variants(comparison.mixers, comparison.study)
+    for data in comparison.data:
+        if data not in RECIPES and not Path(data).is_dir():
+            raise InputError(f"data must be one of {', '.join(RECIPES)}, or a folder of images, got {data!r}")
+    _keep_settings(comparison, out)
+    tables = {name: read_table(out, name) for name in TABLES}
+    trials = [trial for trial in _trials(comparison, rows, out, photograph) if not _done(trial, tables[trial.table])]
+    about = describe(torch.device("cpu"))
+    start, seconds = time.monotonic(), {}  # type: ignore[var-annotated]
+    limit = (comparison.budget_minutes or float("inf")) * 60
+    for i, trial in enumerate(trials):
+        if time.monotonic() - start > limit:
+            left = f"{len(trials) - i} trials are left after {comparison.budget_minutes:g} minutes"
+            yield f"{left}; the same command goes on"
+            return
+        began = time.monotonic()
+        try:
+            found = trial.run()
+        except (InputError, RuntimeError) as error:
+            found = [{"not_measured": str(error).partition("\n")[0]}]
+        seconds.setdefault(trial.kind, []).append(time.monotonic() - began)
+        tables[trial.table] += [{**trial.key, "not_measured": "", **row, **about} for row in found]
+        _write(out / f"{trial.table}.csv", tables[trial.table])
+        yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
+
+
+def read_table(out: Path, name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a table of a comparison; none where it is not begun."""
+    path = out / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[_Trial]:
+    for variant in rows:
+        name = {"name": variant.label}
+        yield _Trial("facts", name, lambda variant=variant: [facts(variant, photograph)])
+    for tokens in comparison.tokens:
+        for variant in rows:
+            key = {"name": variant.label, "tokens": str(tokens)}
+            yield _Trial("cost", key, lambda variant=variant, tokens=tokens: cost(variant, tokens))
+    for data in comparison.data:
+        for seed in comparison.seeds:
+            for variant in rows:
+                key = {"name": variant.label, "data": data, "seed": str(seed)}
+                folder = out / "runs" / Path(data).name / variant.label.replace(" ", "_") / str(seed)
+                yield _Trial(
+                    "accuracy",
+                    key,
+                    lambda variant=variant, data=data, seed=seed, folder=folder: [
+                        train(variant, data, seed, folder, comparison.options)
+                    ],
+                )
+                for size in comparison.sizes:
+                    yield _Trial(
+                        "transfer",
+                        {**key, "img_size": str(size)},
+                        lambda folder=folder, size=size: [{"score": validate(folder, size)}],
+                    )
+
+
+def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:
+    return any(all(row.get(key) == value for key, value in trial.key.items()) for row in table)
+
+
+def _keep_settings(comparison: Comparison, out: Path) -> None:
+    path = out / SETTINGS
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in json.loads(json.dumps(comparison.fixed)).items():
+            if there.get(key) != value:
+                raise InputError(
+                    f"out: {out} holds a comparison with {key} {there.get(key)!r}, this one has {value!r}; "
+                    "give another folder, or the same settings"
+                )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"out: {out} is neither empty nor a comparison; give another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(comparison.fixed, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    write_csv(path, [{**dict.fromkeys(columns, ""), **row} for row in rows])
+
+
+def _to_go(trials: Sequence[_Trial], seconds: dict[tuple[str, ...], list[float]]) -> str:
+    """How long the others take, as far as their kind was seen."""
+    means = {kind: sum(times) / len(times) for kind, times in seconds.items()}
+    total = sum(means.get(trial.kind, 0) for trial in trials)
+    unseen = len({trial.kind for trial in trials} - set(means))
+    text = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
+    return f"{text} to go{f', and {unseen} kinds of trial not seen yet' if unseen else ''}" if trials else "the last one"
+
+
+def _line(trial: _Trial, found: Sequence[dict[str, Any]], to_go: str) -> str:
+    what = ", ".join(trial.key.values())
+    told = "; ".join(
+        ", ".join(f"{key} {value}" for key, value in row.items() if value not in ("", None)) for row in found
+    )
+    return f"{trial.table:<9} {what}: {told} ({to_go})"
