@@ -1,5 +1,6 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
@@ -8,6 +9,7 @@ from softmaxfree.mixers.softmax import SoftmaxAttention
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "EluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
     "create_mixer",
