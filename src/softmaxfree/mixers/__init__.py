@@ -1,6 +1,8 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
+from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
@@ -9,7 +11,9 @@ from softmaxfree.mixers.softmax import SoftmaxAttention
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "EfficientAttention",
     "EluLinearAttention",
+    "GaussianAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
     "create_mixer",

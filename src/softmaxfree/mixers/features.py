@@ -1,8 +1,9 @@
 """Attention by feature maps, linear in the tokens: products from the right, whatever the map."""
 
+import torch
 from torch import Tensor
 
-from softmaxfree.mixers.mixer import zero_tokens
+from softmaxfree.mixers.mixer import valid_tokens, zero_tokens
 from softmaxfree.ops.precision import full_precision, widen
 
 
@@ -32,3 +33,14 @@ def linear_attention(
         if least:
             total = total.clamp(min=least)
         return (q @ (k.transpose(-1, -2) @ widen(v)) / total).to(v.dtype)
+
+
+def mask_logits(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns logits `(B, H, N, F)` with the least number of their dtype, at which exp is 0, where `mask` is False.
+
+    Not minus infinity, of which a softmax over padding alone makes NaN.
+    """
+    if mask is None:
+        return x
+    padding = ~valid_tokens(mask, x.shape[-2])[:, None, :, None]
+    return x.masked_fill(padding, torch.finfo(x.dtype).min)
