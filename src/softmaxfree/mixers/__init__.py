@@ -5,6 +5,7 @@ from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
+from softmaxfree.mixers.relu_linear import ReluLinearAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
 
@@ -14,6 +15,7 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "ReluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
     "create_mixer",
