@@ -1,5 +1,6 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.cosformer import CosformerAttention
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
@@ -12,6 +13,7 @@ from softmaxfree.mixers.softmax import SoftmaxAttention
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "CosformerAttention",
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
