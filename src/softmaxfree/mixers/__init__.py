@@ -4,7 +4,9 @@ from softmaxfree.mixers.cosformer import CosformerAttention
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.linformer import LinformerAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.performer import PerformerAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
@@ -17,6 +19,8 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "LinformerAttention",
+    "PerformerAttention",
     "ReluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
