@@ -11,6 +11,7 @@ from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, 
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
+from softmaxfree.mixers.spatial_reduction import SpatialReductionAttention
 
 __all__ = [
     "AbstractAttention",
@@ -24,6 +25,7 @@ __all__ = [
     "ReluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
+    "SpatialReductionAttention",
     "create_mixer",
     "list_mixers",
     "mixer_class",
