@@ -1,15 +1,31 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.cosformer import CosformerAttention
+from softmaxfree.mixers.efficient import EfficientAttention
+from softmaxfree.mixers.elu_linear import EluLinearAttention
+from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.linformer import LinformerAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.performer import PerformerAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
+from softmaxfree.mixers.relu_linear import ReluLinearAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
+from softmaxfree.mixers.spatial_reduction import SpatialReductionAttention
 
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "CosformerAttention",
+    "EfficientAttention",
+    "EluLinearAttention",
+    "GaussianAttention",
+    "LinformerAttention",
+    "PerformerAttention",
+    "ReluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
+    "SpatialReductionAttention",
     "create_mixer",
     "list_mixers",
     "mixer_class",
