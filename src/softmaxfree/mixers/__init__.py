@@ -3,7 +3,11 @@
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.inline import InjectiveAttention
+from softmaxfree.mixers.mala import MagnitudeAwareAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.nala import NormAwareAttention
+from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
@@ -14,6 +18,10 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "InjectiveAttention",
+    "MagnitudeAwareAttention",
+    "NormAwareAttention",
+    "RankAugmentedAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
     "create_mixer",
