@@ -3,6 +3,7 @@
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.hedgehog import HedgehogAttention
 from softmaxfree.mixers.inline import InjectiveAttention
 from softmaxfree.mixers.mala import MagnitudeAwareAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
@@ -18,6 +19,7 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "HedgehogAttention",
     "InjectiveAttention",
     "MagnitudeAwareAttention",
     "NormAwareAttention",
