@@ -4,9 +4,14 @@ from softmaxfree.mixers.cosformer import CosformerAttention
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.hedgehog import HedgehogAttention
+from softmaxfree.mixers.inline import InjectiveAttention
 from softmaxfree.mixers.linformer import LinformerAttention
+from softmaxfree.mixers.mala import MagnitudeAwareAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.nala import NormAwareAttention
 from softmaxfree.mixers.performer import PerformerAttention
+from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
@@ -20,8 +25,13 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "HedgehogAttention",
+    "InjectiveAttention",
     "LinformerAttention",
+    "MagnitudeAwareAttention",
+    "NormAwareAttention",
     "PerformerAttention",
+    "RankAugmentedAttention",
     "ReluLinearAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",

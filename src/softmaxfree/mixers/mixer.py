@@ -24,7 +24,7 @@ class AbstractMixer(nn.Module, abc.ABC):
     such as a class token; they come first and are always valid.
 
     A subclass makes `proj`, all other weights, and if it has them `value_conv`, a convolution of the values on the grid
-    that is added to the result, and `gate`, a function of the tokens that the result is multiplied by.
+    that is added to the result, then `out_norm`, and `gate`, a function of the tokens that the result is multiplied by.
 
     Args:
         dim: channels `C`.
@@ -63,6 +63,7 @@ class AbstractMixer(nn.Module, abc.ABC):
             raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
         self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
         self.value_conv: Any = None
+        self.out_norm: nn.Module | None = None
         self.gate: nn.Module | None = None
 
     @abc.abstractmethod
@@ -103,11 +104,18 @@ class AbstractMixer(nn.Module, abc.ABC):
         self.check(x, grid, mask)
         q, k, v = self.project(x)
         out = self.mix(q, k, v, grid, mask).transpose(1, 2).flatten(2)
-        if self.value_conv is not None:
-            out = self.convolve(v, grid, mask).add_(out)
+        local = self.local(x, v, grid, mask)
+        if local is not None:
+            out = local.add_(out)
+        if self.out_norm is not None:
+            out = self.out_norm(out)
         if self.gate is not None:
             out = out * self.gate(x)
         return self.proj(out)
+
+    def local(self, x: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor | None:
+        """Returns what is added to the mixed tokens, `(B, N, C)`: the convolved values; None for nothing."""
+        return None if self.value_conv is None else self.convolve(v, grid, mask)
 
     @property
     def min_grid(self) -> int:
