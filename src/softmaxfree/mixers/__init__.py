@@ -5,8 +5,10 @@ from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
+from softmaxfree.mixers.sigmoid import SigmoidAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
+from softmaxfree.mixers.softplus import SoftplusAttention
 
 __all__ = [
     "AbstractAttention",
@@ -14,8 +16,10 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "SigmoidAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
+    "SoftplusAttention",
     "create_mixer",
     "list_mixers",
     "mixer_class",
