@@ -3,6 +3,7 @@
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
+from softmaxfree.mixers.mhla import BlockMixingAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.sigmoid import SigmoidAttention
@@ -13,6 +14,7 @@ from softmaxfree.mixers.softplus import SoftplusAttention
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "BlockMixingAttention",
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
