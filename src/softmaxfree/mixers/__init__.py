@@ -6,10 +6,12 @@ from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.mhla import BlockMixingAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
+from softmaxfree.mixers.rpe_kernel import RelativeKernelAttention
 from softmaxfree.mixers.sigmoid import SigmoidAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
 from softmaxfree.mixers.softplus import SoftplusAttention
+from softmaxfree.mixers.ttt import OneStepTraining
 
 __all__ = [
     "AbstractAttention",
@@ -18,6 +20,8 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "GaussianAttention",
+    "OneStepTraining",
+    "RelativeKernelAttention",
     "SigmoidAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
