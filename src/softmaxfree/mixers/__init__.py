@@ -8,19 +8,25 @@ from softmaxfree.mixers.hedgehog import HedgehogAttention
 from softmaxfree.mixers.inline import InjectiveAttention
 from softmaxfree.mixers.linformer import LinformerAttention
 from softmaxfree.mixers.mala import MagnitudeAwareAttention
+from softmaxfree.mixers.mhla import BlockMixingAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.nala import NormAwareAttention
 from softmaxfree.mixers.performer import PerformerAttention
 from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
+from softmaxfree.mixers.rpe_kernel import RelativeKernelAttention
+from softmaxfree.mixers.sigmoid import SigmoidAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
+from softmaxfree.mixers.softplus import SoftplusAttention
 from softmaxfree.mixers.spatial_reduction import SpatialReductionAttention
+from softmaxfree.mixers.ttt import OneStepTraining
 
 __all__ = [
     "AbstractAttention",
     "AbstractMixer",
+    "BlockMixingAttention",
     "CosformerAttention",
     "EfficientAttention",
     "EluLinearAttention",
@@ -30,11 +36,15 @@ __all__ = [
     "LinformerAttention",
     "MagnitudeAwareAttention",
     "NormAwareAttention",
+    "OneStepTraining",
     "PerformerAttention",
     "RankAugmentedAttention",
+    "RelativeKernelAttention",
     "ReluLinearAttention",
+    "SigmoidAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",
+    "SoftplusAttention",
     "SpatialReductionAttention",
     "create_mixer",
     "list_mixers",

@@ -13,6 +13,7 @@ from torch.types import Device
 from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.ops.precision import compute_dtype
 
 _COMMON = ("self", "dim", "num_heads", "device", "dtype")  # told by the network, or by the weights' shapes
 
@@ -276,6 +277,13 @@ def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
     if mask is None:
         return x.shape[-2]
     return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
+
+
+def log_num_valid(mask: Tensor | None, x: Tensor) -> Tensor:
+    """Returns `ln num_valid(mask, x)` in the dtype that ops compute in; an exported program keeps it a function."""
+    n = num_valid(mask, x)
+    dtype = compute_dtype(x.dtype)
+    return (n.to(dtype) if isinstance(n, Tensor) else x.new_full((), n, dtype=dtype)).log()
 
 
 def plain(value: Any) -> Any:
