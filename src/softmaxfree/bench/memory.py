@@ -1,8 +1,11 @@
 """Peak memory of a call: what the allocator handed out at its highest, beyond what was there before."""
 
 import json
+import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,14 +32,34 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _silent():
+        recorded.start()
+    try:
         result = function()
+    finally:
+        with _silent():
+            recorded.stop()
     del result
     live, peak = 0, 0
     for change in _changes(recorded):
         live += change
         peak = max(peak, live)
     return peak
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what torch's profiler writes of its begin and end, past Python, from the user."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _changes(recorded: profile) -> list[int]:

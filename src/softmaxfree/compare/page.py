@@ -63,8 +63,8 @@ def write_page(out: Path) -> Path:
         transfer=accuracies(transfer, by=("img_size",)),
         slopes=slopes(cost),
         tables=[
-            ("facts", list(_FACTS.values()), [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]),
-            *((f"{what}: milliseconds (MiB)", *_pivot(cost, what)) for what in ("forward", "forward+backward") if cost),
+            ("Facts", list(_FACTS.values()), [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]),
+            *((f"{what.capitalize()}: milliseconds (MiB)", *_pivot(cost, what)) for what in ("forward", "forward+backward") if cost),
         ],
     )
     return page
@@ -88,6 +88,10 @@ def _draw_curves(curves: dict[str, list[tuple[float, float]]], label: str) -> Fi
     for i, (name, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), _LINES[i // 10 % len(_LINES)], color=f"C{i % 10}", label=name, marker=".")
     axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+    axes.set_xticks(sorted({tokens for points in curves.values() for tokens, _ in points}))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
+    axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.legend(fontsize=7, ncols=2, frameon=False)
     return figure
 
@@ -118,4 +122,6 @@ def _pivot(cost: _Rows, what: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _shown(value: Any) -> str:
+    if str(value).isdigit():
+        return f"{int(value):,}"
     return {"True": "yes", "False": "no", "": ABSENT}.get(str(value), str(value))

@@ -74,9 +74,10 @@ def validate(folder: Path, img_size: int) -> float:
     """
     run = folder / "0"
     out = _call([sys.executable, "-m", "softmaxfree", "validate", str(run), "--data.img_size", str(img_size)])
-    metric = json.loads((run / "summary.json").read_text(encoding="utf-8"))["monitor"]
-    line = next(line for line in out.splitlines() if line.startswith(metric))
-    return float(line.split()[-1])
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    label, scale, _ = summary["labels"][summary["monitor"]]
+    (line,) = (line for line in out.splitlines() if line.startswith(f"{label} "))
+    return round(float(line.split()[-1]) / scale, 6)
 
 
 def _model_args(variant: Variant, recipe: str) -> dict[str, Any]:
