@@ -16,6 +16,7 @@ GRIDS = [(4, 5), (6, 6), (1, 7), (9, 2), (1, 1), (13, 11)]
 # arguments of mixers whose defaults are for images
 OF_SEQUENCES = {
     "linformer": {"landmark_grid": (16,)},
+    "nystrom": {"landmark_grid": (16,)},
     "soft": {"ndim": 1, "landmark_grid": (16,)},
 }
 

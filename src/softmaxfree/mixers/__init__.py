@@ -6,6 +6,7 @@ from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.linformer import LinformerAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
+from softmaxfree.mixers.nystrom import NystromAttention
 from softmaxfree.mixers.performer import PerformerAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
@@ -21,6 +22,7 @@ __all__ = [
     "EluLinearAttention",
     "GaussianAttention",
     "LinformerAttention",
+    "NystromAttention",
     "PerformerAttention",
     "ReluLinearAttention",
     "SoftmaxAttention",
