@@ -146,6 +146,20 @@ def test_padding_leaves_no_trace_or_is_refused(name):
 
 
 @every_mixer
+def test_an_image_of_padding_alone_is_finite(name):
+    mixer = make(name)
+    if not mixer.masks:
+        pytest.skip("takes no mask")
+    x, mask = tokens(2, 42).requires_grad_(), torch.ones(2, 6, 7, dtype=torch.bool)
+    mask[1] = False
+    out = mixer(x, [6, 7], mask)
+    assert out.isfinite().all()
+    out[0].square().sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(out[:1], mixer(x[:1], [6, 7]), rtol=1e-9, atol=1e-10)
+
+
+@every_mixer
 def test_prefix_tokens_are_taken_or_refused(name):
     mixer = make(name)
     x = tokens(2, 21)
