@@ -18,11 +18,11 @@ from softmaxfree.ops.precision import full_precision, widen
 
 @register
 class NystromAttention(AbstractAttention):
-    """`s(q l_k^T) A+ s(l_q k^T) v`, `A = s(l_q l_k^T)`, `s` the softmax of rows over `sqrt(D)` (eq. 11 of the paper).
+    """`s(q l_k^T) A+ s(l_q k^T) v`, `A = s(l_q l_k^T)`, `s` the softmax of rows over `sqrt(D)`.
 
     The landmarks `l_q`, `l_k` are means of windows of the queries and keys on the image's own grid, at most
-    `landmark_grid` of them; for a sequence those are the segments of the paper. `A+` is found by the iteration of eq.
-    12, from `A^T / (|A|_1 |A|_inf)` of each matrix; 6 steps, as released, are far from the inverse. Gradients pass
+    `landmark_grid` of them; for a sequence those are the segments of the paper. `A+` is found by an iteration of third
+    order, from `A^T / (|A|_1 |A|_inf)` of each matrix; 6 steps, as released, are far from the inverse. Gradients pass
     through the steps. The released code starts from norms that are the greatest of the whole batch, so that images
     change each other.
 
@@ -119,7 +119,7 @@ class NystromAttention(AbstractAttention):
 
 
 def pseudo_inverse(matrix: Tensor, iterations: int, shared_start: bool = False) -> Tensor:
-    """Approximates the inverses of matrices by an iteration of third order (Nystromformer, eq. 12).
+    """Approximates the inverses of matrices by the iteration of the Nystromformer.
 
     Args:
         matrix: `(B, H, M, M)`, no negative element.
