@@ -16,6 +16,7 @@ GRIDS = [(4, 5), (6, 6), (1, 7), (9, 2), (1, 1), (13, 11)]
 # arguments of mixers whose defaults are for images
 OF_SEQUENCES = {
     "linformer": {"landmark_grid": (16,)},
+    "nystrom": {"landmark_grid": (16,)},
     "soft": {"ndim": 1, "landmark_grid": (16,)},
 }
 
@@ -142,6 +143,20 @@ def test_padding_leaves_no_trace_or_is_refused(name):
         torch.testing.assert_close(image[i, :h, :w], expected, rtol=1e-9, atol=1e-10)
     image[mask].square().sum().backward()
     assert x.grad.view(3, *padded, DIM)[~mask].abs().max() == 0
+
+
+@every_mixer
+def test_an_image_of_padding_alone_is_finite(name):
+    mixer = make(name)
+    if not mixer.masks:
+        pytest.skip("takes no mask")
+    x, mask = tokens(2, 42).requires_grad_(), torch.ones(2, 6, 7, dtype=torch.bool)
+    mask[1] = False
+    out = mixer(x, [6, 7], mask)
+    assert out.isfinite().all()
+    out[0].square().sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(out[:1], mixer(x[:1], [6, 7]), rtol=1e-9, atol=1e-10)
 
 
 @every_mixer

@@ -69,7 +69,7 @@ def test_a_sequence_with_learned_sums():
         ({"landmark_grid": (0, 4)}, "landmark_grid must be 2 numbers of 1 or more"),
         ({"rank": -1}, "rank must be 0 or more, got -1"),
         ({"rank": 4, "max_grid": (0, 4)}, "max_grid must be 2 numbers of 1 or more"),
-        ({"rank": 4, "max_grid": 4}, "max_grid must be a sequence of numbers, got 4"),
+        ({"max_grid": 4}, "max_grid must be a sequence of numbers, got 4"),
     ],
 )
 def test_bad_arguments_are_named(own, message):
@@ -83,3 +83,20 @@ def test_learned_sums_refuse_what_has_no_row():
         layer(torch.zeros(1, 20, 24, dtype=torch.float64), [5, 4])
     with pytest.raises(InputError, match="takes no prefix tokens"):
         layer(torch.zeros(1, 21, 24, dtype=torch.float64), [4, 5])
+
+
+def test_learned_sums_export_with_dynamic_sizes_up_to_the_largest_grid():
+    class OnMap(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = mixer(rank=4, max_grid=(16, 20))
+
+        def forward(self, x):
+            return self.mixer(x.flatten(2).transpose(1, 2), [x.shape[2], x.shape[3]])
+
+    model, x = OnMap().eval(), torch.randn(1, 24, 7, 9, dtype=torch.float64)
+    sides = {2: torch.export.Dim("height", min=2, max=16), 3: torch.export.Dim("width", min=2, max=20)}
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": sides}).module()
+    for size in ((7, 9), (16, 20), (5, 20)):
+        x = torch.randn(1, 24, *size, dtype=torch.float64)
+        torch.testing.assert_close(program(x), model(x), rtol=0, atol=MAX_ERROR)

@@ -11,6 +11,7 @@ from softmaxfree.mixers.mala import MagnitudeAwareAttention
 from softmaxfree.mixers.mhla import BlockMixingAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.nala import NormAwareAttention
+from softmaxfree.mixers.nystrom import NystromAttention
 from softmaxfree.mixers.performer import PerformerAttention
 from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
@@ -36,6 +37,7 @@ __all__ = [
     "LinformerAttention",
     "MagnitudeAwareAttention",
     "NormAwareAttention",
+    "NystromAttention",
     "OneStepTraining",
     "PerformerAttention",
     "RankAugmentedAttention",

@@ -20,7 +20,7 @@ Positions = Literal["raster", "grid"]
 
 @register
 class CosformerAttention(AbstractAttention):
-    """Weights `relu(q_i) . relu(k_j) cos(pi/2 (p_i - p_j))`, divided by their sum, or by 1e-6 if that is more (eq. 10).
+    """Weights `relu(q_i) . relu(k_j) cos(pi/2 (p_i - p_j))`, divided by their sum, or by 1e-6 if that is more.
 
     By `cos(a - b) = cos a cos b + sin a sin b` it is linear, with `2 D` features. In an image beside padding, positions
     are those in the image alone. Nothing is scaled by `D^(-1/2)`, as released. A query without a positive channel gets

@@ -58,12 +58,12 @@ class LinformerAttention(AbstractAttention):
     ) -> None:
         super().__init__(dim, num_heads, device=device, dtype=dtype, **common)
         require_whole("rank", rank, 0)
+        require(isinstance(max_grid, Sequence), "max_grid", max_grid, "a sequence of numbers")
+        require_whole_numbers("max_grid", max_grid, 1 if len(max_grid) == 1 else 2, 1)
         self.landmarks = window_means(ratio, landmark_grid)
-        self.ratio, self.landmark_grid, self.rank, self.max_grid = ratio, tuple(landmark_grid), rank, max_grid
+        self.ratio, self.landmark_grid, self.rank, self.max_grid = ratio, tuple(landmark_grid), rank, tuple(max_grid)
         self.ndims = (len(landmark_grid),)  # type: ignore[misc]
         if rank:
-            require(isinstance(max_grid, Sequence), "max_grid", max_grid, "a sequence of numbers")
-            require_whole_numbers("max_grid", max_grid, 1 if len(max_grid) == 1 else 2, 1)
             self.ndims, self.prefix, self.row_sum = (len(max_grid),), False, None  # type: ignore[misc]
             rows = math.prod(max_grid)
             self.proj_k = nn.Parameter(torch.empty(rows, rank, device=device, dtype=dtype))
@@ -101,7 +101,7 @@ class LinformerAttention(AbstractAttention):
 
     def _sums(self, weights: Tensor, x: Tensor, grid: list[int]) -> Tensor:
         """Returns the weighted sums `(B, H, K, D)` of tokens `(B, H, N, D)`, each with the weights of its place."""
-        weights = weights.unflatten(0, self.max_grid)
-        for axis, size in enumerate(grid):
-            weights = weights.narrow(axis, 0, size)
-        return weights.flatten(0, -2).mT.to(x.dtype) @ x
+        places = torch.arange(grid[-1], device=x.device)
+        if len(grid) == 2:
+            places = (torch.arange(grid[0], device=x.device).unsqueeze(1) * self.max_grid[1] + places).flatten()
+        return weights[places].mT.to(x.dtype) @ x

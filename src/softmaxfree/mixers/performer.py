@@ -20,7 +20,7 @@ _TINY = 1e-30  # for an image of padding alone
 
 @register
 class PerformerAttention(AbstractAttention):
-    """Linear attention with random features of `x' = D^(-1/4) x`, after FAVOR+ (lemma 1 and section 2.4 of the paper).
+    """Linear attention with random features of `x' = D^(-1/4) x`, FAVOR+ of the paper.
 
     `"exp"`: `phi(x) = M^(-1/2) (exp(w_r . x' - |x'|^2 / 2 - c) + 1e-4)`, where `c` is the greatest `w_r . x'`: of the
     token for a query, of all valid tokens of the head for keys. `"relu"`: `phi(x) = relu(w_r . x') + 1e-3`.

@@ -18,7 +18,7 @@ from softmaxfree.mixers.softmax import softmax_attention
 
 @register
 class SpatialReductionAttention(AbstractMixer):
-    """Softmax attention to keys and values of reduced tokens, `LayerNorm(conv(x))`, eq. 2 to 4 of the paper.
+    """Softmax attention to keys and values of reduced tokens, `LayerNorm(conv(x))`, section 3.3 of the paper.
 
     The convolution has stride and side `ratio`, so cost is quadratic still, `1 / ratio^2` of softmax attention's. As
     their projections follow it, `mix` takes the tokens themselves for keys and values, and projects what is left. A
