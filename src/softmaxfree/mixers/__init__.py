@@ -2,6 +2,7 @@
 
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
+from softmaxfree.mixers.focused import FocusedAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.hedgehog import HedgehogAttention
 from softmaxfree.mixers.inline import InjectiveAttention
@@ -18,6 +19,7 @@ __all__ = [
     "AbstractMixer",
     "EfficientAttention",
     "EluLinearAttention",
+    "FocusedAttention",
     "GaussianAttention",
     "HedgehogAttention",
     "InjectiveAttention",

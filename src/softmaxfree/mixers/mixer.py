@@ -123,7 +123,7 @@ class AbstractMixer(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
         own = own_arguments(type(self))
-        return {"name": self.name} | {key: plain(getattr(self, key)) for key in own}
+        return {"name": self.name} | {key: plain(getattr(self, key), p) for key, p in own.items()}
 
     def adjust(self, **changes: Any) -> None:
         """Changes arguments among `adjustable`.
@@ -226,8 +226,16 @@ class AbstractAttention(AbstractMixer):
 
     @property
     def value_filter_channels(self) -> int:
-        """Number of filters of `value_conv`: one a channel."""
+        """Number of filters of `value_conv`: one a channel; or one a channel of a head, the same for all heads."""
         return self.dim
+
+    def value_filters(self) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of `value_conv` with a filter for each channel."""
+        weight, bias = super().value_filters()
+        heads = self.dim // self.value_filter_channels
+        if heads == 1:
+            return weight, bias
+        return weight.repeat(heads, *[1] * (weight.ndim - 1)), None if bias is None else bias.repeat(heads)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""
@@ -276,10 +284,10 @@ def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
     return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
 
 
-def plain(value: Any) -> Any:
-    """Returns an argument as JSON knows it."""
+def plain(value: Any, parameter: inspect.Parameter) -> Any:
+    """Returns the attribute that keeps an argument as the argument, which JSON knows."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if value is None or isinstance(value, nn.Module):  # an extra, which is there or not
-        return value is not None
+    if isinstance(parameter.default, bool):
+        return value if isinstance(value, bool) else value is not None  # an extra is kept as its module
     return list(value) if isinstance(value, tuple | list) else value
