@@ -9,6 +9,7 @@ from softmaxfree.mixers.inline import InjectiveAttention
 from softmaxfree.mixers.mala import MagnitudeAwareAttention
 from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.nala import NormAwareAttention
+from softmaxfree.mixers.polaformer import PolarityAwareAttention
 from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
@@ -25,6 +26,7 @@ __all__ = [
     "InjectiveAttention",
     "MagnitudeAwareAttention",
     "NormAwareAttention",
+    "PolarityAwareAttention",
     "RankAugmentedAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",

@@ -13,6 +13,7 @@ from torch.types import Device
 from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.ops.precision import compute_dtype
 
 _COMMON = ("self", "dim", "num_heads", "device", "dtype")  # told by the network, or by the weights' shapes
 
@@ -278,10 +279,14 @@ def zero_tokens(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
-    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1."""
+    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1.
+
+    Of the dtype that ops compute in: a whole number times a float would be float32 for float64 too.
+    """
     if mask is None:
         return x.shape[-2]
-    return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
+    counts = valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)
+    return counts.to(compute_dtype(x.dtype))[:, None, None, None]
 
 
 def plain(value: Any, parameter: inspect.Parameter) -> Any:
