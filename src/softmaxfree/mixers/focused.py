@@ -1,4 +1,4 @@
-"""Focused linear attention (FLatten Transformer, section 3.3)."""
+"""Focused linear attention (FLatten Transformer, ICCV 2023)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _EPS = 1e-6  # of features, and of the mean weight, as in the released code
 
 @register
 class FocusedAttention(AbstractAttention):
-    """Linear attention with features that a power makes sharper and that keep their length (eq. 7).
+    """Linear attention with features that a power makes sharper and that keep their length.
 
     Features are `f(t) = t^p |t| / |t^p|` of `t = (relu(x) + 1e-6) / softplus(temperature)`, with one learned
     temperature a channel; norms are over the channels of all heads. Attention is their product, divided by its sum.

@@ -1,4 +1,4 @@
-"""Injective linear attention (InLine, section 4)."""
+"""Injective linear attention (InLine, arXiv 2412.06590, eq. 5)."""
 
 import math
 from typing import Any, Literal

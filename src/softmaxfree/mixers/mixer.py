@@ -124,7 +124,9 @@ class AbstractMixer(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
         own = own_arguments(type(self))
-        return {"name": self.name} | {key: plain(getattr(self, key), p) for key, p in own.items()}
+        kept = {key: plain(getattr(self, key)) for key in own}
+        absent = {key: False for key, p in own.items() if kept[key] is None and isinstance(p.default, bool)}
+        return {"name": self.name} | kept | absent
 
     def adjust(self, **changes: Any) -> None:
         """Changes arguments among `adjustable`.
@@ -289,10 +291,10 @@ def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
     return counts.to(compute_dtype(x.dtype))[:, None, None, None]
 
 
-def plain(value: Any, parameter: inspect.Parameter) -> Any:
-    """Returns the attribute that keeps an argument as the argument, which JSON knows."""
+def plain(value: Any) -> Any:
+    """Returns an argument as JSON knows it; True for a module, which an extra that is there is kept as."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if isinstance(parameter.default, bool):
-        return value if isinstance(value, bool) else value is not None  # an extra is kept as its module
+    if isinstance(value, nn.Module):
+        return True
     return list(value) if isinstance(value, tuple | list) else value

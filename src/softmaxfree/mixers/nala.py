@@ -1,4 +1,4 @@
-"""Norm-aware linear attention (NaLaFormer, section 3)."""
+"""Norm-aware linear attention (NaLaFormer, arXiv 2506.21137)."""
 
 from functools import partial
 from typing import Any, Literal

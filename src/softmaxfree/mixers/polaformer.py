@@ -1,4 +1,4 @@
-"""Polarity-aware linear attention (PolaFormer, section 4)."""
+"""Polarity-aware linear attention (PolaFormer, arXiv 2501.15061)."""
 
 from collections.abc import Sequence
 from typing import Any
