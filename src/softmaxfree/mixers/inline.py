@@ -98,7 +98,7 @@ def _convolve_each(v: Tensor, kernels: Tensor, grid: list[int]) -> Tensor:
     prefix = v.shape[1] - math.prod(grid)
     rows, columns = grid if len(grid) == 2 else (1, grid[0])
     padded = F.pad(as_map(v[:, prefix:], [rows, columns]), (1, 1, 1, 1))
-    out = sum(
+    out: Any = sum(
         padded[:, :, i : i + rows, j : j + columns] * kernels[:, :, i, j, None, None]
         for i in range(_SIDE)
         for j in range(_SIDE)
