@@ -3,6 +3,7 @@
 from softmaxfree.mixers.cosformer import CosformerAttention
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
+from softmaxfree.mixers.focused import FocusedAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
 from softmaxfree.mixers.hedgehog import HedgehogAttention
 from softmaxfree.mixers.inline import InjectiveAttention
@@ -13,6 +14,7 @@ from softmaxfree.mixers.mixer import AbstractAttention, AbstractMixer
 from softmaxfree.mixers.nala import NormAwareAttention
 from softmaxfree.mixers.nystrom import NystromAttention
 from softmaxfree.mixers.performer import PerformerAttention
+from softmaxfree.mixers.polaformer import PolarityAwareAttention
 from softmaxfree.mixers.rala import RankAugmentedAttention
 from softmaxfree.mixers.registry import create_mixer, list_mixers, mixer_class, register
 from softmaxfree.mixers.relu_linear import ReluLinearAttention
@@ -31,6 +33,7 @@ __all__ = [
     "CosformerAttention",
     "EfficientAttention",
     "EluLinearAttention",
+    "FocusedAttention",
     "GaussianAttention",
     "HedgehogAttention",
     "InjectiveAttention",
@@ -40,6 +43,7 @@ __all__ = [
     "NystromAttention",
     "OneStepTraining",
     "PerformerAttention",
+    "PolarityAwareAttention",
     "RankAugmentedAttention",
     "RelativeKernelAttention",
     "ReluLinearAttention",

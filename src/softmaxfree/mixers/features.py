@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from softmaxfree.mixers.mixer import valid_tokens, zero_tokens
@@ -56,3 +57,8 @@ def mask_logits(x: Tensor, mask: Tensor | None) -> Tensor:
         return x
     padding = ~valid_tokens(mask, x.shape[-2])[:, None, :, None]
     return x.masked_fill(padding, torch.finfo(x.dtype).min)
+
+
+def by_sign(x: Tensor) -> Tensor:
+    """Returns the positive part and the size of the negative part of `(..., D)` side by side, `(..., 2 D)`."""
+    return F.relu(torch.cat([x, -x], -1))

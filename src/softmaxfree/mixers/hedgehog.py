@@ -1,4 +1,4 @@
-"""Hedgehog: learned feature maps that mimic softmax (Zhang et al., 2024)."""
+"""Hedgehog: learned feature maps that mimic softmax (Zhang et al., 2024, arXiv 2402.04347)."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Injective linear attention (InLine, section 4)."""
+"""Injective linear attention (InLine, arXiv 2412.06590, eq. 5)."""
 
 import math
 from typing import Any, Literal
@@ -98,7 +98,7 @@ def _convolve_each(v: Tensor, kernels: Tensor, grid: list[int]) -> Tensor:
     prefix = v.shape[1] - math.prod(grid)
     rows, columns = grid if len(grid) == 2 else (1, grid[0])
     padded = F.pad(as_map(v[:, prefix:], [rows, columns]), (1, 1, 1, 1))
-    out = sum(
+    out: Any = sum(
         padded[:, :, i : i + rows, j : j + columns] * kernels[:, :, i, j, None, None]
         for i in range(_SIDE)
         for j in range(_SIDE)

@@ -1,4 +1,4 @@
-"""Magnitude-aware linear attention (MALA, section 3.3)."""
+"""Magnitude-aware linear attention (MALA, arXiv 2507.00698)."""
 
 from typing import Any, Literal
 

@@ -126,7 +126,9 @@ class AbstractMixer(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
         own = own_arguments(type(self))
-        return {"name": self.name} | {key: plain(getattr(self, key)) for key in own}
+        kept = {key: plain(getattr(self, key)) for key in own}
+        absent = {key: False for key, p in own.items() if kept[key] is None and isinstance(p.default, bool)}
+        return {"name": self.name} | kept | absent
 
     def adjust(self, **changes: Any) -> None:
         """Changes arguments among `adjustable`.
@@ -229,8 +231,16 @@ class AbstractAttention(AbstractMixer):
 
     @property
     def value_filter_channels(self) -> int:
-        """Number of filters of `value_conv`: one a channel."""
+        """Number of filters of `value_conv`: one a channel; or one a channel of a head, the same for all heads."""
         return self.dim
+
+    def value_filters(self) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of `value_conv` with a filter for each channel."""
+        weight, bias = super().value_filters()
+        heads = self.dim // self.value_filter_channels
+        if heads == 1:
+            return weight, bias
+        return weight.repeat(heads, *[1] * (weight.ndim - 1)), None if bias is None else bias.repeat(heads)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""
@@ -273,10 +283,14 @@ def zero_tokens(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
-    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1."""
+    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1.
+
+    Of the dtype that ops compute in: a whole number times a float would be float32 for float64 too.
+    """
     if mask is None:
         return x.shape[-2]
-    return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
+    counts = valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)
+    return counts.to(compute_dtype(x.dtype))[:, None, None, None]
 
 
 def log_num_valid(mask: Tensor | None, x: Tensor) -> Tensor:
@@ -287,9 +301,9 @@ def log_num_valid(mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """Returns an argument as JSON knows it."""
+    """Returns an argument as JSON knows it; True for a module, which an extra that is there is kept as."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if value is None or isinstance(value, nn.Module):  # an extra, which is there or not
-        return value is not None
+    if isinstance(value, nn.Module):
+        return True
     return list(value) if isinstance(value, tuple | list) else value

@@ -1,13 +1,12 @@
-"""Norm-aware linear attention (NaLaFormer, section 3)."""
+"""Norm-aware linear attention (NaLaFormer, arXiv 2506.21137)."""
 
 from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from softmaxfree.mixers.features import linear_attention
+from softmaxfree.mixers.features import by_sign, linear_attention
 from softmaxfree.mixers.mixer import AbstractAttention, num_valid, require_flag
 from softmaxfree.mixers.registry import register
 from softmaxfree.mixers.rope import require_rope, rotate
@@ -74,13 +73,8 @@ class NormAwareAttention(AbstractAttention):
             queries = widen(q)
             norm = torch.linalg.vector_norm(queries, dim=-1, keepdim=True)
             direction = queries / norm.clamp(min=_LEAST_NORM)
-            queries = _by_sign(direction) ** (_POWER * (_SHIFT + norm.tanh()))
-            keys = _by_sign(widen(k) ** 3)
+            queries = by_sign(direction) ** (_POWER * (_SHIFT + norm.tanh()))
+            keys = by_sign(widen(k) ** 3)
             eps = _EPS * num_valid(mask, keys)
             turn = None if self.rope == "none" else partial(rotate, grid=grid, parts=2)
             return linear_attention(queries, keys, v, mask, eps=eps, turn=turn)
-
-
-def _by_sign(x: Tensor) -> Tensor:
-    """Returns what is positive and what is negative of `(..., D)` side by side, both as positive numbers."""
-    return F.relu(torch.cat([x, -x], -1))

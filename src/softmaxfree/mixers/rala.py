@@ -1,4 +1,4 @@
-"""Rank-augmented linear attention (RALA, section 3)."""
+"""Rank-augmented linear attention (RALA, arXiv 2411.07635)."""
 
 from functools import partial
 from typing import Any, Literal
