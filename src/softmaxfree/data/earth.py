@@ -29,16 +29,17 @@ class EarthDataModule(AbstractImagesDataModule):
     land. Batches are those of `Ade20kDataModule`.
 
     Args:
-        batch_size: windows a process and step, where they are the smallest.
-        num_workers: worker processes; the picture is in memory, and 0 is the fastest on few cores.
-        img_size: side of the smallest training windows, pixels.
-        max_size: side of the largest; in between all ratios are as frequent.
-        windows: training windows an epoch.
-        focus: part of the training windows that are drawn to hold a certain class, each class as often.
-        hflip: probability of a mirrored training window.
-        val_size: side of validation windows at most, pixels.
-        height: of the picture, which is scaled to it; it is twice as wide.
-        seed: seed of the run.
+        batch_size: Number of training windows in a batch, of each process, where they are the smallest.
+        num_workers: Number of processes that prepare windows; 0 is the fastest on few cores, as the picture is in
+            memory.
+        img_size: Side of the smallest training windows, in pixels.
+        max_size: Side of the largest training windows, in pixels; all ratios in between are as frequent.
+        windows: Number of training windows in an epoch.
+        focus: Part of the training windows that are drawn to hold a certain class, each class as often, 0 to 1.
+        hflip: Probability that a training window is mirrored, 0 to 1.
+        val_size: Side of validation windows at most, in pixels.
+        height: Height to which the picture is scaled, in pixels; it is twice as wide.
+        seed: Seed of the run.
     """
 
     num_classes = len(CLASS_NAMES)
