@@ -209,6 +209,13 @@ def test_parts_of_a_resumed_run(tmp_path, finished, change):
     assert page.index("the first") < page.index("the second")
 
 
+def test_settings_are_written_as_in_a_recipe(change):
+    settings = {"run.early_stopping": [None, "a.yaml"], "run.keep_memory": [True, "a.yaml"], "data.root": ["a", "b"]}
+    page = text(compare([change(lambda summary: summary.update(settings=settings))]))
+    for value in ("null", "true", "a"):
+        assert f'<td class="left">{value}</td>' in page
+
+
 def test_data_has_its_own_name():
     assert data_name({"data": {"root": "a/photos/"}}) == "photos"
     assert (
