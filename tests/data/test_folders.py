@@ -352,9 +352,15 @@ def test_classes_that_differ(root):
 
 
 def test_images_outside_the_class_folders(root):
-    write_images(root / "train", 1)
-    with pytest.raises(ValueError, match=r"outside any class folder"):
+    write_images(root / "train", 5)  # one more than a class has: they may be one
+    told = r"train has images outside any class folder: 0.jpg \(5 such images, 12 in class folders\); each class needs"
+    with pytest.raises(InputError, match=told):
         module(root).setup("fit")
+    (root / "train" / "0.jpg").unlink()
+    data = module(root)
+    with pytest.warns(UserWarning, match=r"train: 4 files left out: 4 images outside any class \(1.jpg\)$"):
+        data.setup("fit")
+    assert (data.class_names, data.num_images) == (CLASSES, {"train": 12, "val": 6})
 
 
 def break_images(root):
