@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 import pytest
 import webdataset
-from lightning.pytorch import Trainer
 from PIL import Image
 
+from softmaxfree.cli.recipe import create_trainer
 from softmaxfree.data import ImageFolderDataModule
 from softmaxfree.errors import InputError
 from softmaxfree.tasks import ClassificationTask
@@ -19,7 +19,6 @@ PICTURES = [Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)) for _ i
 pytestmark = [
     # their own code leaves files to the garbage collector
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),  # workers share the shards
 ]
 
 
@@ -60,10 +59,8 @@ def shards(tmp_path_factory):
 
 def train(data, **arguments):
     task = ClassificationTask("soft_nano", num_classes=2, warmup_epochs=0)
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **arguments,
-    )  # fmt: skip
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = create_trainer({"max_epochs": 1, **quiet, **arguments})  # that of the commands: a warning is an error
     trainer.fit(task, datamodule=data)
     return trainer, task
 

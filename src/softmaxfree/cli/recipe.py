@@ -144,6 +144,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
+    warnings.filterwarnings("ignore", ".*IterableDataset. has .__len__. defined")  # workers share timm's shards
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # what counts is logged by epochs
     quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
     arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}
