@@ -99,7 +99,7 @@ def test_what_hugging_face_data_lacks(parquet, arguments, message):
 
 
 @pytest.mark.parametrize("workers", ["auto", 2])
-def test_webdataset(shards, workers):
+def test_webdataset(shards, workers, caplog):
     data = ImageFolderDataModule(
         str(shards), source="wds/", train_split="train-{0..1}.tar|16", val_split="val-0.tar|8", img_size=32,
         batch_size="auto", num_workers=workers,
@@ -108,6 +108,7 @@ def test_webdataset(shards, workers):
     assert data.num_images == {"train": 16, "val": 8}
     assert trainer.global_step == 2
     assert task.confusion.compute().sum(1).tolist() == [4, 4]
+    assert not caplog.records
 
 
 def test_shards_that_are_not_there(shards):
