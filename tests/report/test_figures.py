@@ -84,6 +84,18 @@ def test_a_single_epoch_is_a_point():
     assert [label.get_text() for label in axes.get_xticklabels() if label.get_position()[0] == 1] == ["1"]
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(4, {1}), (20, {2, 5}), (60, {10}), (160, {20, 50})])
+def test_epochs_are_counted_in_round_steps(epochs, steps):
+    (axes,) = axes_of(val_top1=np.linspace(0.5, 0.9, epochs).tolist())
+    assert set(np.diff(axes.get_xticks())) <= steps
+
+
+def test_the_counts_of_a_confusion_matrix_have_one_size():
+    for counts, size in (([[999, 1], [0, 9999]], 9), ([[23_900, 1], [0, 9]], 7)):
+        axes = draw_confusion(np.array(counts), ["a", "b"], "").axes[0]
+        assert {text.get_fontsize() for text in axes.texts} == {size}
+
+
 def test_losses_and_scores_have_axes_of_their_own():
     losses, scores = axes_of(val_top1=[0.5, 0.6], train_loss=[2.0, 1.0])
     assert (losses.get_ylabel(), scores.get_ylabel()) == ("loss", "%")

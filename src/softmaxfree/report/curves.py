@@ -113,7 +113,7 @@ def draw_curves(
             axes.plot(curve.epochs, curve.values, color=colour, marker=marker, markersize=3.5, label=label)
         _scale(axes, curves, panel, is_logarithmic(curves) if logarithmic is None else logarithmic and panel == _LOSS)
         axes.set(xlabel="epoch", ylabel=panel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
         axes.grid(alpha=0.25)
         beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(curves) > 4 else {}
         for text in axes.legend(fontsize="small", frameon=False, **beside).get_texts():
