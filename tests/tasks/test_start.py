@@ -210,6 +210,14 @@ def test_a_backbone_goes_from_task_to_task(tmp_path, name, there, here):
     assert ("made anew: all of the head for 3 classes (3 there)" in module.loaded) == (here != "classifier")
 
 
+def test_what_the_weights_are_tied_to_is_told_in_the_line(tmp_path):
+    saved(dense("classifier"), tmp_path / "best.ckpt")
+    module = dense("semantic_fpn", more={"landmark_grid": (8, 8)}, init_from=str(tmp_path))  # a warning is an error
+    assert "best.ckpt; with their landmark_grid [16, 16] in place of [8, 8]; left out: head;" in module.loaded
+    assert module.model.backbone.model.landmark_grid == (16, 16)
+    assert "landmark_grid" not in dense("semantic_fpn", init_from=str(tmp_path)).loaded  # which has them too
+
+
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn", "semantic_fpn", "upernet"])
 def test_of_a_head_of_its_kind_the_layers_of_the_classes_are_made_anew(tmp_path, kind):
     source = dense(kind)

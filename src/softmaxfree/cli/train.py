@@ -234,8 +234,9 @@ def _columns() -> int:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > _SHOWN:
-        return f"[{', '.join(_short(one) for one in value[:_SHOWN])}, ... {len(value)} in all]"
+    if isinstance(value, list | tuple):
+        more = [f"... {len(value)} in all"] if len(value) > _SHOWN else []
+        return f"[{', '.join([*map(_short, value[:_SHOWN]), *more])}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
