@@ -48,6 +48,17 @@ def test_one_loss_far_from_all_others_does_not_squeeze_them(outlier):
 def test_a_percentage_has_no_axis_beyond_100():
     (axes,) = axes_of(val_top1=[0.0, 0.5, 1.0])
     assert axes.get_ylim() == (0, 100)
+    assert not axes.get_lines()[0].get_clip_on()  # the point at 100 is whole
+
+
+def test_a_low_score_of_the_first_epoch_is_on_the_axis():
+    (axes,) = axes_of(val_top1=[0.78, 0.973, 0.973, 1.0, 1.0, 1.0])
+    assert axes.get_ylim()[0] < 78
+    assert axes.get_title(loc="right") == ""
+    (axes,) = axes_of(val_top1=[0.1, 0.973, 0.973, 1.0, 1.0, 1.0])
+    assert axes.get_ylim()[0] > 97
+    assert axes.get_title(loc="right") == "outside this axis: 10"
+    assert axes.get_lines()[0].get_clip_on()
 
 
 def test_losses_beside_each_other_have_axes_of_one_kind():
