@@ -8,7 +8,7 @@ import pytest
 from softmaxfree.cli.recipe import _parser, class_of
 from softmaxfree.cli.settings import _RULES
 from softmaxfree_cli import main
-from softmaxfree_cli.keys import REQUIRED, check_keys, keys_of
+from softmaxfree_cli.keys import _TRAINER, REQUIRED, check_keys, keys_of
 from softmaxfree_cli.messages import in_plain_words
 from softmaxfree_cli.recipes import SECTIONS, find_recipe, read_header, read_recipe, recipes
 from softmaxfree_cli.show import commented
@@ -71,6 +71,10 @@ def test_help_of_a_recipe_lists_each_key_with_its_value(capsys):
     )
     known = keys_of(read_recipe("digits"))
     assert re.findall(r"^  --(\S+)", text, re.M) == [f"{top}.{name}" for top in known for name in known[top]]
+
+
+def test_words_for_the_trainer_are_of_keys_that_it_has():
+    assert _TRAINER.keys() <= keys_of(read_recipe("digits"))["trainer"].keys()
 
 
 def test_what_may_be_decided_is_told():
