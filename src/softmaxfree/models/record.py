@@ -22,14 +22,16 @@ from softmaxfree.ops import as_solver
 if TYPE_CHECKING:
     from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 
-__all__ = ["NAME", "adopt", "decode", "encode", "mismatch", "record_of"]
+__all__ = ["ADOPTED", "NAME", "adopt", "decode", "encode", "mismatch", "record_of"]
 
 NAME = "record"
 """Of the buffer, and so of the entry in a state dict."""
 
 _BYTES = 1024  # a record takes a multiple of it, so that two records mostly have one shape
-# what loading sets; what must agree; and what must where the head is loaded too, unless the model was made otherwise
-_ADOPTED = ("solver", "landmark_grid")
+ADOPTED = ("solver", "landmark_grid")
+"""What loading sets."""
+
+# what must agree; and what must where the head is loaded too, unless the model was made otherwise
 _SAME = ("num_heads", "sr_ratios", "landmark_sampling", "normalize")
 _CHOSEN = ("global_pool", "output_stride")
 
@@ -114,7 +116,7 @@ def adopt(model: "SoftmaxFreeTransformer", record: Mapping[str, Any]) -> None:
             stacklevel=2,
         )
     own, default = record_of(model), model.DEFAULTS
-    for key in _ADOPTED:
+    for key in ADOPTED:
         if key not in record or record[key] == own[key]:
             continue
         if own[key] != default[key]:

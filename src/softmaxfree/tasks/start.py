@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softmaxfree.errors import InputError
 from softmaxfree.models import SoftmaxFreeTransformer
 from softmaxfree.models.parts import Parts, parts_of
-from softmaxfree.models.record import NAME, decode, encode
+from softmaxfree.models.record import ADOPTED, NAME, decode, encode, record_of
 from softmaxfree.models.released import checkpoint_filter_fn
 from softmaxfree.tasks.sources import Source
 
@@ -86,13 +86,18 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
         taken = {key: _without_head(value) if key.endswith(NAME) else value for key, value in taken.items()}
     if any("resampled" in decode(value) for key, value in taken.items() if key.endswith(NAME)):
         told.append("position tables resampled to another image size")
+    made = _adoptable(inner)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "position tables are resampled")  # which the line tells
+        with warnings.catch_warnings():  # of what the line tells
+            warnings.filterwarnings("ignore", "position tables are resampled")
+            warnings.filterwarnings("ignore", "the weights were trained with")
             model.load_state_dict({**own, **taken})
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.init_from: {source.where} does not fit {name}: {reason}") from error
+    for key, value in _adoptable(inner).items():
+        if value != made[key] != inner.DEFAULTS[key]:
+            told.append(f"with their {key} {value} in place of {made[key]}")
 
     def line(loaded: _Weights, of_classes: bool) -> str:
         left = [*(them[canonical] for canonical in extra), *(() if of_classes else classes)]
@@ -125,6 +130,12 @@ def _inner(model: nn.Module, parts: Parts) -> Any:
     """The model of timm itself; None where `features_only` has taken it apart."""
     net = _backbone(model, parts)
     return None if isinstance(net, FeatureDictNet) else getattr(net, "model", net) if parts.backbone else net
+
+
+def _adoptable(inner: Any) -> dict[str, Any]:
+    """What weights may bring along that their shapes do not tell."""
+    record = record_of(inner) if isinstance(inner, SoftmaxFreeTransformer) else {}
+    return {key: record[key] for key in ADOPTED if key in record}
 
 
 def _plain(weights: _Weights, prefix: str) -> dict[str, Tensor]:
