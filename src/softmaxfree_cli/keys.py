@@ -17,6 +17,29 @@ __all__ = ["REQUIRED", "Key", "check_keys", "keys_of"]
 REQUIRED = object()
 
 _CLOSE = 0.7  # likeness from which a key may have been meant
+_TRAINER = {  # in place of Lightning's words, where these are hard to read alone
+    "accelerator": "Where to train: cpu, gpu, mps or another of Lightning's; auto takes a GPU if there is one.",
+    "strategy": "How several processes share the training, such as ddp or fsdp; auto chooses.",
+    "devices": "Number of devices, or a list of their numbers; auto takes those that there are.",
+    "num_nodes": "Number of machines that train together.",
+    "precision": "Numbers of the computation: null is 32 bits; `bf16-mixed` and `16-mixed` are quicker on GPUs.",
+    "logger": "Loggers by class path, one or several; null writes a TensorBoard log, false none.",
+    "callbacks": "Callbacks by class path, one or several; null for none but the run's own.",
+    "fast_dev_run": "Number of batches of a trial run, which keeps nothing; true for one batch, false for a real run.",
+    "max_steps": "Number of updates after which the training ends; -1 for no limit.",
+    "limit_train_batches": "Number of training batches in an epoch, or as a fraction their part; null for all.",
+    "limit_val_batches": "Number of batches in a validation, or as a fraction their part; null for all, 0 for none.",
+    "overfit_batches": "Number of training batches, or as a fraction their part, that alone are used; 0.0 for all.",
+    "val_check_interval": "Number of batches, or as a fraction the part of an epoch, from one validation to the next.",
+    "check_val_every_n_epoch": "Number of epochs from one validation to the next.",
+    "num_sanity_val_steps": "Number of validation batches that are tried before the training.",
+    "log_every_n_steps": "Number of steps from one entry of the log to the next.",
+    "enable_progress_bar": "Whether progress bars are shown; null shows them on a terminal only.",
+    "enable_model_summary": "Whether a table of the model's layers is printed; null prints none.",
+    "accumulate_grad_batches": "Number of batches whose gradients are averaged for one step of the optimizer.",
+    "deterministic": "Whether results repeat exactly, at some cost; `warn` warns of operations that cannot.",
+    "gradient_clip_val": "Largest norm of the gradient, above which it is scaled down; null for no limit.",
+}
 _PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
 
 
@@ -48,7 +71,8 @@ def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
     known = {section: dict(keys) for section, keys in found.items() if keys is not None}
     known.get("data", {}).pop("seed", None)  # the parser takes it from run.seed
     if trainer := known.get("trainer"):
-        known["trainer"] = {name: key._replace(meaning=_first_sentence(key.meaning)) for name, key in trainer.items()}
+        words = {name: _TRAINER.get(name) or _first_sentence(key.meaning) for name, key in trainer.items()}
+        known["trainer"] = {name: key._replace(meaning=words[name]) for name, key in trainer.items()}
     for section, name in (path.split(".") for path in _decided()):
         if key := known.get(section, {}).get(name):
             meaning = f"{key.meaning} `auto` decides it by the data."

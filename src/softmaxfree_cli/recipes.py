@@ -2,18 +2,39 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from softmaxfree_cli.errors import InputError
 
-__all__ = ["SECTIONS", "find_recipe", "read_header", "read_recipe", "recipe_and_weights", "recipe_of", "recipes"]
+__all__ = [
+    "SECTIONS",
+    "Own",
+    "find_recipe",
+    "leaves",
+    "own_values",
+    "read_header",
+    "read_recipe",
+    "recipe_and_weights",
+    "recipe_of",
+    "recipes",
+]
 
 SECTIONS = ("run", "model", "data", "trainer")
 
 _FOLDER = Path(__file__).parents[1] / "softmaxfree" / "recipes"
 _CLASSES = ("task", "datamodule")
 _GENERIC = ("classification", "detection", "segmentation")  # of data of one's own
+
+
+class Own(NamedTuple):
+    """What files of one's own say."""
+
+    values: dict[str, tuple[Any, str]]
+    """What they set over their base, by key; each with its file."""
+    whole: str
+    """The file at the bottom that has no base; empty where that is a recipe of the package."""
 
 
 def recipes() -> dict[str, str]:
@@ -118,12 +139,65 @@ def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()
         FileNotFoundError: there is no such file.
         InputError: there is no such recipe, with the nearest names; or it is no recipe.
     """
-    import yaml
-    from jsonargparse import get_loader
-
     path = find_recipe(recipe, folder)
     if path.resolve() in above:
         raise InputError(f"{path} is its own base")
+    content, base = _read(path)
+    if base:
+        content = _merged(read_recipe(base, path.parent, (*above, path.resolve())), content)
+    if not above and (missing := [key for key in _CLASSES if not content.get(key)]):
+        raise InputError(
+            f"{path} has no {' and no '.join(missing)}: begin it with `base: NAME`, where NAME is the recipe that it "
+            f"changes, such as {', '.join(_GENERIC)}; `softmaxfree recipes` lists all"
+        )
+    for section in SECTIONS:
+        if not isinstance(content.get(section), dict | None):
+            raise InputError(f"{path}: {section} must hold keys and values, got {content[section]!r}")
+    return content
+
+
+def own_values(recipe: str, folder: Path = Path()) -> Own:
+    """Return what a recipe of one's own sets over the recipe of the package that it begins with.
+
+    Args:
+        recipe: a name of `softmaxfree/recipes`, or a path to a YAML file that `read_recipe` can read.
+        folder: from where the path leads.
+
+    Returns:
+        The values; none of a recipe of the package.
+    """
+    path = find_recipe(recipe, folder)
+    if path.parent == _FOLDER:
+        return Own({}, "")
+    content, base = _read(path)
+    if not base:
+        return Own({}, str(path))
+    below = own_values(base, path.parent)
+    values = {".".join(keys): (value, str(path)) for keys, value in leaves(content).items()}
+    return Own({**below.values, **values}, below.whole)
+
+
+def leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return the values of a recipe that are no mappings, or empty ones.
+
+    Args:
+        content: of the recipe.
+        above: keys that lead to it.
+
+    Returns:
+        The values, each by the keys that lead to it.
+    """
+    out: dict[tuple[str, ...], Any] = {}
+    for key, value in content.items():
+        out |= leaves(value, (*above, key)) if isinstance(value, Mapping) and value else {(*above, key): value}
+    return out
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The content of one file, and its base."""
+    import yaml
+    from jsonargparse import get_loader
+
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
@@ -137,17 +211,7 @@ def read_recipe(recipe: str, folder: Path = Path(), above: tuple[Path, ...] = ()
     base = content.pop("base", None)
     if not isinstance(base, str | None):
         raise InputError(f"{path}: base must be the name of a recipe or a path, got {base}")
-    if base:
-        content = _merged(read_recipe(base, path.parent, (*above, path.resolve())), content)
-    if not above and (missing := [key for key in _CLASSES if not content.get(key)]):
-        raise InputError(
-            f"{path} has no {' and no '.join(missing)}: begin it with `base: NAME`, where NAME is the recipe that it "
-            f"changes, such as {', '.join(_GENERIC)}; `softmaxfree recipes` lists all"
-        )
-    for section in SECTIONS:
-        if not isinstance(content.get(section), dict | None):
-            raise InputError(f"{path}: {section} must hold keys and values, got {content[section]!r}")
-    return content
+    return content, base
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

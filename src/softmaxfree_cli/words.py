@@ -18,6 +18,7 @@ _WORDS = {
     "Any": "anything",
     "PositiveInt": "whole number from 1",
 }
+_MANY = {"text": "texts", "whole number": "whole numbers", "number": "numbers"}
 
 
 def type_in_words(node: ast.expr | None, module: Module) -> str:
@@ -116,7 +117,8 @@ def _of_generic(node: ast.Subscript, module: Module) -> list[str]:
         return [word for part in inner for word in _words(part, module)] + ["null"] * (kind == "Optional")
     parts = [" or ".join(_words(part, module)) for part in inner if ast.unparse(part) != "..."]
     if kind in ("tuple", "Tuple") and len(parts) == len(inner):
-        return [f"list of {len(parts)}: {', '.join(parts)}"]
+        same = len(set(parts)) == 1 and parts[0] in _MANY
+        return [f"list of {len(parts)} {_MANY[parts[0]]}" if same else f"list of {len(parts)}: {', '.join(parts)}"]
     if kind in ("dict", "Dict", "Mapping"):
         return ["mapping"]
-    return [f"list of {parts[0]}"]
+    return [f"list of {_MANY.get(parts[0], parts[0])}"]

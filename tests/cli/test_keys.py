@@ -8,7 +8,7 @@ import pytest
 from softmaxfree.cli.recipe import _parser, class_of
 from softmaxfree.cli.settings import _RULES
 from softmaxfree_cli import main
-from softmaxfree_cli.keys import REQUIRED, check_keys, keys_of
+from softmaxfree_cli.keys import _TRAINER, REQUIRED, check_keys, keys_of
 from softmaxfree_cli.messages import in_plain_words
 from softmaxfree_cli.recipes import SECTIONS, find_recipe, read_header, read_recipe, recipes
 from softmaxfree_cli.show import commented
@@ -31,7 +31,12 @@ def test_keys_and_defaults_are_those_of_the_parser(recipe):
         assert list(known[section]) == list(wanted)
         given = {name: None if key.default is REQUIRED else key.default for name, key in known[section].items()}
         assert given == wanted
-        assert [name for name, key in known[section].items() if not key.meaning] == []
+        assert [name for name, key in known[section].items() if not _is_a_sentence(key.meaning)] == []
+
+
+def _is_a_sentence(text):
+    """Alone it can be read: it begins as a sentence does, and ends as one."""
+    return re.fullmatch(r"([A-Z]|\"any\" ).*\.", text) is not None
 
 
 @pytest.mark.parametrize("recipe", sorted(recipes()))
@@ -66,6 +71,10 @@ def test_help_of_a_recipe_lists_each_key_with_its_value(capsys):
     )
     known = keys_of(read_recipe("digits"))
     assert re.findall(r"^  --(\S+)", text, re.M) == [f"{top}.{name}" for top in known for name in known[top]]
+
+
+def test_words_for_the_trainer_are_of_keys_that_it_has():
+    assert _TRAINER.keys() <= keys_of(read_recipe("digits"))["trainer"].keys()
 
 
 def test_what_may_be_decided_is_told():
@@ -129,7 +138,7 @@ def test_keys_of_a_class_of_ones_own(own_package):
     assert "data" not in known  # what its base takes is not known
     model = known["model"]
     assert model["kind"] == ("a or b", "a", "which.")
-    assert model["size"] == ("list of 2: whole number, whole number or null", None, "")
+    assert model["size"] == ("list of 2 whole numbers or null", None, "")
     assert model["limit"].default == 12
     assert model["lr"].meaning == "another meaning. `auto` decides it by the data."
     assert "num_classes" not in model  # it is given already
@@ -159,9 +168,10 @@ def test_imports_in_a_circle_end(tmp_path, monkeypatch):
         ("int", "whole number"),
         ("float | None", "number or null"),
         ("Optional[Union[int, str]]", "whole number or text or null"),
-        ("list[float] | None", "list of number or null"),
-        ("tuple[int, ...]", "list of whole number"),
-        ("Sequence[str]", "list of text"),
+        ("list[float] | None", "list of numbers or null"),
+        ("tuple[int, ...]", "list of whole numbers"),
+        ("Sequence[str]", "list of texts"),
+        ("tuple[float, float]", "list of 2 numbers"),
         ("dict[str, Any]", "mapping"),
         ("int | Literal['auto']", "whole number or auto"),
     ],
@@ -181,11 +191,11 @@ def test_types_in_words(annotation, words):
             "model.sched must be cosine or tanh or wsd or poly or multistep or constant, got cosin",
         ),
         ("model.num_classes=", "model.num_classes must be a whole number or auto, got nothing"),
-        ("model.decay_milestones=[a]", "model.decay_milestones must be a list of number or null, got a"),
+        ("model.decay_milestones=[a]", "model.decay_milestones must be a list of numbers or null, got a"),
         ("model.lr.x=3", "model.lr has no key x: it must be a number"),
         ("data.augment=3", "data.augment must be true or false, got 3"),
-        ("data.mean=3", "data.mean must be a list of number, got 3"),
-        ("data.scale=[0.1]", "data.scale must be a list of 2: number, number, got [0.1]"),
+        ("data.mean=3", "data.mean must be a list of numbers, got 3"),
+        ("data.scale=[0.1]", "data.scale must be a list of 2 numbers, got [0.1]"),
         ("run.threads=0", "run.threads must be a whole number from 1 or null, got 0"),
         ("trainer.max_epochs=x", "trainer.max_epochs must be a whole number or null or auto, got x"),
         ("trainer.callbacks=[{class_path: foo.Bar}]", "trainer.callbacks: foo.Bar: No module named 'foo'"),

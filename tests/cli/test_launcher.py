@@ -160,7 +160,7 @@ def test_version(capsys):
         ("train digits --xy 3 --lr 3", "unknown key --xy; the sections are run, model, data, trainer"),
         ("train digits --xy 3 --lr 3", "unknown key --lr; did you mean --model.lr?"),
         ("train digits --print_config", "`softmaxfree recipes show RECIPE` prints a whole recipe"),
-        ("train ade20k_upernet_soft_norm_tiny", "required: --data.root (folder of the data"),
+        ("train ade20k_upernet_soft_norm_tiny", "required: --data.root (Folder of the data"),
         ("recipes show", "which recipe?"),
         ("recipes show digitss", "there is no recipe 'digitss'; did you mean digits?"),
         ("recipes show digits --out EMPTY", "is there already"),

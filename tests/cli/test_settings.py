@@ -94,6 +94,37 @@ def test_the_first_four_lines_and_the_last_three(photos, tmp_path, capsys):
     assert lines[-1].endswith(f"--checkpoint {run}") or f"'{run}'" in lines[-1]
 
 
+def test_what_a_file_of_ones_own_sets_is_told(photos, tmp_path, capsys):
+    (tmp_path / "lower.yaml").write_text(
+        f"base: classification\ndata: {{root: {photos}, hflip: 0.25}}\nrun: {{early_stopping: null}}\n"
+    )
+    top = tmp_path / "top.yaml"
+    top.write_text(
+        "base: lower.yaml\ntrainer: {max_epochs: 3, limit_train_batches: 1}\n"
+        "model: {lr: 0.01, opt: auto, model_args: {embed_dims: [8, 16, 24, 32], num_heads: [1, 1, 1, 1]}}\n"
+    )
+    train.run(str(top), ["--trainer.max_epochs=1"], out=str(tmp_path / "runs"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("settings"))
+    assert line.startswith(f"settings  trainer.max_epochs 1 (given), data.root {photos} ({tmp_path / 'lower.yaml'}), ")
+    assert f"data.hflip 0.25 ({tmp_path / 'lower.yaml'}), run.early_stopping null ({tmp_path / 'lower.yaml'})" in line
+    assert f"model.lr 0.01 ({top})" in line
+    assert f"model.model_args.embed_dims [8, 16, 24, 32] ({top})" in line
+    assert "model.opt muon (auto: from scratch)" in line
+    assert line.count("trainer.max_epochs") == 1
+    assert "all else" not in line
+
+
+def test_a_file_without_a_base_is_named_once(photos, tmp_path, capsys):
+    whole = tmp_path / "whole.yaml"
+    assert main(["recipes", "show", "classification", "--out", str(whole)]) == 0
+    options = [f"--data.root={photos}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", *NARROW]
+    train.run(str(whole), options, out=str(tmp_path / "runs"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("settings"))
+    assert line.endswith(f", all else as in {whole}")
+    assert line.count(str(whole)) == 1
+    assert "trainer.limit_train_batches 1 (given)" in line
+
+
 def test_the_split_stays_with_the_run(photos, finished, tmp_path, capsys):
     run, options = finished
     with (run / "split.csv").open(newline="") as file:

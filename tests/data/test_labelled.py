@@ -168,6 +168,23 @@ def test_train_may_be_a_class_or_all_there_is(tmp_path):
     assert found(tmp_path / "all.tar").num_images == {"train": 4, "val": 2}
 
 
+@pytest.mark.parametrize("around", [".", "train"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_picture_beside_the_classes_is_left_out(photos, tmp_path, around, packed):
+    write(photos / "cover.jpg")
+    root = tmp_path / "data"
+    shutil.copytree(photos, root / around)
+    if packed:
+        with tarfile.open(tmp_path / "data.tar", "w") as tar:
+            tar.add(root, arcname=".")
+        root = tmp_path / "data.tar"
+    with pytest.warns(UserWarning, match=r": 1 file left out: 1 image outside any class \(cover.jpg\)$") as caught:
+        data = found(root)
+    assert len(caught) == 1
+    assert (data.class_names, data.num_images) == (("kind 2", "kind 10"), {"train": 16, "val": 4})
+    assert {file.split("/")[-2] for file, _ in data.split_rows} == {"inner", "kind 10"}
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no images in .*empty"):

@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 import pytest
 import webdataset
-from lightning.pytorch import Trainer
 from PIL import Image
 
+from softmaxfree.cli.recipe import create_trainer
 from softmaxfree.data import ImageFolderDataModule
 from softmaxfree.errors import InputError
 from softmaxfree.tasks import ClassificationTask
@@ -19,7 +19,6 @@ PICTURES = [Image.fromarray(rng.integers(0, 256, (40, 36, 3), np.uint8)) for _ i
 pytestmark = [
     # their own code leaves files to the garbage collector
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined"),  # workers share the shards
 ]
 
 
@@ -60,10 +59,8 @@ def shards(tmp_path_factory):
 
 def train(data, **arguments):
     task = ClassificationTask("soft_nano", num_classes=2, warmup_epochs=0)
-    trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **arguments,
-    )  # fmt: skip
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = create_trainer({"max_epochs": 1, **quiet, **arguments})  # that of the commands: a warning is an error
     trainer.fit(task, datamodule=data)
     return trainer, task
 
@@ -102,7 +99,7 @@ def test_what_hugging_face_data_lacks(parquet, arguments, message):
 
 
 @pytest.mark.parametrize("workers", ["auto", 2])
-def test_webdataset(shards, workers):
+def test_webdataset(shards, workers, caplog):
     data = ImageFolderDataModule(
         str(shards), source="wds/", train_split="train-{0..1}.tar|16", val_split="val-0.tar|8", img_size=32,
         batch_size="auto", num_workers=workers,
@@ -111,6 +108,7 @@ def test_webdataset(shards, workers):
     assert data.num_images == {"train": 16, "val": 8}
     assert trainer.global_step == 2
     assert task.confusion.compute().sum(1).tolist() == [4, 4]
+    assert not caplog.records
 
 
 def test_shards_that_are_not_there(shards):

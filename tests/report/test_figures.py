@@ -48,6 +48,17 @@ def test_one_loss_far_from_all_others_does_not_squeeze_them(outlier):
 def test_a_percentage_has_no_axis_beyond_100():
     (axes,) = axes_of(val_top1=[0.0, 0.5, 1.0])
     assert axes.get_ylim() == (0, 100)
+    assert not axes.get_lines()[0].get_clip_on()  # the point at 100 is whole
+
+
+def test_a_low_score_of_the_first_epoch_is_on_the_axis():
+    (axes,) = axes_of(val_top1=[0.78, 0.973, 0.973, 1.0, 1.0, 1.0])
+    assert axes.get_ylim()[0] < 78
+    assert axes.get_title(loc="right") == ""
+    (axes,) = axes_of(val_top1=[0.1, 0.973, 0.973, 1.0, 1.0, 1.0])
+    assert axes.get_ylim()[0] > 97
+    assert axes.get_title(loc="right") == "outside this axis: 10"
+    assert axes.get_lines()[0].get_clip_on()
 
 
 def test_losses_beside_each_other_have_axes_of_one_kind():
@@ -82,6 +93,18 @@ def test_a_single_epoch_is_a_point():
     (axes,) = axes_of(val_top1=[0.5])
     assert axes.get_lines()[0].get_marker() == "o"
     assert [label.get_text() for label in axes.get_xticklabels() if label.get_position()[0] == 1] == ["1"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(4, {1}), (20, {2, 5}), (60, {10}), (160, {20, 50})])
+def test_epochs_are_counted_in_round_steps(epochs, steps):
+    (axes,) = axes_of(val_top1=np.linspace(0.5, 0.9, epochs).tolist())
+    assert set(np.diff(axes.get_xticks())) <= steps
+
+
+def test_the_counts_of_a_confusion_matrix_have_one_size():
+    for counts, size in (([[999, 1], [0, 9999]], 9), ([[23_900, 1], [0, 9]], 7)):
+        axes = draw_confusion(np.array(counts), ["a", "b"], "").axes[0]
+        assert {text.get_fontsize() for text in axes.texts} == {size}
 
 
 def test_losses_and_scores_have_axes_of_their_own():

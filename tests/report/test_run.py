@@ -144,8 +144,10 @@ def test_what_is_worth_knowing(finished):
     assert told(summary, [[300, 0, 0], [0, 300, 0], [150, 0, 150]]) == []
     remarked = told(summary | {"remark": "nothing is found: try more epochs"}, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])
     assert remarked == ["Nothing is found: try more epochs."]
-    longer = summary | {"epochs": [*summary["epochs"], *summary["epochs"]], "best_epoch": 4}
-    assert told(longer, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])[0].startswith("The best epoch is the last of 4")
+    for rise in (0.1, 0.001):  # in the last tenth of the epochs
+        epochs = [{summary["monitor"]: 0.7 + rise * (i == 19)} for i in range(20)]
+        last = told(summary | {"epochs": epochs, "best_epoch": 20}, [[300, 0, 0], [0, 300, 0], [0, 0, 300]])
+        assert [line[:31] for line in last] == ["The best epoch is the last of 2"] * (rise > 0.005)
 
 
 def test_what_the_data_has_to_tell(finished, change):
@@ -207,6 +209,22 @@ def test_parts_of_a_resumed_run(tmp_path, finished, change):
     page = text(compare([change(lambda summary: summary.update(resumed=parts["parts"][1:]))]))
     assert "resumed after epoch 2 with" in page
     assert page.index("the first") < page.index("the second")
+
+
+def test_overfitting_is_explained_where_there_is_a_validation_loss(finished, change):
+    def without_loss(summary):
+        for row in summary["epochs"]:
+            del row["val/loss"]
+
+    assert "a sign of overfitting" in text(finished / "report.html")
+    assert "a sign of overfitting" not in text(compare([change(without_loss)]))
+
+
+def test_settings_are_written_as_in_a_recipe(change):
+    settings = {"run.early_stopping": [None, "a.yaml"], "run.keep_memory": [True, "a.yaml"], "data.root": ["a", "b"]}
+    page = text(compare([change(lambda summary: summary.update(settings=settings))]))
+    for value in ("null", "true", "a"):
+        assert f'<td class="left">{value}</td>' in page
 
 
 def test_data_has_its_own_name():

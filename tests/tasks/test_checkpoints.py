@@ -120,6 +120,20 @@ def test_transformers_can_load_a_saved_folder(ckpt, tmp_path):
     assert "num_classes" not in config["model_args"]
 
 
+@pytest.mark.parametrize("name", ["soft_nano", "soft_tiny", "pvt_v2_b0"])
+def test_a_saved_folder_names_no_weights_but_its_own(name, tmp_path):
+    timms = timm.create_model(name, num_classes=3, in_chans=1)
+    save_pretrained(timms, tmp_path, DATA_CONFIG, ())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == name
+    assert config["pretrained_cfg"].keys() <= {
+        "custom_load", "input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std",
+        "num_classes", "pool_size", "first_conv", "classifier",
+    }  # fmt: skip
+    assert "untrained" not in (tmp_path / "config.json").read_text()
+    assert timms.pretrained_cfg.get("origin_url") == timm.get_pretrained_cfg(name).origin_url  # which is left as it was
+
+
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint"):
         load_weights(model(), tmp_path / "none.ckpt")

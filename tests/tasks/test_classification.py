@@ -161,8 +161,11 @@ def test_the_schedule_needs_epochs():
 
 
 def test_no_top_5_of_five_classes():
-    assert "val/top5" not in task(num_classes=5).summary
-    assert "val/top5" in task(num_classes=6).summary
+    few, many = task(num_classes=5), task(num_classes=6)
+    assert "val/top5" not in few.summary
+    assert list(few.accuracy.keys()) == ["val/top1"]
+    assert "val/top5" in many.summary
+    assert list(many.accuracy.keys()) == ["val/top1", "val/top5"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 8])

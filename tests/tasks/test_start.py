@@ -143,6 +143,23 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
         task(init_from="pretrained", model_args={**TINY["model_args"], "checkpoint_path": "x.pth"})
 
 
+@pytest.mark.parametrize("kind", ["classifier", "retinanet", "semantic_fpn", "upernet", "unet"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        {"checkpoint_path": "none.pth"},
+        {"pretrained": True, "pretrained_cfg_overlay": {"file": "none.pth"}},
+        {"pretrained": True, "pretrained_cfg": {"file": "none.pth"}},
+    ],
+)
+def test_a_file_of_weights_that_is_not_there_is_told_once(kind, start, caplog):
+    with pytest.raises(InputError, match=r"model_args: the weights to start from are not there: none.pth$"):
+        dense(kind, more=start)
+    assert not caplog.records
+    with pytest.raises(InputError, match=r"model_args.pretrained_cfg_overlay must be a mapping, got '{file:none.pth}'"):
+        dense(kind, more={"pretrained": True, "pretrained_cfg_overlay": "{file:none.pth}"})
+
+
 def test_a_released_file(tmp_path):
     ema = release(tmp_path / "SOFT_Tiny_norm.pth", "soft_norm_tiny")
     module = ClassificationTask("soft_norm_tiny", 3, init_from=str(tmp_path / "SOFT_Tiny_norm.pth"))
@@ -161,8 +178,8 @@ def test_timms_weights(tmp_path):
     assert torch.equal(module.model.stages[1].pos_embed.table, weights["pos_embed2"])
 
 
-def dense(kind, num_classes=3, name="soft_nano", **arguments):
-    small = SMALL if name == "soft_nano" else None
+def dense(kind, num_classes=3, name="soft_nano", more=None, **arguments):
+    small = {**(SMALL if name == "soft_nano" else {}), **(more or {})}
     if kind == "classifier":
         return ClassificationTask(name, num_classes, small, **arguments)
     if kind in ("retinanet", "mask_rcnn"):
@@ -191,6 +208,14 @@ def test_a_backbone_goes_from_task_to_task(tmp_path, name, there, here):
     assert all(torch.equal(ours[key], theirs[key]) for key in both)
     assert f"from {tmp_path / 'best.ckpt'}" in module.loaded
     assert ("made anew: all of the head for 3 classes (3 there)" in module.loaded) == (here != "classifier")
+
+
+def test_what_the_weights_are_tied_to_is_told_in_the_line(tmp_path):
+    saved(dense("classifier"), tmp_path / "best.ckpt")
+    module = dense("semantic_fpn", more={"landmark_grid": (8, 8)}, init_from=str(tmp_path))  # a warning is an error
+    assert "best.ckpt; with their landmark_grid [16, 16] in place of [8, 8]; left out: head;" in module.loaded
+    assert module.model.backbone.model.landmark_grid == (16, 16)
+    assert "landmark_grid" not in dense("semantic_fpn", init_from=str(tmp_path)).loaded  # which has them too
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "mask_rcnn", "semantic_fpn", "upernet"])

@@ -19,12 +19,12 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
-from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, take_autos
+from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, of_files, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
 from softmaxfree_cli.keys import check_keys
 from softmaxfree_cli.messages import in_plain_words
-from softmaxfree_cli.recipes import read_recipe
+from softmaxfree_cli.recipes import Own, own_values, read_recipe
 
 __all__ = ["Job", "as_list", "class_of", "create_trainer", "load_job", "read_recipe"]
 
@@ -40,7 +40,8 @@ class Job:
     trainer: dict[str, Any]  # arguments of the Trainer
     seed: int
     patience: int | None  # epochs without a better score that end the run early
-    settings: Settings  # what was given as options, and what was decided
+    settings: Settings  # what was given as options and in files of one's own, and what was decided
+    rest: str  # the file of one's own that says all else; empty if it is a recipe of the package, or a run's
     config: str  # the whole recipe with every default, as YAML
 
 
@@ -62,6 +63,7 @@ def load_job(
         FileNotFoundError: the data is not there, and something follows from it.
         InputError: there is no such key, with the nearest names; or a value is not allowed.
     """
+    own = own_values(recipe) if content is None else Own({}, "")
     content = read_recipe(recipe) if content is None else dict(content)
     check_keys(content, overrides)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
@@ -80,7 +82,7 @@ def load_job(
     if config.run.keep_memory:
         keep_freed_memory()
     data = classes["datamodule"](**_plain(config.data))
-    settings = dict(given)
+    settings = given | of_files(own.values, given)
     if autos or AUTO in _plain(config.data).values():
         data.prepare_data()
         data.setup("fit" if training else "validate")
@@ -97,7 +99,8 @@ def load_job(
     del config["recipe"]
     names = {key: f"{cls.__module__}.{cls.__qualname__}" for key, cls in classes.items()}
     text = yaml.safe_dump(names) + parser.dump(config, skip_unset=False)
-    return Job(task, data, _plain(arguments.trainer), config.run.seed, config.run.early_stopping, settings, text)
+    trainer, run = _plain(arguments.trainer), config.run
+    return Job(task, data, trainer, run.seed, run.early_stopping, settings, own.whole, text)
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -141,6 +144,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
+    warnings.filterwarnings("ignore", ".*IterableDataset. has .__len__. defined")  # workers share timm's shards
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # what counts is logged by epochs
     quiet = {"enable_model_summary": False, "enable_progress_bar": sys.stdout.isatty()}
     arguments = {**arguments, **{key: v for key, v in quiet.items() if arguments.get(key) is None}}

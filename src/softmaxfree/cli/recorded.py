@@ -13,6 +13,7 @@ from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.weights import read_notes, read_record
+from softmaxfree_cli.recipes import leaves
 
 __all__ = ["SPLIT", "moved", "resumed_recipe", "trained_names", "with_record", "with_split"]
 
@@ -185,7 +186,7 @@ def resumed_recipe(
                 f"edited since the run began, and not used, as the weights are tied to theirs: {_settings_text(tied)}"
             )
     elif now:
-        others = {k: v for k, v in _leaves(now).items() if _get(content, k) not in (v, _plain(v))}
+        others = {k: v for k, v in leaves(now).items() if _get(content, k) not in (v, _plain(v))}
         not_told = (("model", "name"), ("model", "model_args"), ("task",), ("datamodule",))
         others = {k: v for k, v in others.items() if k[:2] not in not_told}
         if others:
@@ -209,16 +210,9 @@ def _without_start(content: Mapping[str, Any]) -> _Content:
 _Leaves = dict[tuple[str, ...], Any]
 
 
-def _leaves(content: Mapping[str, Any], above: tuple[str, ...] = ()) -> _Leaves:
-    out: _Leaves = {}
-    for key, value in content.items():
-        out |= _leaves(value, (*above, key)) if isinstance(value, Mapping) and value else {(*above, key): value}
-    return out
-
-
 def _edits(before: _Content, now: _Content) -> _Leaves:
     """What was changed, added, or taken out."""
-    old, new = _leaves(before), _leaves(now)
+    old, new = leaves(before), leaves(now)
     return {k: v for k, v in new.items() if k not in old or old[k] != v} | {k: _TAKEN_OUT for k in old if k not in new}
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from softmaxfree.errors import InputError
 
-__all__ = ["AUTO", "Setting", "Settings", "decide", "take_autos"]
+__all__ = ["AUTO", "Setting", "Settings", "decide", "of_files", "take_autos"]
 
 AUTO = "auto"
 
@@ -17,7 +17,7 @@ _LONGEST_AVERAGE = 0.9998
 
 
 class Setting(NamedTuple):
-    """A value and where it is from: "given", or "auto: " and why."""
+    """A value and where it is from: "given" as an option, a file of one's own, or "auto: " and why."""
 
     value: Any
     why: str
@@ -55,6 +55,20 @@ def take_autos(
             options.append(option)
             given[key] = Setting(value, "given")
     return left, options, [key for key in dict.fromkeys(autos) if key not in given], given
+
+
+def of_files(values: Mapping[str, tuple[Any, str]], given: Settings) -> Settings:
+    """Return what files of one's own set.
+
+    Args:
+        values: by key; each with its file.
+        given: what options set, which win.
+
+    Returns:
+        The settings.
+    """
+    left = (key for key in values if not any(f"{key}.".startswith(f"{option}.") for option in given))
+    return {key: Setting(*values[key]) for key in left if values[key][0] != AUTO}
 
 
 def decide(autos: Sequence[str], config: Any, data: Any, training: bool) -> Settings:

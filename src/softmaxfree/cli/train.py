@@ -107,7 +107,7 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     content: Any = None
     given, told = None, list[str]()
     if checkpoint is None:
-        content = given = read_recipe(recipe)
+        given = read_recipe(recipe)
     else:
         content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
@@ -222,7 +222,8 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     loaded = job.task.loaded or "from scratch"
     yield f"model     {job.task.hparams['name']}, {parameters / 1e6:.2f} M parameters, {loaded}"
     settings = [f"{key} {_short(value)} ({why})" for key, (value, why) in job.settings.items()]
-    line = f"settings  {', '.join(settings) or 'all as in the recipe'}"
+    rest = [f"all else as in {job.rest}"] if job.rest else [] if settings else ["all as in the recipe"]
+    line = f"settings  {', '.join([*settings, *rest])}"
     yield "\n".join(textwrap.wrap(line, _columns(), subsequent_indent=" " * 10)) if sys.stdout.isatty() else line
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     yield f"run       {run_dir}{processes}"
@@ -233,8 +234,11 @@ def _columns() -> int:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > _SHOWN:
-        return f"[{', '.join(_short(one) for one in value[:_SHOWN])}, ... {len(value)} in all]"
+    if isinstance(value, list | tuple):
+        more = [f"... {len(value)} in all"] if len(value) > _SHOWN else []
+        return f"[{', '.join([*map(_short, value[:_SHOWN]), *more])}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -30,24 +30,26 @@ class Ade20kDataModule(AbstractMasksDataModule):
     `MaskFolderDataModule` for data of your own.
 
     Args:
-        root: folder of the data, or the one that holds `ADEChallengeData2016`.
-        batch_size: images a process and step.
-        num_workers: worker processes.
-        img_size: side in pixels of training crops, and shorter side of validation images.
-        max_size: longer side of a validation image at most; of a training image before its ratio.
-        num_classes: number of classes, 2 at least.
-        class_names: names of the classes; null reads `objectInfo150.txt` where there is one, else numbers.
-        reduce_zero_label: whether label 0 in the files is "other", which is ignored, and classes start at 1.
-        augment: whether training images are augmented; otherwise they are prepared as validation images are,
-            with labels of the images' size.
-        scale: smallest and largest ratio of a training image.
-        hflip: probability of a mirrored training image.
-        cat_max_ratio: largest part of a training crop that one class should cover.
-        photometric: probability of each distortion of a training image's colours.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run.
-        missing_classes: what a class does that occurs in no training mask: it is an error, or allowed.
-        max_pixels: height times width from which an image counts as unreadable; null is no limit.
+        root: Folder of the data, or the one that holds `ADEChallengeData2016`.
+        batch_size: Number of images in a batch, of each process.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training.
+        img_size: Side of a training crop and shorter side of a validation image, in pixels.
+        max_size: Longer side of an image for the network at most, in pixels; of a training image before `scale` changes
+            it.
+        num_classes: Number of classes in the masks, 2 at least.
+        class_names: Names of the classes; null reads `objectInfo150.txt` where there is one, else takes numbers.
+        reduce_zero_label: Whether label 0 in the masks is "other", which is ignored, and classes start at 1.
+        augment: Whether training images are resized, cropped, mirrored and changed in colour at random.
+        scale: Smallest and largest factor on the size of a training image. No side becomes smaller than 32 pixels by
+            it.
+        hflip: Probability that a training image is mirrored, 0 to 1.
+        cat_max_ratio: Part of a training crop that one class should cover at most, 0 to 1; other crops are drawn again,
+            up to ten times.
+        photometric: Probability of each change of a training image's colours, 0 to 1.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run.
+        missing_classes: What happens if a class is in no training mask: "allow" goes on; "fail" stops the run.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; null for no limit.
     """
 
     def __init__(

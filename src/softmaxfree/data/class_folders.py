@@ -116,7 +116,8 @@ def list_classes(root: Path, split_names: Sequence[str] = ()) -> Listing:
         The images in natural order.
 
     Raises:
-        InputError: there are no images, an image lies outside the folders of the classes, or the tar file is broken.
+        InputError: there are no images, more images than a class has lie outside the folders of the classes, or the tar
+            file is broken.
     """
     return by_class(list_files(root), "", split_names)
 
@@ -149,6 +150,8 @@ def folder_around(names: Sequence[str]) -> str:
 def by_class(listing: Listing, folder: str = "", split_names: Sequence[str] = ()) -> Listing:
     """Return the images below a folder, of the classes that its folders are.
 
+    A few images beside the folders are left out and counted.
+
     Args:
         listing: of images without classes.
         folder: in which the folders of classes are; empty for the root.
@@ -158,7 +161,7 @@ def by_class(listing: Listing, folder: str = "", split_names: Sequence[str] = ()
         The images.
 
     Raises:
-        InputError: there are no images, or one lies outside the folders of the classes.
+        InputError: there are no images, or more than a class has lie outside the folders of the classes.
     """
     begin, place = f"{folder}/" if folder else "", listing.root / folder
     chosen = [i for i, name in enumerate(listing.names) if name.startswith(begin)]
@@ -166,19 +169,24 @@ def by_class(listing: Listing, folder: str = "", split_names: Sequence[str] = ()
     if listing.parts is not None and (around := folder_around(names)).lower() in split_names:
         return by_class(listing, begin + around)
     paths = [name.split("/", 1) for name in names]
-    if outside := [path[0] for path in paths if len(path) == 1]:
+    outside = [path[0] for path in paths if len(path) == 1]
+    kept = [i for i, path in zip(chosen, paths, strict=True) if len(path) > 1]
+    classes = [path[0] for path in paths if len(path) > 1]
+    if len(outside) * max(len(set(classes)), 1) > len(classes):  # more than a class has: they may be one
         raise InputError(
-            f"data.root: {place} has images outside any class folder: {outside[0]} ({len(outside)} such images); each "
-            "class needs a folder of its own, or data.train_csv a table of image and label"
+            f"data.root: {place} has images outside any class folder: {outside[0]} ({len(outside)} such images, "
+            f"{len(classes)} in class folders); each class needs a folder of its own, or data.train_csv a table of "
+            "image and label"
         )
-    if not paths:
+    if not classes:
         told = ", ".join(IMAGE_SUFFIXES)
         raise InputError(f"data.root: no images in {place}: there are no files {told} in the folders of classes")
-    classes = [path[0] for path in paths]
+    if outside:
+        listing.left_out[f"image{'s' if len(outside) > 1 else ''} outside any class ({outside[0]})"] = len(outside)
     if listing.parts is None and (empty := _class_folders(place) - set(classes)):
         reason = f"class folder{'s' if len(empty) > 1 else ''} without images ({min(empty, key=natural_key)})"
         listing.left_out[reason] = len(empty)
-    return replace(replace(listing, classes=[""] * len(listing.names)).select(chosen), classes=classes, folder=folder)
+    return replace(replace(listing, classes=[""] * len(listing.names)).select(kept), classes=classes, folder=folder)
 
 
 class _NamedBytes(io.BytesIO):

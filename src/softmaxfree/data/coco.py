@@ -56,30 +56,36 @@ class CocoDataModule(AbstractImagesDataModule):
     of the image before it is turned, this is an error.
 
     Args:
-        root: folder of the data; with `train_json` that of the images.
-        train_json: file of the images to train on.
-        val_json: file of the images to validate with.
-        train_images: folder of the images of `train_json`.
-        val_images: folder of the images of `val_json`.
-        split: where one file is for both: CSV with the head `file,split`, a line an image: its name as the JSON has
-            it, and train or val.
-        batch_size: images a process and step; "auto" is 2 to 8, so that an epoch has eight steps.
-        num_workers: worker processes; "auto" is none for few pixels.
-        with_masks: whether targets have masks.
-        augment: whether training images are mirrored and resized.
-        hflip: probability of a mirrored training image.
-        orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
-        min_size: shorter sides in pixels, of which a training image gets one by chance; "auto" is 6 to 10 eighths of
-            the median of the shorter sides, as a multiple of 32, at most 512.
-        max_size: a training image's longer side is at most this; "auto" is as much as all but the longest twentieth
-            need, at most twice the shorter, but for narrow images as much as leaves them 32 pixels each way.
-        eval_size: shorter side, pixels, of the images that the network gets in validation; null is the largest of
-            `min_size`, or where that is "auto" the size that it is around.
-        zero_boxes: what a box without width or height does: it is left out and counted, or an error. COCO has two.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run, and of the split.
-        bad_annotations: what any annotation that is not as COCO's are does: it is left out and counted, or an error.
-        max_pixels: height times width from which an image counts as unreadable; null is no limit.
+        root: Folder of the data; with `train_json` a folder where its images are looked for.
+        train_json: JSON file with the boxes of the training images, or of all images if there is no `val_json`.
+        val_json: JSON file with the boxes of the validation images; null holds out a part of `train_json`.
+        train_images: Folder of the images of `train_json`; null looks for it in `root` and around the file.
+        val_images: Folder of the images of `val_json`; null looks for it in `root` and around the file.
+        split: CSV file that says which images train and which validate, where one JSON file has both, with the columns
+            `file` (the name as in the JSON file) and `split` (train or val). Null draws the split by the seed.
+        batch_size: Number of images in a batch, of each process. "auto" is a power of two from 2 to 8, by the number of
+            training images.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training. "auto" is
+            0 for little data, else one for each CPU core, 8 at most.
+        with_masks: Whether targets have masks, which Mask R-CNN needs.
+        augment: Whether training images are mirrored and resized at random.
+        hflip: Probability that a training image is mirrored, 0 to 1.
+        orientation: "any" also mirrors training images vertically and turns them by quarters, for images without an up,
+            such as those from above or through a microscope; "upright" does not.
+        min_size: Shorter side of a training image for the network, in pixels; of several sizes, each image gets one at
+            random. "auto" is five sizes, from 6 to 10 eighths of `eval_size`.
+        max_size: Longer side of an image for the network at most, in pixels; an image that would be longer gets
+            smaller. "auto" is what all but the longest twentieth of the images need, at most twice the shorter side,
+            but more for narrow images, which keep 32 pixels each way.
+        eval_size: Shorter side of a validation image for the network, in pixels. Null is the largest of `min_size`;
+            where that is "auto", the median of the shorter sides, as a multiple of 32, from 64 to 512.
+        zero_boxes: What happens at a box without width or height, of which COCO has two: "drop" leaves it out and
+            counts it; "fail" stops the run.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run, and of the split.
+        bad_annotations: What happens at any annotation that breaks the rules of COCO: "drop" leaves it out and counts
+            it; "fail" stops the run.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; null for no limit.
     """
 
     preparation: ClassVar[tuple[str, ...]] = ("min_size", "max_size", "eval_size")

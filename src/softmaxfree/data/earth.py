@@ -29,14 +29,14 @@ class EarthDataModule(AbstractImagesDataModule):
 
     Args:
         batch_size: Number of strips in a batch, of each process, where they are the narrowest.
-        num_workers: Number of worker processes; the picture is in memory, and 0 is the fastest on few cores.
+        num_workers: Number of processes that prepare strips; 0 is the fastest on few cores, as the picture is in memory.
         img_size: Width of the narrowest training strips, in pixels.
         max_size: Width of the widest training strips, in pixels; in between all ratios are as frequent.
         strips: Number of training strips in an epoch, if all were the narrowest.
-        hflip: Probability that a training strip is mirrored, east for west.
+        hflip: Probability that a training strip is mirrored, east for west, 0 to 1.
         val_size: Width of the validation strips at most, in pixels.
         height: Height of the picture, which is scaled to it, in pixels; it is twice as wide.
-        seed: seed of the run.
+        seed: Seed of the run.
     """
 
     num_classes = len(CLASS_NAMES)

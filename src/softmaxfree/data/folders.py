@@ -35,41 +35,48 @@ class ImageFolderDataModule(AbstractImagesDataModule):
     A class may have folders inside: its images are those at any depth. Classes are numbered in natural order.
 
     Args:
-        root: folder of the data, or a table; for a named source what timm makes of it, mostly a cache. Null is the
-            folder of `train_csv`.
-        train_csv: table of the training images, or of all.
-        val_csv: table of the validation images.
-        split: CSV file with the columns `file` (below the root) and `split` (train or val), which replaces the drawing.
-        source: empty, or a name for `timm.data.create_dataset`: `torch/...`, `hfds/...`, `wds/...`.
-        source_args: further arguments of `create_dataset`, such as `input_key` and `target_key`; without a source
-            only `class_map`.
-        train_split: the source's name of the training split.
-        val_split: the source's name of the validation split.
-        img_size: height and width in pixels; "auto" is the median of the images' shorter sides, as a multiple of 32
-            from 64 to 224.
-        in_chans: 3 for colour, 1 for grey.
-        batch_size: images a process and step; "auto" gives an epoch eight steps or more, with 8 to 64 images. With
-            "auto", batch and then size are reduced where a step of 3 kB a pixel would fill half of the memory.
-        num_workers: worker processes; "auto" is one a core, at most 8, and none where all images decode in a second.
-        mean: of each channel, of values in [0, 1].
-        std: of each channel.
-        scale: part of the image's area that a training crop covers.
-        ratio: width over height of a training crop.
-        hflip: probability of a mirrored training image.
-        orientation: "any" for images without an up, such as those from above or through a microscope: training images
-            are also mirrored vertically and turned by quarters.
-        color_jitter: strength of the colour jitter: one number, or those of brightness, contrast, saturation and, if
-            wanted, hue; not used where `auto_augment` is.
-        auto_augment: timm's name of the augmentation, such as `rand-m9-mstd0.5-inc1`; null for none.
-        train_interpolation: of training images: bilinear, bicubic or random.
-        re_prob: probability of erasing a part of a training image.
-        re_mode: what is put there: `const`, `rand` or `pixel`.
-        interpolation: of validation images.
-        crop_pct: part of the resized validation image's side that the centre crop keeps.
-        on_error: what an unreadable image does: stop the run, or be left out, named and counted. A streamed
-            source has its own way.
-        seed: seed of the run.
-        max_pixels: height times width from which an image counts as unreadable; null is no limit.
+        root: Folder with a folder of images for each class, or a table of images and labels; with `train_csv` the
+            folder where its paths begin, and null for the folder of the table itself. With `source` what timm makes of
+            it, mostly a cache.
+        train_csv: CSV file of the training images, or of all, with the columns `image` and `label`, and `split` if
+            wanted.
+        val_csv: CSV file of the validation images; null takes them from `train_csv`.
+        split: CSV file that says which images train and which validate, with the columns `file` (below the root) and
+            `split` (train or val). Null draws the split by the seed, where the data have none.
+        source: Name of a data set that `timm.data.create_dataset` opens, such as `torch/...`, `hfds/...` or `wds/...`;
+            empty for images in files.
+        source_args: Further arguments of `create_dataset`, such as `input_key` and `target_key`; for images in files
+            only `class_map`. Null for none.
+        train_split: Name of the training split in the source; not used for images in files.
+        val_split: Name of the validation split in the source; not used for images in files.
+        img_size: Height and width of the images that the network gets, in pixels. "auto" is the median of the shorter
+            sides of the images, as a multiple of 32, from 64 to 224.
+        in_chans: Number of channels of the images that the network gets: 3 for colour, 1 for grey.
+        batch_size: Number of images in a batch, of each process. "auto" is a power of two from 8 to 64 that gives an
+            epoch eight steps or more. What is "auto" of batch and image size becomes smaller if a step would fill half
+            of the memory, at 3 kB for each pixel.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training. "auto" is
+            0 if all images decode in about a second, else one for each CPU core, 8 at most.
+        mean: Mean of each channel, of values from 0 to 1, which is subtracted.
+        std: Standard deviation of each channel, of values from 0 to 1, by which values are divided.
+        scale: Smallest and largest part of the area of an image that a training crop covers, 0 to 1.
+        ratio: Smallest and largest width of a training crop, divided by its height.
+        hflip: Probability that a training image is mirrored, 0 to 1.
+        orientation: "any" also mirrors training images vertically and turns them by quarters, for images without an up,
+            such as those from above or through a microscope; "upright" does not.
+        color_jitter: Strength of the random change of colours in training: one number, or those of brightness,
+            contrast, saturation and, if wanted, hue; 0 for none. Not used where `auto_augment` is.
+        auto_augment: Name of an automatic augmentation of timm, such as `rand-m9-mstd0.5-inc1`; null for none.
+        train_interpolation: How training images are resized: bilinear, bicubic or another filter of Pillow, or random.
+        re_prob: Probability that a rectangle of a training image is erased, 0 to 1.
+        re_mode: What an erased rectangle is filled with: `const` is the mean colour, `rand` one random colour, `pixel`
+            random pixels.
+        interpolation: How validation images are resized: bilinear, bicubic or another filter of Pillow.
+        crop_pct: Part of the side of a resized validation image that the crop of its centre keeps, up to 1.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+            A streamed source has its own way.
+        seed: Seed of the run.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; null for no limit.
     """
 
     preparation: ClassVar[tuple[str, ...]] = ("img_size", "in_chans", "mean", "std", "interpolation", "crop_pct")

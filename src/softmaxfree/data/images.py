@@ -186,12 +186,13 @@ class AbstractImagesDataModule(LightningDataModule):
     """Data whose `setup` fills `_sets` with a data set for each of the splits "train" and "val".
 
     Args:
-        batch_size: images a process and step; "auto" is decided in `setup`.
-        num_workers: worker processes; "auto" is decided in `setup`.
-        on_error: what an unreadable image does: stop the run, or be left out, named and counted.
-        seed: seed of the run.
-        max_pixels: height times width from which an image counts as unreadable; None is no limit.
-        collate_fn: makes a batch of samples, of which those that could not be read are None.
+        batch_size: Number of images in a batch, of each process. "auto" is decided in `setup`.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training. "auto" is
+            decided in `setup`.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; None for no limit.
+        collate_fn: Makes a batch of samples, of which those that could not be read are None.
     """
 
     def __init__(

@@ -41,26 +41,32 @@ class MaskFolderDataModule(AbstractMasksDataModule):
     See `AbstractMasksDataModule` for batches and augmentation.
 
     Args:
-        root: folder of the data.
-        classes: path of another `classes.txt`.
-        split: CSV with the head `file,split`, a line an image: its path relative to the root, and train or val.
-        batch_size: images a process and step; "auto" is 2 to 8, so that an epoch has eight steps.
-        num_workers: worker processes; "auto" is none for few pixels.
-        img_size: side in pixels of training crops, and shorter side of validation images; "auto" is the median of the
-            shorter sides, as a multiple of 32, at most 512.
-        max_size: longer side of a validation image at most; of a training image before its ratio. "auto" is as much
-            as all but the longest twentieth need, at most twice `img_size`, but for narrow images as much as leaves
-            them 32 pixels each way.
-        augment: whether training images are augmented; otherwise they are prepared as validation images are,
-            with labels of the images' size.
-        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
-        hflip: probability of a mirrored training image.
-        orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
-        cat_max_ratio: largest part of a training crop that one class should cover.
-        photometric: probability of each distortion of a training image's colours.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run, and of the split.
-        max_pixels: height times width from which an image counts as unreadable; null is no limit.
+        root: Folder of the data, which has a folder `images` and a folder `masks`, `labels` or `annotations`.
+        classes: Text file of the values and names of the classes; null takes `classes.txt` in the root, or else the
+            values that the masks have.
+        split: CSV file that says which images train and which validate, with the columns `file` (below the root) and
+            `split` (train or val). Null takes the split of the folders, or else draws it by the seed.
+        batch_size: Number of images in a batch, of each process. "auto" is a power of two from 2 to 8, by the number of
+            training images.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training. "auto" is
+            0 for little data, else one for each CPU core, 8 at most.
+        img_size: Side of a training crop and shorter side of a validation image, in pixels. "auto" is the median of the
+            shorter sides of the images, as a multiple of 32, from 64 to 512.
+        max_size: Longer side of an image for the network at most, in pixels; of a training image before `scale` changes
+            it. "auto" is what all but the longest twentieth of the images need, at most twice `img_size`, but more for
+            narrow images, which keep 32 pixels each way.
+        augment: Whether training images are resized, cropped, mirrored and changed in colour at random.
+        scale: Smallest and largest factor on the size of a training image. No side becomes smaller than 32 pixels by
+            it.
+        hflip: Probability that a training image is mirrored, 0 to 1.
+        orientation: "any" also mirrors training images vertically and turns them by quarters, for images without an up,
+            such as those from above or through a microscope; "upright" does not.
+        cat_max_ratio: Part of a training crop that one class should cover at most, 0 to 1; other crops are drawn again,
+            up to ten times.
+        photometric: Probability of each change of a training image's colours, 0 to 1.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run, and of the split.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; null for no limit.
     """
 
     def __init__(

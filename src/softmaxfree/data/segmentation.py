@@ -32,20 +32,23 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
     labels keep the size of their file, at which scores are to be taken.
 
     Args:
-        batch_size: images a process and step.
-        num_workers: worker processes.
-        img_size: side in pixels of training crops, and shorter side of validation images.
-        max_size: longer side of a validation image at most; of a training image before its ratio.
-        augment: whether training images are augmented; otherwise they are prepared as validation images are,
-            with labels of the images' size.
-        scale: smallest and largest ratio of a training image, of which no side becomes smaller than 32 pixels by it.
-        hflip: probability of a mirrored training image.
-        orientation: "any" for images that have no up, which are also mirrored vertically and turned by quarters.
-        cat_max_ratio: largest part of a training crop that one class should cover.
-        photometric: probability of each distortion of a training image's colours.
-        on_error: what an unreadable image does: be left out, named and counted, or stop the run.
-        seed: seed of the run.
-        max_pixels: height times width from which an image counts as unreadable; None is no limit.
+        batch_size: Number of images in a batch, of each process.
+        num_workers: Number of processes that prepare images; 0 prepares them in the process of the training.
+        img_size: Side of a training crop and shorter side of a validation image, in pixels.
+        max_size: Longer side of an image for the network at most, in pixels; of a training image before `scale` changes
+            it.
+        augment: Whether training images are resized, cropped, mirrored and changed in colour at random.
+        scale: Smallest and largest factor on the size of a training image. No side becomes smaller than 32 pixels by
+            it.
+        hflip: Probability that a training image is mirrored, 0 to 1.
+        orientation: "any" also mirrors training images vertically and turns them by quarters, for images without an up,
+            such as those from above or through a microscope; "upright" does not.
+        cat_max_ratio: Part of a training crop that one class should cover at most, 0 to 1; other crops are drawn again,
+            up to ten times.
+        photometric: Probability of each change of a training image's colours, 0 to 1.
+        on_error: What happens at an unreadable image: "skip" leaves it out, names and counts it; "fail" stops the run.
+        seed: Seed of the run.
+        max_pixels: Number of pixels (height times width) above which an image counts as unreadable; None for no limit.
     """
 
     preparation: ClassVar[tuple[str, ...]] = ("img_size", "max_size")

@@ -34,14 +34,15 @@ class SolarCellsDataModule(AbstractImagesDataModule):
     the same for every seed. Training images are cropped a little, mirrored and turned by quarters.
 
     Args:
-        batch_size: images a process and step.
-        img_size: height and width in pixels.
-        num_workers: worker processes; the images are in memory.
-        scale: part of the image's area that a training crop covers.
-        ratio: width over height of a training crop.
-        color_jitter: strength of the change of brightness and contrast: one number, or a list of three, the third 0.
-        soft_targets: train on the probability of a defect rather than on the class.
-        seed: seed of the run.
+        batch_size: Number of images in a batch, of each process.
+        img_size: Height and width of the images that the network gets, in pixels.
+        num_workers: Number of processes that prepare images; 0 is the fastest on few cores, as images are in memory.
+        scale: Smallest and largest part of the area of an image that a training crop covers, 0 to 1.
+        ratio: Smallest and largest width of a training crop, divided by its height.
+        color_jitter: Strength of the random change of brightness and contrast: one number, or a list of three, the
+            third 0; 0 for none.
+        soft_targets: Whether the probability of a defect is trained on rather than the class.
+        seed: Seed of the run.
     """
 
     num_classes = 2

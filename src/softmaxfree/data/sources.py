@@ -1,7 +1,10 @@
 """Data sets that timm opens by name: torchvision's, those of the Hugging Face hub, WebDataset, TFDS."""
 
+import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -55,10 +58,11 @@ def open_splits(
     arguments = dict(source_args)
     for split, name in splits.items():
         try:
-            dataset: Any = create_dataset(source, split=name, is_training=split == "train", **fixed, **arguments)
-            if split == "train" and (words := _words(dataset)):
-                arguments["class_map"] = {word: i for i, word in enumerate(words)}
-                dataset = create_dataset(source, split=name, is_training=True, **fixed, **arguments)
+            with _no_talk_of_info():
+                dataset: Any = create_dataset(source, split=name, is_training=split == "train", **fixed, **arguments)
+                if split == "train" and (words := _words(dataset)):
+                    arguments["class_map"] = {word: i for i, word in enumerate(words)}
+                    dataset = create_dataset(source, split=name, is_training=True, **fixed, **arguments)
             _check(dataset)
         except InputError:
             raise
@@ -108,6 +112,18 @@ def tell(source: str, datasets: dict[str, Any]) -> str:
     names = class_names(datasets["train"])
     classes = f"images of {len(names)} classes" if names else "images of classes that it does not name"
     return f"{source}: {classes}{': ' if counts else ''}{', '.join(counts)}"
+
+
+@contextmanager
+def _no_talk_of_info() -> Iterator[None]:
+    """Without timm's warning that a WebDataset has no `info.json`, which none needs whose splits tell their length."""
+    logger = logging.getLogger("timm.data.readers.reader_wds")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _check(dataset: Any) -> None:

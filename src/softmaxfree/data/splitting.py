@@ -40,7 +40,7 @@ def list_folder(root: Path) -> tuple[dict[str, Listing], str]:
         raise FileNotFoundError(f"data.root: there is no folder {root}")
     entries = [path for path in sorted(root.iterdir()) if not is_of_system(path.name)]
     folders = [path.name for path in entries if _is_place(path)]
-    found = _splits(folders, root, lambda name: _holds_classes(root / name))
+    found = _splits(folders, root, lambda name: _inside(root / name))
     if not found:
         return {"all": list_classes(root)}, ""
     beside = Counter(_kind(path.name) for path in entries if not _is_place(path))
@@ -52,12 +52,13 @@ def _list_tar(root: Path) -> tuple[dict[str, Listing], str]:
     files = list_files(root)
     for around in dict.fromkeys(("", folder_around(files.names))):
         paths = [name.removeprefix(f"{around}/").split("/", 2) for name in files.names]
-        deep = {path[0]: True for path in paths if len(path) > 1}
-        deep |= {path[0]: False for path in paths if len(path) == 2}
-        if found := _splits(list(deep), root / around, deep.__getitem__):
+        depths = {(path[0], len(path)) for path in paths}
+        tops = list(dict.fromkeys(path[0] for path in paths if len(path) > 1))
+        inside = {name: ((name, 3) in depths, (name, 2) in depths) for name in tops}
+        if found := _splits(tops, root / around, inside.__getitem__):
             listings = {split: by_class(files, f"{around}/{name}".lstrip("/"), _NAMES) for split, name in found.items()}
             beside = Counter(_kind(path[0]) for path in paths if len(path) == 1)
-            return listings, _unused([name for name in deep if name not in found.values()], beside)
+            return listings, _unused([name for name in tops if name not in found.values()], beside)
     return {"all": by_class(files)}, ""
 
 
@@ -74,16 +75,22 @@ def _unused(folders: Sequence[str], files: Counter[str]) -> str:
     return ", ".join([*folders[:_SHOWN], *more, *(f"{count} {kind}" for kind, count in sorted(files.items()))])
 
 
-def _splits(names: Sequence[str], place: Path, holds_classes: Callable[[str], bool]) -> dict[str, str]:
-    """The folder of each split among all folders; none where they are classes."""
+def _splits(names: Sequence[str], place: Path, inside: Callable[[str], tuple[bool, bool]]) -> dict[str, str]:
+    """The folder of each split among all folders; none where they are classes.
+
+    `inside` tells whether there are folders in one of them, and images beside these.
+    """
     places = {split: _folder(names, words, place) for split, words in SPLIT_NAMES.items()}
     train, val = places["train"], places["val"] or places["test"]
     if train and val:
         return {"train": train, "val": val}
-    if not (only := train or val) or not holds_classes(only):
-        return {}  # it is a class of this name
-    if train and len(names) == 1:
+    if not (only := train or val):
+        return {}
+    folders, images = inside(only)
+    if folders and train and len(names) == 1:  # a single class could not be trained on
         return {"all": train}
+    if images or not folders:
+        return {}  # it is a class of this name
     missing = "val" if train else "train"
     allowed = [name for split in ([missing, "test"] if train else [missing]) for name in SPLIT_NAMES[split]]
     raise InputError(
@@ -92,11 +99,11 @@ def _splits(names: Sequence[str], place: Path, holds_classes: Callable[[str], bo
     )
 
 
-def _holds_classes(place: Path) -> bool:
+def _inside(place: Path) -> tuple[bool, bool]:
     if place.is_file():
-        return True
+        return True, False
     inner = [path for path in place.iterdir() if not is_hidden(path.name)]
-    return any(path.is_dir() for path in inner) and not any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner)
+    return any(path.is_dir() for path in inner), any(path.suffix.lower() in IMAGE_SUFFIXES for path in inner)
 
 
 def _folder(names: Sequence[str], words: Sequence[str], place: Path) -> str:

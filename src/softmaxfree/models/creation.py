@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,7 +11,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 
 from softmaxfree.errors import InputError, NoWeightsError
 
-__all__ = ["check_name", "create_model", "standalone"]
+__all__ = ["check_name", "check_start", "create_model", "standalone"]
 
 # arguments that say where weights come from; and the part of `pretrained_cfg_overlay` that says how images are prepared
 _START = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -32,13 +33,13 @@ def create_model(name: str, **arguments: Any) -> Any:
             start from cannot be loaded.
     """
     check_name(name)
+    check_start(arguments)
     try:
         return timm.create_model(name, **arguments)
     except TypeError as error:
         raise InputError(f"model_args: {error}") from error
     except FileNotFoundError as error:
-        given = arguments.get("checkpoint_path") or (arguments.get("pretrained_cfg_overlay") or {}).get("file")
-        raise InputError(f"model_args: the weights to start from are not there: {given or error}") from error
+        raise InputError(f"model_args: the weights to start from are not there: {error}") from error
     except InputError:
         raise
     except Exception as error:  # without a network, each way to weights has its own
@@ -55,6 +56,23 @@ def check_name(name: str) -> None:
         close = difflib.get_close_matches(name, timm.list_models())
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"name: timm has no model {name!r}{hint}")
+
+
+def check_start(arguments: Mapping[str, Any]) -> None:
+    """Refuse files of weights that are not there; timm itself prints that, and raises an error without a word.
+
+    Args:
+        arguments: of `timm.create_model`.
+
+    Raises:
+        InputError: there is no such file, or `pretrained_cfg_overlay` is no mapping.
+    """
+    config = arguments.get("pretrained_cfg")
+    config = {**(config if isinstance(config, Mapping) else {}), **_overlay(arguments)}
+    start = [arguments.get("checkpoint_path"), config.get("file") if arguments.get("pretrained") else None]
+    for file in filter(None, start):
+        if not Path(file).is_file():
+            raise InputError(f"model_args: the weights to start from are not there: {file}")
 
 
 def standalone(name: str, arguments: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -83,9 +101,15 @@ def standalone(name: str, arguments: Mapping[str, Any] | None) -> tuple[str, dic
             raise InputError(f"name: {name} is not there: {error}") from error
         arguments = {key: value for key, value in saved.items() if key != "num_classes"} | arguments
     base, tag = split_model_name_tag(name)
-    overlay = arguments.get("pretrained_cfg_overlay")
-    given = resolve_pretrained_cfg(base, config or tag or None, overlay).to_dict()
+    given = resolve_pretrained_cfg(base, config or tag or None, _overlay(arguments)).to_dict()
     usual = resolve_pretrained_cfg(base, tag or None).to_dict()
     prepared = {key: given[key] for key in _PREPARATION if key in given and given[key] != usual.get(key)}
     arguments = {key: value for key, value in arguments.items() if key not in _START}
     return name, arguments | ({"pretrained_cfg_overlay": prepared} if prepared else {})
+
+
+def _overlay(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    if not isinstance(overlay, Mapping):
+        raise InputError(f"model_args.pretrained_cfg_overlay must be a mapping, got {overlay!r}")
+    return overlay

@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.models.creation import check_name, create_model
+from softmaxfree.models.creation import check_name, check_start, create_model
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.inputs import mask_of_sizes
 from softmaxfree.models.parts import Parts
@@ -78,6 +78,7 @@ class Segmenter(nn.Module):
             raise InputError(f"head: there is no head {head!r}; {hint}")
         check_name(backbone)
         model_args = dict(model_args or {})
+        check_start(model_args)
         if (channels := model_args.pop("in_chans", 3)) != 3:  # a saved model tells it, and the encoders set it
             raise InputError(f"model_args.in_chans must be 3, got {channels}")
         build = _upernet if head == "upernet" else _of_smp

@@ -89,19 +89,20 @@ def _cfg(**kwargs) -> dict[str, Any]:
     return {
         "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "fixed_input_size": False,
         "crop_pct": 0.875, "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stages.0.embed.0.conv", "classifier": "head", "license": "mit",
-        "origin_url": _WEIGHTS_PAGE, "paper_ids": "arXiv:2110.11945", **kwargs,
+        "first_conv": "stages.0.embed.0.conv", "classifier": "head", **kwargs,
     }  # fmt: skip
+
+
+def _authors_cfg(variant: str, paper: str) -> dict[str, Any]:
+    source = {"license": "mit", "origin_url": _WEIGHTS_PAGE, "paper_ids": f"arXiv:{paper}"}
+    return _cfg(url=_RELEASED.get(variant), **source)
 
 
 _SIZES = ("tiny", "small", "medium", "large", "huge")
 _CFGS: dict[str, Any] = (
-    {"soft_nano.untrained": _cfg(input_size=(3, 64, 64), pool_size=(2, 2))}
-    | {f"soft_{size}.fudan_in1k": _cfg(url=_RELEASED.get(f"soft_{size}")) for size in _SIZES}
-    | {
-        f"soft_norm_{size}.fudan_in1k": _cfg(url=_RELEASED.get(f"soft_norm_{size}"), paper_ids="arXiv:2207.03341")
-        for size in _SIZES
-    }
+    {"soft_nano": _cfg(input_size=(3, 64, 64), pool_size=(2, 2))}  # of which there are no weights
+    | {f"soft_{size}.fudan_in1k": _authors_cfg(f"soft_{size}", "2110.11945") for size in _SIZES}
+    | {f"soft_norm_{size}.fudan_in1k": _authors_cfg(f"soft_norm_{size}", "2207.03341") for size in _SIZES}
 )
 default_cfgs = generate_default_cfgs(_CFGS)
 

@@ -46,7 +46,8 @@ def write(
         best_epoch: theirs, from 1; None without a validation.
         seconds: of the training.
         command: that began the run, or the part of it that was resumed.
-        settings: value of each, and "given" or why it was decided so; those of earlier parts are in the folder.
+        settings: value of each, and "given", the file that gives it, or why it was decided so; those of earlier parts
+            are in the folder.
         resumed_from: finished epochs that the last part went on from; None for a run in one part. See `note_part`.
 
     Returns:

@@ -56,10 +56,11 @@ def draw_confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -
     axes.set_xticks(range(classes), names, parse_math=False, **turned)
     axes.set_yticks(range(classes), names, parse_math=False)
     axes.tick_params(length=0)
-    for i, j in np.argwhere(counts).tolist():
-        shown = _count(int(counts[i, j]))
+    shown = {(i, j): _count(int(counts[i, j])) for i, j in np.argwhere(counts).tolist()}
+    size = 9 if all(len(text) < 5 for text in shown.values()) else 7
+    for (i, j), text in shown.items():
         colour = "white" if parts[i, j] > 55 else "#08306b"
-        axes.text(j, i, shown, ha="center", va="center", color=colour, fontsize=9 if len(shown) < 5 else 7)
+        axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
     return figure
 
 

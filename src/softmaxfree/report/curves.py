@@ -21,7 +21,7 @@ _LOSS, _PERCENT, _OTHER = "loss", "%", "score"
 _MARKED = 30  # epochs at most that are shown as points
 _LOG_FROM = 10  # highest over lowest loss from which the axis is logarithmic
 _FEW = 0.1  # part of the values that may lie outside an axis, where without them it is ...
-_SHORTER = 1 / 3  # ... this much shorter
+_SHORTER, _PERCENT_SHORTER = 1 / 3, 1 / 10  # ... this much shorter; a score of the first epoch is far from none
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def draw_curves(
             axes.plot(curve.epochs, curve.values, color=colour, marker=marker, markersize=3.5, label=label)
         _scale(axes, curves, panel, is_logarithmic(curves) if logarithmic is None else logarithmic and panel == _LOSS)
         axes.set(xlabel="epoch", ylabel=panel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
         axes.grid(alpha=0.25)
         beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(curves) > 4 else {}
         for text in axes.legend(fontsize="small", frameon=False, **beside).get_texts():
@@ -125,7 +125,8 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str, logarithmic: bool) ->
     """Zooms to the values; a few that would squeeze all others are left outside, which is said."""
     values = sorted(value for curve in curves for value in curve.values)
     ratios = panel == _LOSS and values[0] > 0
-    low, high = _most([[math.log10(v) for v in curve.values] if ratios else curve.values for curve in curves])
+    shown = [[math.log10(v) for v in curve.values] if ratios else curve.values for curve in curves]
+    low, high = _most(shown, _PERCENT_SHORTER if panel == _PERCENT else _SHORTER)
     if ratios and not logarithmic:
         low, high = 10**low, 10**high
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
@@ -141,15 +142,18 @@ def _scale(axes: Any, curves: Sequence[Curve], panel: str, logarithmic: bool) ->
         if panel == _PERCENT:
             ends = max(ends[0], min(0, low)), min(ends[1], max(100, high))
     axes.set_ylim(*ends)
-    if outside := [value for value in values if not ends[0] <= value <= ends[1]]:
+    outside = [value for value in values if not ends[0] <= value <= ends[1]]
+    for line in axes.get_lines():
+        line.set_clip_on(bool(outside))  # else the points at 100 % were cut in two
+    if outside:
         told = ", ".join(f"{value:.4g}" for value in outside[:3]) + (", ..." if len(outside) > 3 else "")
         axes.set_title(f"outside this axis: {told}", fontsize="small", loc="right", style="italic")
 
 
-def _most(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
+def _most(curves: Sequence[Sequence[float]], shorter: float = _SHORTER) -> tuple[float, float]:
     """The range of the values, without the fewest that lie so far from all others that they would squeeze them.
 
-    Of each curve at least half is inside.
+    Without these it is that much shorter. Of each curve at least half is inside.
     """
     values = sorted(value for curve in curves for value in curve)
     first, last = values[0], values[-1]
@@ -157,6 +161,6 @@ def _most(curves: Sequence[Sequence[float]]) -> tuple[float, float]:
         ranges = [(values[i], values[len(values) - 1 - few + i]) for i in range(few + 1)]
         low, high = min(ranges, key=lambda ends: ends[1] - ends[0])
         halves = all(2 * sum(low <= value <= high for value in curve) >= len(curve) for curve in curves)
-        if high - low < _SHORTER * (last - first) and halves:
+        if high - low < shorter * (last - first) and halves:
             return low, high
     return first, last

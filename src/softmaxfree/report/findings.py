@@ -11,6 +11,7 @@ __all__ = ["confusion_counts", "findings"]
 _NAMED = 5
 _MOST = 0.5  # part of the images from which a class is given too often, if twice as often as there is reason to
 _WEAK, _BEHIND = 0.5, 0.15  # a class is weak below half of the median, and by so much
+_RISES = 0.005  # of a score, in the last tenth of the epochs, by a model that still learns
 _FEW_IMAGES = 200  # of a validation, below which one image is half a percentage point
 
 
@@ -173,6 +174,9 @@ def _ended_early(summary: Summary) -> str:
     epochs = len(summary["epochs"])
     if epochs < 3 or summary["best_epoch"] != epochs:
         return ""
+    before, last = (summary["epochs"][i].get(summary["monitor"]) for i in (-1 - max(1, epochs // 10), -1))
+    if before is not None and last is not None and last - before < _RISES:
+        return ""  # a rate that falls to its end makes the last epoch the best of many that are alike
     return (
         f"The best epoch is the last of {epochs}: the model was still learning, and more epochs may give a better one."
     )

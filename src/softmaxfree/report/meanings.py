@@ -23,8 +23,8 @@ _COLUMNS = {
     "recall": "how much of what really is this class the model finds",
     "f1": "precision and recall in one number; it is low if one of them is low",
     "iou": "the area that prediction and truth share, divided by the area of both together; 100 % is a perfect match",
-    "box ap": "average precision: how well the boxes of the objects are found without false ones",
-    "mask ap": "average precision: how well the outlines of the objects are found without false ones",
+    "box ap": "average precision, which tells how well the boxes of the objects are found without false ones",
+    "mask ap": "average precision, which tells how well the outlines of the objects are found without false ones",
 }
 
 

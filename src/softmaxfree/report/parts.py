@@ -25,7 +25,7 @@ def note_part(
 
     Args:
         run_dir: the folder of the run.
-        settings: value of each, and "given" or why it was decided so.
+        settings: value of each, and "given", the file that gives it, or why it was decided so.
         command: that began the part.
         resumed_from: finished epochs that it goes on from; None is a run from its begin.
 

@@ -89,12 +89,11 @@ class ClassificationTask(AbstractTask):
             )
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
-        if num_classes <= _TOP:  # any answer is among as many
-            self.summary = {key: row for key, row in self.summary.items() if key != f"val/top{_TOP}"}  # type: ignore[misc]
+        ranks = [1, _TOP] if num_classes > _TOP else [1]  # any answer is among as many classes
+        self.summary = {key: row for key, row in self.summary.items() if key != f"val/top{_TOP}" or _TOP in ranks}  # type: ignore[misc]
         # Over all images, as papers count, not the mean over classes.
         self.accuracy = MetricCollection(
-            {f"top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro") for k in (1, _TOP)},
-            prefix="val/",
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in ranks}, prefix="val/"
         )
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self._class_scores: dict[str, Tensor] = {}

@@ -12,6 +12,9 @@ from softmaxfree.atomic import atomic_write
 
 __all__ = ["save_pretrained"]
 
+_OF_OTHER_WEIGHTS = ("tag", "origin_url", "license", "paper_ids", "paper_name", "notes")
+"""What timm notes of the published weights of a model: these are others."""
+
 
 def save_pretrained(
     model: nn.Module, folder: str | Path, data_config: dict[str, Any], class_names: tuple[str, ...]
@@ -41,6 +44,8 @@ def save_pretrained(
         config = json.loads(Path(scratch, "config.json").read_text())
         # transformers' TimmWrapper passes num_classes itself and fails on a second one.
         config.get("model_args", {}).pop("num_classes", None)
+        for key in _OF_OTHER_WEIGHTS:
+            config["pretrained_cfg"].pop(key, None)
         with atomic_write(folder / "model.safetensors") as part:
             part.write_bytes(Path(scratch, "model.safetensors").read_bytes())
         with atomic_write(folder / "config.json") as part:

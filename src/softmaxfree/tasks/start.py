@@ -11,7 +11,7 @@ from timm.models._features import FeatureDictNet
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.models import SoftmaxFreeTransformer
+from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.parts import Parts, parts_of
 from softmaxfree.models.record import NAME, decode, encode
 from softmaxfree.models.released import checkpoint_filter_fn
@@ -86,13 +86,18 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
         taken = {key: _without_head(value) if key.endswith(NAME) else value for key, value in taken.items()}
     if any("resampled" in decode(value) for key, value in taken.items() if key.endswith(NAME)):
         told.append("position tables resampled to another image size")
+    made = _adoptable(inner)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "position tables are resampled")  # which the line tells
+        with warnings.catch_warnings():  # of what the line tells
+            warnings.filterwarnings("ignore", "position tables are resampled")
+            warnings.filterwarnings("ignore", "the weights were trained with")
             model.load_state_dict({**own, **taken})
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.init_from: {source.where} does not fit {name}: {reason}") from error
+    for key, value in _adoptable(inner).items():
+        if value != made[key] != inner.DEFAULTS[key]:
+            told.append(f"with their {key} {value} in place of {made[key]}")
 
     def line(loaded: _Weights, of_classes: bool) -> str:
         left = [*(them[canonical] for canonical in extra), *(() if of_classes else classes)]
@@ -127,6 +132,12 @@ def _inner(model: nn.Module, parts: Parts) -> Any:
     return None if isinstance(net, FeatureDictNet) else getattr(net, "model", net) if parts.backbone else net
 
 
+def _adoptable(inner: Any) -> dict[str, Any]:
+    """What weights may bring along that their shapes do not tell."""
+    told = inner.told_args if isinstance(inner, AbstractBackbone) else {}
+    return {key: value for key, value in told.items() if key != "depths"}
+
+
 def _plain(weights: _Weights, prefix: str) -> dict[str, Tensor]:
     """The weights of a backbone without what their names begin with."""
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -143,7 +154,7 @@ def _canonical(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 def _filtered(theirs: dict[str, Tensor], inner: Any, fits: bool) -> tuple[dict[str, Tensor], list[str]]:
     """The weights under the model's names and at its image size, by timm's convention of a filter beside the model."""
-    if isinstance(inner, SoftmaxFreeTransformer):
+    if isinstance(inner, AbstractBackbone):
         function: Any = checkpoint_filter_fn
     else:
         function = getattr(sys.modules.get(type(inner).__module__), "checkpoint_filter_fn", None)
