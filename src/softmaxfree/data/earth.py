@@ -29,7 +29,8 @@ class EarthDataModule(AbstractImagesDataModule):
 
     Args:
         batch_size: Number of strips in a batch, of each process, where they are the narrowest.
-        num_workers: Number of processes that prepare strips; 0 is the fastest on few cores, as the picture is in memory.
+        num_workers: Number of processes that prepare strips; 0 is the fastest on few cores, as the picture is in
+            memory.
         img_size: Width of the narrowest training strips, in pixels.
         max_size: Width of the widest training strips, in pixels; in between all ratios are as frequent.
         strips: Number of training strips in an epoch, if all were the narrowest.
