@@ -1,6 +1,5 @@
 """What is measured of a mixer without training: cost over tokens, size, error against its exact form, padding, half."""
 
-import copy
 import math
 import statistics
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from softmaxfree.bench.macs import macs
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.compare.studies import Variant
 from softmaxfree.errors import InputError
-from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
+from softmaxfree.mixers import AbstractMixer, create_mixer
 
 __all__ = ["NETWORK", "cost", "facts"]
 

@@ -24,6 +24,7 @@ _FACTS = {
     "error_to_exact": "error to it", "padding_error": "padding error", "bfloat16_error": "error in bfloat16",
     "not_measured": "not measured",
 }  # fmt: skip
+_PASSES = ("forward", "forward+backward")
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -38,7 +39,7 @@ def write_page(out: Path) -> Path:
     """
     facts, cost, accuracy, transfer = (read_table(out, name) for name in ("facts", "cost", "accuracy", "transfer"))
     figures = []
-    for what in ("forward", "forward+backward"):
+    for what in _PASSES:
         for column, label in (("milliseconds", "time, ms"), ("peak_mib", "memory, MiB")):
             curves = _curves(cost, what, column)
             if any(len(points) > 1 for points in curves.values()):
@@ -64,7 +65,7 @@ def write_page(out: Path) -> Path:
         slopes=slopes(cost),
         tables=[
             ("Facts", list(_FACTS.values()), [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]),
-            *((f"{what.capitalize()}: milliseconds (MiB)", *_pivot(cost, what)) for what in ("forward", "forward+backward") if cost),
+            *((f"{what.capitalize()}: milliseconds (MiB)", *_pivot(cost, what)) for what in _PASSES if cost),
         ],
     )
     return page

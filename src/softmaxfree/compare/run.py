@@ -182,7 +182,8 @@ def _to_go(trials: Sequence[_Trial], seconds: dict[tuple[str, ...], list[float]]
     total = sum(means.get(trial.kind, 0) for trial in trials)
     unseen = len({trial.kind for trial in trials} - set(means))
     text = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
-    return f"{text} to go{f', and {unseen} kinds of trial not seen yet' if unseen else ''}" if trials else "the last one"
+    more = f", and {unseen} kinds of trial not seen yet" if unseen else ""
+    return f"{text} to go{more}" if trials else "the last one"
 
 
 def _line(trial: _Trial, found: Sequence[dict[str, Any]], to_go: str) -> str:

@@ -36,9 +36,7 @@ def _plain(name: str) -> Variant:
 
 def _landmarks(mixer: str) -> list[Variant]:
     sides = (1, 4, 6, 7, 8, 9, 16)
-    return [
-        Variant(f"{side * side} landmarks", mixer, {"ratio": 1, "landmark_grid": [side, side]}) for side in sides
-    ]
+    return [Variant(f"{side * side} landmarks", mixer, {"ratio": 1, "landmark_grid": [side, side]}) for side in sides]
 
 
 def _sampling(mixer: str) -> list[Variant]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer
+from softmaxfree.mixers.mixer import own_arguments, plain
 from softmaxfree.models.inputs import check_image, check_mask
 from softmaxfree.models.loading import read_any_checkpoint, write_record
 from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
@@ -76,6 +77,13 @@ class AbstractBackbone(nn.Module, abc.ABC):
                 configs = [group[0].config() if group else {} for group in self.mixer_groups]
                 told["mixer_args"] = [{k: v for k, v in own.items() if k != "name"} for own in configs]
         return told
+
+    @property
+    def adjustable_defaults(self) -> dict[str, Any]:
+        """Default of each argument of the mixers that can be set later, as plain data."""
+        return {
+            key: plain(own_arguments(type(mixer))[key].default) for mixer in self.mixers for key in mixer.adjustable
+        }
 
     @property
     def solver(self) -> AbstractPinvSolver | None:

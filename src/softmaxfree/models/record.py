@@ -17,7 +17,6 @@ from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable
-from softmaxfree.mixers.mixer import own_arguments, plain
 from softmaxfree.models.mixing import CLASS_TOKEN
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def adopt(model: "AbstractBackbone", record: Mapping[str, Any]) -> None:
         for key in group[0].adjustable if group else ():
             if key not in recorded or recorded[key] == config[key]:
                 continue
-            if config[key] != plain(own_arguments(type(group[0]))[key].default):
+            if config[key] != model.adjustable_defaults[key]:
                 undone[key] = (
                     f"the weights were trained with {key}={recorded[key]}, which is used; the model was made with "
                     f"{config[key]}, which set_{key}() brings back"

@@ -96,7 +96,7 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"model.init_from: {source.where} does not fit {name}: {reason}") from error
     for key, value in _adoptable(inner).items():
-        if value != made[key] != inner.DEFAULTS[key]:
+        if value != made[key] != inner.adjustable_defaults[key]:
             told.append(f"with their {key} {value} in place of {made[key]}")
 
     def line(loaded: _Weights, of_classes: bool) -> str:
