@@ -59,8 +59,8 @@ def cost(variant: Variant, tokens: int) -> list[dict[str, Any]]:
             return mixer.mix(q, k, v, grid)
 
     def learn() -> object:
-        inputs = (leaves[0], leaves[0], leaves[1]) if tied else leaves
-        out = mixer.mix(*inputs, grid)  # type: ignore[misc]
+        keys = leaves[0 if tied else 1]
+        out = mixer.mix(leaves[0], keys, leaves[-1], grid)
         return torch.autograd.grad(out.sum(), leaves, allow_unused=True)
 
     return [
@@ -93,7 +93,7 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
     """
     tokens = _tokens(image)
     mixer = _mixer(variant).eval()
-    network = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments), device="meta")
+    network: Any = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments), device="meta")
     size = network.pretrained_cfg["input_size"][-2:]
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),

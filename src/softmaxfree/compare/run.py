@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
     tables = {name: read_table(out, name) for name in TABLES}
     trials = [trial for trial in _trials(comparison, rows, out, photograph) if not _done(trial, tables[trial.table])]
     about = describe(torch.device("cpu"))
-    start, seconds = time.monotonic(), {}  # type: ignore[var-annotated]
+    start = time.monotonic()
+    seconds: dict[tuple[str, ...], list[float]] = {}
     limit = (comparison.budget_minutes or float("inf")) * 60
     for i, trial in enumerate(trials):
         if time.monotonic() - start > limit:
@@ -124,29 +126,31 @@ def read_table(out: Path, name: str) -> list[dict[str, Any]]:
 def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[_Trial]:
     for variant in rows:
         name = {"name": variant.label}
-        yield _Trial("facts", name, lambda variant=variant: [facts(variant, photograph)])
+        yield _Trial("facts", name, partial(_facts, variant, photograph))
     for tokens in comparison.tokens:
         for variant in rows:
             key = {"name": variant.label, "tokens": str(tokens)}
-            yield _Trial("cost", key, lambda variant=variant, tokens=tokens: cost(variant, tokens))
+            yield _Trial("cost", key, partial(cost, variant, tokens))
     for data in comparison.data:
         for seed in comparison.seeds:
             for variant in rows:
                 key = {"name": variant.label, "data": data, "seed": str(seed)}
                 folder = out / "runs" / Path(data).name / variant.label.replace(" ", "_") / str(seed)
-                yield _Trial(
-                    "accuracy",
-                    key,
-                    lambda variant=variant, data=data, seed=seed, folder=folder: [
-                        train(variant, data, seed, folder, comparison.options)
-                    ],
-                )
+                yield _Trial("accuracy", key, partial(_train, variant, data, seed, folder, comparison.options))
                 for size in comparison.sizes:
-                    yield _Trial(
-                        "transfer",
-                        {**key, "img_size": str(size)},
-                        lambda folder=folder, size=size: [{"score": validate(folder, size)}],
-                    )
+                    yield _Trial("transfer", {**key, "img_size": str(size)}, partial(_validate, folder, size))
+
+
+def _facts(variant: Variant, photograph: np.ndarray) -> list[dict[str, Any]]:
+    return [facts(variant, photograph)]
+
+
+def _train(*arguments: Any) -> list[dict[str, Any]]:
+    return [train(*arguments)]
+
+
+def _validate(folder: Path, size: int) -> list[dict[str, Any]]:
+    return [{"score": validate(folder, size)}]
 
 
 def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:

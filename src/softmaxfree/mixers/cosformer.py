@@ -57,7 +57,7 @@ class CosformerAttention(AbstractAttention):
         require(positions in allowed, "positions", positions, f"one of {', '.join(allowed)}")
         self.positions: str = positions
         if positions == "grid":
-            self.prefix = False  # type: ignore[misc]  a class token is nowhere on it
+            self.prefix = False  # a class token is nowhere on it
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`."""

@@ -55,7 +55,7 @@ class FocusedAttention(AbstractAttention):
         super().__init__(dim, num_heads, **common)
         require_number("focusing_factor", focusing_factor, 0)
         self.focusing_factor, self.position_grid = focusing_factor, position_grid
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         self.temperature = nn.Parameter(torch.zeros(dim, **factory))
         self.positions = key_positions(dim, position_grid, factory)
 

@@ -55,7 +55,7 @@ class HedgehogAttention(AbstractAttention):
         known = isinstance(feature_map, str) and feature_map in _MAPS
         require(known, "feature_map", feature_map, f"one of {', '.join(_MAPS)}")
         self.feature_map = feature_map
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         # no linear layers, which a network gives a start of its own
         self.q_weight, self.k_weight = (nn.Parameter(torch.eye(self.head_dim, **factory)) for _ in range(2))
         self.q_bias, self.k_bias = (nn.Parameter(torch.zeros(self.head_dim, **factory)) for _ in range(2))

@@ -55,7 +55,7 @@ class InjectiveAttention(AbstractAttention):
         self.feature_map = feature_map
         self.dynamic_kernels: nn.Module | None = None
         if dynamic_kernels:
-            factory = {key: common.get(key) for key in ("device", "dtype")}
+            factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
             self.dynamic_kernels = nn.Sequential(
                 nn.Conv1d(dim, dim, 1, groups=num_heads, **factory),
                 nn.GELU(),

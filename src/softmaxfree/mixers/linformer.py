@@ -41,7 +41,7 @@ class LinformerAttention(AbstractAttention):
 
     name = "linformer"
     source = "Linformer, 2020"
-    row_sum = 1.0
+    row_sum: float | None = 1.0
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class LinformerAttention(AbstractAttention):
         require_whole_numbers("max_grid", max_grid, 1 if len(max_grid) == 1 else 2, 1)
         self.landmarks = window_means(ratio, landmark_grid)
         self.ratio, self.landmark_grid, self.rank, self.max_grid = ratio, tuple(landmark_grid), rank, tuple(max_grid)
-        self.ndims = (len(landmark_grid),)  # type: ignore[misc]
+        self.ndims = (len(landmark_grid),)
         if rank:
-            self.ndims, self.prefix, self.row_sum = (len(max_grid),), False, None  # type: ignore[misc]
+            self.ndims, self.prefix, self.row_sum = (len(max_grid),), False, None
             rows = math.prod(max_grid)
             self.proj_k = nn.Parameter(torch.empty(rows, rank, device=device, dtype=dtype))
             self.proj_v = nn.Parameter(torch.empty(rows, rank, device=device, dtype=dtype))

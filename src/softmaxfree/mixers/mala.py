@@ -38,7 +38,7 @@ class MagnitudeAwareAttention(AbstractAttention):
 
     name = "mala"
     source = "MALA, ICCV 2025"
-    row_sum = 1.0
+    row_sum: float | None = 1.0
 
     def __init__(
         self, dim: int, num_heads: int, *, rope: Literal["none", "numerator", "both"] = "none", **common: Any
@@ -47,7 +47,7 @@ class MagnitudeAwareAttention(AbstractAttention):
         require_rope(rope, self.head_dim, ("none", "numerator", "both"))
         self.rope = rope
         if rope != "none":
-            self.row_sum = None  # type: ignore[misc]  or only up to how far z is from 0
+            self.row_sum = None  # or only up to how far z is from 0
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`."""

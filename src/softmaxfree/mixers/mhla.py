@@ -69,9 +69,9 @@ class BlockMixingAttention(AbstractAttention):
         require(denominator in ("formula", "released"), "denominator", denominator, "'formula' or 'released'")
         require_flag("norm", norm)
         require_flag("qk_norm", qk_norm)
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         self.block_grid, self.start, self.denominator, self.qk_norm = tuple(block_grid), start, denominator, qk_norm
-        self.ndims = (axes,)  # type: ignore[misc]
+        self.ndims = (axes,)
         self.norm = nn.LayerNorm(dim, **factory) if norm else None
         self.q_norm = nn.RMSNorm(dim, **factory) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(dim, **factory) if qk_norm else nn.Identity()
@@ -124,7 +124,7 @@ class _Cut:
     """
 
     def __init__(self, n: int, blocks: int, size: Tensor) -> None:
-        self.longest = -(-n // blocks)
+        self.longest: Any = -(-n // blocks)
         if torch.compiler.is_exporting():  # one alone would be taken for an axis to broadcast, at every size
             self.longest = torch.sym_max(self.longest, 2)
         side = -(-size // blocks)[:, None]

@@ -3,7 +3,7 @@
 import abc
 import inspect
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,25 +35,25 @@ class AbstractMixer(nn.Module, abc.ABC):
         InputError: for an argument out of range.
     """
 
-    name: ClassVar[str] = ""
+    name: str = ""
     """In the registry."""
-    source: ClassVar[str] = ""
+    source: str = ""
     """Paper, in short."""
-    masks: ClassVar[bool] = True
+    masks: bool = True
     """Takes a padding mask, and gives each image what it gets alone; else it refuses one."""
-    ndims: ClassVar[tuple[int, ...]] = (1, 2)
+    ndims: tuple[int, ...] = (1, 2)
     """Axes that a grid may have."""
-    prefix: ClassVar[bool] = True
+    prefix: bool = True
     """Takes prefix tokens."""
-    linear: ClassVar[bool] = True
+    linear: bool = True
     """Costs time and memory linear in the number of tokens."""
-    linear_in_v: ClassVar[bool] = True
+    linear_in_v: bool = True
     """`mix` is linear in `v`."""
-    row_sum: ClassVar[float | None] = None
+    row_sum: float | None = None
     """What the weights of each query sum to, where that is the same for all."""
-    approximates: ClassVar[str] = ""
+    approximates: str = ""
     """Name of the mixer whose result it comes near to, on the same queries, keys and values."""
-    adjustable: ClassVar[tuple[str, ...]] = ()
+    adjustable: tuple[str, ...] = ()
     """Arguments that `adjust` may change later; weights bring their own."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -66,6 +66,7 @@ class AbstractMixer(nn.Module, abc.ABC):
         self.value_conv: Any = None
         self.out_norm: nn.Module | None = None
         self.gate: nn.Module | None = None
+        self.proj: nn.Module
 
     @abc.abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
@@ -252,7 +253,7 @@ def own_arguments(mixer: type[AbstractMixer]) -> dict[str, inspect.Parameter]:
     """Returns the arguments of a mixer but width, heads, device and dtype: its own and those of `AbstractMixer`."""
     found: dict[str, inspect.Parameter] = {}
     for cls in mixer.__mro__:
-        parameters = inspect.signature(cls.__init__).parameters
+        parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
         found |= {key: p for key, p in parameters.items() if key not in (*_COMMON, *found) and p.kind != p.VAR_KEYWORD}
         if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
             break  # a constructor without **kwargs takes nothing further

@@ -44,7 +44,7 @@ class NormAwareAttention(AbstractAttention):
 
     name = "nala"
     source = "NaLaFormer, ICML 2026"
-    row_sum = 1.0
+    row_sum: float | None = 1.0
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class NormAwareAttention(AbstractAttention):
         require_flag("out_norm", out_norm)
         self.rope = rope
         if rope != "none":
-            self.row_sum = None  # type: ignore[misc]  the denominator is that of other weights
+            self.row_sum = None  # the denominator is that of other weights
         if out_norm:
             self.out_norm = nn.LayerNorm(dim, device=common.get("device"), dtype=common.get("dtype"))
         if self.gate is not None:

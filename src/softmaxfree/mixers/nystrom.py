@@ -68,7 +68,7 @@ class NystromAttention(AbstractAttention):
         self.landmarks = window_means(ratio, landmark_grid)
         self.ratio, self.landmark_grid, self.iterations = ratio, tuple(landmark_grid), iterations
         self.shared_start, self.residual_kernel = shared_start, residual_kernel
-        self.ndims = (len(landmark_grid),)  # type: ignore[misc]
+        self.ndims = (len(landmark_grid),)
         if residual_kernel:
             require(self.value_conv is None, "value_kernel", self.value_kernel, "0 with residual_kernel")
             conv = nn.Conv2d if len(landmark_grid) == 2 else nn.Conv1d

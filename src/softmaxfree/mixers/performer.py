@@ -70,7 +70,7 @@ class PerformerAttention(AbstractAttention):
         require_flag("constant_maximum", constant_maximum)
         self.num_features, self.kernel, self.constant_maximum = num_features, kernel, constant_maximum
         directions = orthogonal_features(num_features, self.head_dim, device)
-        self.register_buffer("projection_matrix", directions.to(self.proj.weight.dtype))
+        self.register_buffer("projection_matrix", directions.to(self.qkv.weight.dtype))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`."""

@@ -51,7 +51,7 @@ class PolarityAwareAttention(AbstractAttention):
         require(self.head_dim % 2 == 0, "num_heads", num_heads, f"one that makes heads of an even width of {dim}")
         require_number("alpha", alpha, 0)
         self.alpha, self.position_grid = alpha, position_grid
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         self.temperature = nn.Parameter(torch.zeros(dim, **factory))
         self.power = nn.Parameter(torch.zeros(num_heads, 1, self.head_dim, **factory))
         self.positions = key_positions(dim, position_grid, factory)

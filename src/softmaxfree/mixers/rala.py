@@ -37,14 +37,14 @@ class RankAugmentedAttention(AbstractAttention):
 
     name = "rala"
     source = "RALA, CVPR 2025"
-    row_sum = 1.0
+    row_sum: float | None = 1.0
 
     def __init__(self, dim: int, num_heads: int, *, rope: Literal["none", "numerator"] = "none", **common: Any) -> None:
         super().__init__(dim, num_heads, **common)
         require_rope(rope, self.head_dim, ("none", "numerator"))
         self.rope = rope
         if rope != "none":
-            self.row_sum = None  # type: ignore[misc]  the denominator is that of other weights
+            self.row_sum = None  # the denominator is that of other weights
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`."""

@@ -64,7 +64,7 @@ class ReluLinearAttention(AbstractAttention):
         self.eps, self.scales, self.interleaved = eps, tuple(scales), interleaved
         self.aggregations = nn.ModuleList(_aggregation(dim, num_heads, side, factory) for side in scales)
         if scales:
-            self.ndims, self.prefix = (2,), False  # type: ignore[misc]  the filters need an image
+            self.ndims, self.prefix = (2,), False  # the filters need an image
             require(self.value_conv is None, "value_kernel", self.value_kernel, "0 with scales")
             self.proj = nn.Linear(dim * (1 + len(scales)), dim, **factory)
 

@@ -43,6 +43,8 @@ class RelativeKernelAttention(AbstractAttention):
     prefix = False  # a class token has no offset
     row_sum = 1.0
 
+    projection_matrix: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -55,7 +57,7 @@ class RelativeKernelAttention(AbstractAttention):
         super().__init__(dim, num_heads, **common)
         require_whole("num_features", num_features, 1)
         require_whole_numbers("bias_grid", bias_grid, 2, 1)
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         self.num_features, self.bias_grid = num_features, tuple(bias_grid)
         rows, columns = self.bias_grid
         self.bias = nn.Parameter(torch.empty(num_heads, 2 * rows - 1, 2 * columns - 1, **factory))

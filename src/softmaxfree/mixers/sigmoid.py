@@ -45,7 +45,7 @@ class SigmoidAttention(AbstractAttention):
         )
         require_flag("qk_norm", qk_norm)
         self.bias, self.qk_norm = bias, qk_norm
-        factory = {key: common.get(key) for key in ("device", "dtype")}
+        factory: dict[str, Any] = {key: common.get(key) for key in ("device", "dtype")}
         self.q_norm = nn.LayerNorm(self.head_dim, **factory) if qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(self.head_dim, **factory) if qk_norm else nn.Identity()
 

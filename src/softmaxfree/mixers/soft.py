@@ -68,7 +68,7 @@ class SoftmaxFreeAttention(AbstractMixer):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.scale = self.head_dim**-0.25
         self.normalize, self.value_kernel, self.ndim = normalize, value_kernel, ndim
-        self.ndims = (ndim,)  # type: ignore[misc]  the landmarks' filter fixes them
+        self.ndims = (ndim,)  # the landmarks' filter fixes them
         self.q = nn.Linear(dim, dim, **factory)
         self.v = nn.Linear(dim, dim, **factory)
         self.landmarks = Landmarks(

@@ -89,10 +89,10 @@ class OneStepTraining(AbstractMixer):
             if self.rope:
                 own = turned(own[0], grid), turned(own[1], grid)
             gated = self._gated(*own, v[:, :heads], n)
-            maps = (x[:, heads, prefix:] for x in (q, k, v))
+            q, k, v = (x[:, heads, prefix:] for x in (q, k, v))
             if mask is not None:
-                maps = (zero_tokens(x, mask) for x in maps)
-            convolved = self._convolved(*maps, grid, cells)
+                q, k, v = (zero_tokens(x, mask) for x in (q, k, v))
+            convolved = self._convolved(q, k, v, grid, cells)
             convolved = F.pad(convolved, (0, 0, prefix, 0)) if prefix else convolved
             return torch.cat([gated, convolved.unsqueeze(1)], 1).to(dtype)
 

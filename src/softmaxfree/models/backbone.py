@@ -95,7 +95,7 @@ class AbstractBackbone(nn.Module, abc.ABC):
     def landmark_grid(self) -> tuple[int, ...] | None:
         """The landmark budget of the first mixer with one; None for no budget."""
         mixers: list[Any] = self.mixers
-        grid = next((own.landmark_grid for own in mixers if "landmark_grid" in own.adjustable), "unbounded")
+        grid: Any = next((own.landmark_grid for own in mixers if "landmark_grid" in own.adjustable), "unbounded")
         return None if grid == "unbounded" else tuple(grid)
 
     def set_solver(self, solver: AbstractPinvSolver | Mapping[str, Any] | str) -> None:

@@ -101,7 +101,7 @@ def standalone(name: str, arguments: Mapping[str, Any] | None) -> tuple[str, dic
             raise InputError(f"name: {name} is not there: {error}") from error
         arguments = {key: value for key, value in saved.items() if key != "num_classes"} | arguments
     base, tag = split_model_name_tag(name)
-    given = resolve_pretrained_cfg(base, config or tag or None, _overlay(arguments)).to_dict()
+    given = resolve_pretrained_cfg(base, config or tag or None, dict(_overlay(arguments) or {})).to_dict()
     usual = resolve_pretrained_cfg(base, tag or None).to_dict()
     prepared = {key: given[key] for key in _PREPARATION if key in given and given[key] != usual.get(key)}
     arguments = {key: value for key, value in arguments.items() if key not in _START}

@@ -1,15 +1,12 @@
 """The network that `features_only=True` returns."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from timm.models._features import FeatureGetterNet
 from torch import Tensor
 
 from softmaxfree.errors import InputError
-
-if TYPE_CHECKING:
-    from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 
 
 class SoftmaxFreeFeatures(FeatureGetterNet):
@@ -18,7 +15,8 @@ class SoftmaxFreeFeatures(FeatureGetterNet):
     Forwards checkpointing (by block, not by stage), the groups of layer-wise decay and the weights exempt from decay.
     """
 
-    model: "SoftmaxFreeTransformer"
+    model: Any
+    """A backbone of this package."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Returns the maps of images `(B, in_chans, height, width)`, zero in the padding.

@@ -131,7 +131,9 @@ def _groups(model: "AbstractBackbone", own: Mapping[str, Any], record: Mapping[s
 
 def _by_stage(record: dict[str, Any]) -> dict[str, Any]:
     """Returns a record that tells each stage's mixer, also of one that knows SOFT alone, as before 0.2.0."""
-    common = {key: record.pop(key) for key in ("solver", "landmark_sampling", "normalize") if key in record}
+    common: dict[str, Any] = {
+        key: record.pop(key) for key in ("solver", "landmark_sampling", "normalize") if key in record
+    }
     if "landmark_grid" in record:
         common["landmark_grid"] = record.pop("landmark_grid") or "unbounded"
     ratios = [{"ratio": ratio} for ratio in record.pop("sr_ratios", ())]

@@ -240,7 +240,7 @@ class SoftmaxFreeViT(AbstractBackbone):
         elif self.global_pool == "avg":
             patches = x if self.cls_token is None else x[:, 1:]
             if isinstance(mask, Tensor):
-                mask = at_stride(mask.to(x.device, non_blocking=True), self.patch_size)
+                mask = mask.to(x.device, non_blocking=True)[:, :: self.patch_size, :: self.patch_size]
                 x = valid_mean(zero_padding(feature_map(patches, list(mask.shape[1:])), mask), mask)
             else:
                 x = patches.mean(1)
