@@ -1,5 +1,6 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.activator import GatedLinearUnit
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
 from softmaxfree.mixers.gaussian import GaussianAttention
@@ -19,6 +20,7 @@ __all__ = [
     "BlockMixingAttention",
     "EfficientAttention",
     "EluLinearAttention",
+    "GatedLinearUnit",
     "GaussianAttention",
     "OneStepTraining",
     "RelativeKernelAttention",
