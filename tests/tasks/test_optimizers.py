@@ -1,10 +1,16 @@
 """Optimizers by name, of timm and of pytorch-optimizer, and the loss with StableMax."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torch import nn
 from torch.nn import functional as F
 
+from softmaxfree.cli.checkpoint import load_classifier
+from softmaxfree.cli.predict_classes import predict_classes
 from softmaxfree.errors import InputError
 from softmaxfree.ops import stablemax_logits
 from softmaxfree.tasks.optimization import check_optimizer, create_optimizer
@@ -89,3 +95,22 @@ def test_the_loss_with_stablemax():
     assert trainer.callback_metrics["val/loss"].isfinite()
     with pytest.raises(InputError, match=r"model\.loss must be cross_entropy or stablemax"):
         task(loss="stable")
+
+
+def test_predictions_have_the_probabilities_of_the_loss(tmp_path):
+    image = tmp_path / "image.png"
+    Image.new("L", (16, 16), 200).save(image)
+    for loss in ("stablemax", "cross_entropy"):
+        module = task(loss=loss)
+        module.model.head.weight.data.mul_(50)
+        trainer = fit(module, max_epochs=1, limit_train_batches=1)
+        trainer.save_checkpoint(tmp_path / f"{loss}.ckpt")
+        classifier = load_classifier(str(tmp_path / f"{loss}.ckpt"), None)
+        predict_classes([image], classifier, tmp_path / "out.json", topk=4, format="json")
+        best = json.loads((tmp_path / "out.json").read_text())[0]["predictions"]
+        told = torch.tensor([row["probability"] for row in sorted(best, key=lambda row: row["index"])])
+        x = create_transform(**classifier.data_config)(Image.open(image))
+        with torch.no_grad():
+            logits = classifier.model(x[None])[0]
+        expected = stablemax_logits(logits) if loss == "stablemax" else logits
+        torch.testing.assert_close(told, expected.softmax(-1), rtol=0, atol=1e-5)
