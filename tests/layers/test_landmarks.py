@@ -88,3 +88,14 @@ def test_masked_landmarks_are_those_of_the_valid_tokens_alone(sampling, max_grid
     for i, size in enumerate(sizes):
         alone = layer(tokens[i, :, mask[i].flatten()].unsqueeze(0), list(size))
         torch.testing.assert_close(landmarks[i, :, valid[i]], alone[0])
+
+
+@pytest.mark.parametrize("sampling", ["conv", "mean", "random", "first"])
+def test_an_image_smaller_than_a_window_has_no_landmark_and_stops_no_other(sampling):
+    layer, tokens = Landmarks(8, 4, sampling=sampling, max_grid=(2, 1)), tokens_of((12, 8))
+    mask = torch.ones(2, 12, 8, dtype=torch.bool)
+    mask[1, 3:] = False
+    landmarks = layer(tokens, [12, 8], mask)
+    assert layer.valid(mask).sum(1).tolist() == [2, 0]
+    assert landmarks.isfinite().all()
+    torch.testing.assert_close(landmarks[:1], layer(tokens[:1], [12, 8]))

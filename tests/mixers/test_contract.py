@@ -13,6 +13,12 @@ from softmaxfree.mixers import AbstractMixer, create_mixer, list_mixers, mixer_c
 NAMES = list_mixers()
 DIM, HEADS = 24, 3
 GRIDS = [(4, 5), (6, 6), (1, 7), (9, 2), (1, 1), (13, 11)]
+# arguments of mixers whose defaults are for images
+OF_SEQUENCES = {
+    "linformer": {"landmark_grid": (16,)},
+    "nystrom": {"landmark_grid": (16,)},
+    "soft": {"ndim": 1, "landmark_grid": (16,)},
+}
 
 every_mixer = pytest.mark.parametrize("name", NAMES)
 
@@ -76,7 +82,7 @@ def test_any_grid_and_batch(name, grid):
 @every_mixer
 def test_a_sequence(name):
     if 1 in mixer_class(name).ndims:
-        mixer = make(name, **({"ndim": 1, "landmark_grid": (16,)} if name == "soft" else {}))
+        mixer = make(name, **OF_SEQUENCES.get(name, {}))
         assert mixer(tokens(2, 37), [37]).isfinite().all()
     else:
         with pytest.raises(InputError, match="must have 2 axes"):
@@ -140,6 +146,20 @@ def test_padding_leaves_no_trace_or_is_refused(name):
 
 
 @every_mixer
+def test_an_image_of_padding_alone_is_finite(name):
+    mixer = make(name)
+    if not mixer.masks:
+        pytest.skip("takes no mask")
+    x, mask = tokens(2, 42).requires_grad_(), torch.ones(2, 6, 7, dtype=torch.bool)
+    mask[1] = False
+    out = mixer(x, [6, 7], mask)
+    assert out.isfinite().all()
+    out[0].square().sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(out[:1], mixer(x[:1], [6, 7]), rtol=1e-9, atol=1e-10)
+
+
+@every_mixer
 def test_prefix_tokens_are_taken_or_refused(name):
     mixer = make(name)
     x = tokens(2, 21)
@@ -192,7 +212,8 @@ def test_compiles_in_one_graph(name):
 @every_mixer
 def test_exports_with_dynamic_sizes(name):
     mixer = make(name)
-    height, width = (torch.export.Dim(side, min=max(2, mixer.min_grid), max=64) for side in ("height", "width"))
+    # at 4 also windows of 2 x 2 are more than one, a size that torch.export takes for a constant
+    height, width = (torch.export.Dim(side, min=max(4, mixer.min_grid), max=64) for side in ("height", "width"))
 
     class OnMap(torch.nn.Module):
         def __init__(self) -> None:

@@ -215,7 +215,7 @@ def _pooling_weights(out: Tensor, size: int, target: Tensor, like: Tensor, sizes
         begin = out * size // target
         end = ((out + 1) * size + target - 1) // target
     else:
-        cells = sizes[:, None, None]
+        cells = sizes[:, None, None].clamp(min=1)  # an image without a cell has arbitrary rows alone
         wanted = cells.clamp(max=target)
         begin = out * cells // wanted
         end = ((out + 1) * cells + wanted - 1) // wanted

@@ -10,7 +10,7 @@ from softmaxfree.ops.precision import full_precision, widen
 
 @register
 class EfficientAttention(AbstractAttention):
-    """`softmax_D(q) (softmax_N(k)^T v)`, eq. 3 and 4 of the paper.
+    """`softmax_D(q) (softmax_N(k)^T v)`, the softmax normalization of the paper.
 
     Rows sum to 1 without a division. The released module adds its input; here the block does. Arguments: see
     `AbstractAttention`.
