@@ -58,6 +58,14 @@ def test_with_a_mask_the_table_is_resampled_for_each_image():
         torch.testing.assert_close(image[:height, :width].flatten(0, 1), table(height, width)[0], rtol=1e-5, atol=1e-7)
 
 
+def test_a_float64_table_is_resampled_in_float64():
+    table, mask = PositionTable(8, (5, 7), dtype=torch.float64), torch.ones(1, 6, 4, dtype=torch.bool)
+    image = table.table.view(1, 5, 7, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(image, size=(6, 4), mode="bilinear").flatten(2).transpose(1, 2)
+    for out in (table(6, 4), table(6, 4, mask)):
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("source", [1, 5, 56])
 def test_resize_matrix_is_linear_interpolation(source):
     x, sizes = torch.randn(3, source), [1, 17, 70]

@@ -28,7 +28,7 @@ from torch.types import Device
 from softmaxfree.arguments import require, require_whole, require_whole_numbers
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
-from softmaxfree.ops.precision import full_precision
+from softmaxfree.ops.precision import full_precision, widen
 
 _EVO_NORMS = (
     EvoNorm2dS0,
@@ -231,8 +231,8 @@ class PositionTable(nn.Module):
         return self.table if (height, width) == self.grid else self.resample(height, width)
 
     def resample(self, height: int, width: int) -> Tensor:
-        """Returns the table, interpolated to `height x width` in float32."""
-        table = self.table.float().view(1, self.grid[0], self.grid[1], -1).permute(0, 3, 1, 2)
+        """Returns the table, interpolated to `height x width` in float32 or wider."""
+        table = widen(self.table).view(1, self.grid[0], self.grid[1], -1).permute(0, 3, 1, 2)
         table = F.interpolate(table, size=[height, width], mode="bilinear", align_corners=False)
         return table.flatten(2).transpose(1, 2).to(self.table.dtype)
 
@@ -240,24 +240,26 @@ class PositionTable(nn.Module):
         """Does the same as `resample` for each image's own size, without asking the device for it."""
         rows, columns = extents(mask)
         with full_precision(self.table):
-            table = self.table.float().view(self.grid[0], -1)
-            table = resize_matrix(rows, mask.shape[1], self.grid[0]) @ table
+            table = widen(self.table).view(self.grid[0], -1)
+            table = resize_matrix(rows, mask.shape[1], self.grid[0], table.dtype) @ table
             table = table.unflatten(-1, (self.grid[1], -1))
-            table = resize_matrix(columns, mask.shape[2], self.grid[1]).unsqueeze(1) @ table
+            table = resize_matrix(columns, mask.shape[2], self.grid[1], table.dtype).unsqueeze(1) @ table
         return table.flatten(1, 2).to(self.table.dtype)
 
 
-def resize_matrix(sizes: Tensor, target: int, source: int) -> Tensor:
+def resize_matrix(sizes: Tensor, target: int, source: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns the matrices of linear interpolation (without aligned corners) to sizes that differ.
 
     Args:
         sizes: `(B,)` cells wanted.
         target: rows of the matrices, at least the largest of `sizes`; those beyond an image's size are arbitrary.
         source: cells given.
+        dtype: of the matrices.
 
     Returns:
-        `(B, target, source)` float32.
+        `(B, target, source)`.
     """
-    place = torch.arange(target, device=sizes.device).add(0.5) * (source / sizes.unsqueeze(1)) - 0.5
+    step = source / sizes.unsqueeze(1).to(dtype)
+    place = torch.arange(target, device=sizes.device, dtype=dtype).add(0.5) * step - 0.5
     place = place.clamp(0, source - 1).unsqueeze(-1)
     return (1 - (place - torch.arange(source, device=sizes.device)).abs()).clamp_min(0)

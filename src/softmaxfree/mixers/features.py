@@ -1,6 +1,9 @@
 """Attention by feature maps, linear in the tokens: products from the right, whatever the map."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from softmaxfree.mixers.mixer import valid_tokens, zero_tokens
@@ -8,7 +11,14 @@ from softmaxfree.ops.precision import full_precision, widen
 
 
 def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, eps: float = 0.0, least: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    eps: float | Tensor = 0.0,
+    least: float = 0.0,
+    turn: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Returns `q (k^T v) / (q sum_j k_j + eps)`: attention whose weights are inner products of features.
 
@@ -21,6 +31,7 @@ def linear_attention(
         mask: `(B, *grid)` bool, True where a token is valid: the features of other keys count as 0.
         eps: added to the denominator.
         least: what the denominator is at least, if not 0.
+        turn: what features of all tokens go through in the numerator, and not in the denominator.
 
     Returns:
         `(B, H, N, E)` in the dtype of `v`.
@@ -32,6 +43,8 @@ def linear_attention(
         total = q @ k.sum(-2).unsqueeze(-1) + eps
         if least:
             total = total.clamp(min=least)
+        if turn is not None:
+            q, k = turn(q), turn(k)
         return (q @ (k.transpose(-1, -2) @ widen(v)) / total).to(v.dtype)
 
 
@@ -44,3 +57,8 @@ def mask_logits(x: Tensor, mask: Tensor | None) -> Tensor:
         return x
     padding = ~valid_tokens(mask, x.shape[-2])[:, None, :, None]
     return x.masked_fill(padding, torch.finfo(x.dtype).min)
+
+
+def by_sign(x: Tensor) -> Tensor:
+    """Returns the positive part and the size of the negative part of `(..., D)` side by side, `(..., 2 D)`."""
+    return F.relu(torch.cat([x, -x], -1))

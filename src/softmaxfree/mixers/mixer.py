@@ -25,7 +25,7 @@ class AbstractMixer(nn.Module, abc.ABC):
     such as a class token; they come first and are always valid.
 
     A subclass makes `proj`, all other weights, and if it has them `value_conv`, a convolution of the values on the grid
-    that is added to the result, and `gate`, a function of the tokens that the result is multiplied by.
+    that is added to the result, then `out_norm`, and `gate`, a function of the tokens that the result is multiplied by.
 
     Args:
         dim: channels `C`.
@@ -64,6 +64,7 @@ class AbstractMixer(nn.Module, abc.ABC):
             raise InputError(f"num_heads must divide the width {dim}, got {num_heads}")
         self.dim, self.num_heads, self.head_dim = dim, num_heads, dim // num_heads
         self.value_conv: Any = None
+        self.out_norm: nn.Module | None = None
         self.gate: nn.Module | None = None
 
     @abc.abstractmethod
@@ -104,11 +105,18 @@ class AbstractMixer(nn.Module, abc.ABC):
         self.check(x, grid, mask)
         q, k, v = self.project(x)
         out = self.mix(q, k, v, grid, mask).transpose(1, 2).flatten(2)
-        if self.value_conv is not None:
-            out = self.convolve(v, grid, mask).add_(out)
+        local = self.local(x, v, grid, mask)
+        if local is not None:
+            out = local.add_(out)
+        if self.out_norm is not None:
+            out = self.out_norm(out)
         if self.gate is not None:
             out = out * self.gate(x)
         return self.proj(out)
+
+    def local(self, x: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor | None:
+        """Returns what is added to the mixed tokens, `(B, N, C)`: the convolved values; None for nothing."""
+        return None if self.value_conv is None else self.convolve(v, grid, mask)
 
     @property
     def min_grid(self) -> int:
@@ -118,7 +126,9 @@ class AbstractMixer(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
         own = own_arguments(type(self))
-        return {"name": self.name} | {key: plain(getattr(self, key)) for key in own}
+        kept = {key: plain(getattr(self, key)) for key in own}
+        absent = {key: False for key, p in own.items() if kept[key] is None and isinstance(p.default, bool)}
+        return {"name": self.name} | kept | absent
 
     def adjust(self, **changes: Any) -> None:
         """Changes arguments among `adjustable`.
@@ -221,8 +231,16 @@ class AbstractAttention(AbstractMixer):
 
     @property
     def value_filter_channels(self) -> int:
-        """Number of filters of `value_conv`: one a channel."""
+        """Number of filters of `value_conv`: one a channel; or one a channel of a head, the same for all heads."""
         return self.dim
+
+    def value_filters(self) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of `value_conv` with a filter for each channel."""
+        weight, bias = super().value_filters()
+        heads = self.dim // self.value_filter_channels
+        if heads == 1:
+            return weight, bias
+        return weight.repeat(heads, *[1] * (weight.ndim - 1)), None if bias is None else bias.repeat(heads)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""
@@ -265,10 +283,14 @@ def zero_tokens(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def num_valid(mask: Tensor | None, x: Tensor) -> Tensor | int:
-    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1."""
+    """Returns the number of valid tokens of `x (B, H, N, D)`: `N`, or with a mask `(B, 1, 1, 1)`, at least 1.
+
+    Of the dtype that ops compute in: a whole number times a float would be float32 for float64 too.
+    """
     if mask is None:
         return x.shape[-2]
-    return valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)[:, None, None, None]
+    counts = valid_tokens(mask, x.shape[-2]).sum(1).clamp(min=1)
+    return counts.to(compute_dtype(x.dtype))[:, None, None, None]
 
 
 def log_num_valid(mask: Tensor | None, x: Tensor) -> Tensor:
@@ -279,9 +301,9 @@ def log_num_valid(mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 def plain(value: Any) -> Any:
-    """Returns an argument as JSON knows it."""
+    """Returns an argument as JSON knows it; True for a module, which an extra that is there is kept as."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if value is None or isinstance(value, nn.Module):  # an extra, which is there or not
-        return value is not None
+    if isinstance(value, nn.Module):
+        return True
     return list(value) if isinstance(value, tuple | list) else value
