@@ -1,18 +1,28 @@
 """Checks of arguments that a user gives: each names the argument, what was given and what is allowed."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from softmaxfree.errors import InputError
 
-__all__ = ["require", "require_number", "require_whole", "require_whole_numbers"]
+__all__ = ["require", "require_known", "require_number", "require_whole", "require_whole_numbers"]
 
 
 def require(condition: bool, name: str, given: Any, allowed: str) -> None:
     """Raises InputError unless the condition holds."""
     if not condition:
         raise InputError(f"{name} must be {allowed}, got {given!r}")
+
+
+def require_known(name: str, given: Any, known: Iterable[str]) -> None:
+    """Raises InputError, with the nearest names, unless `given` is one of those that are known."""
+    known = list(known)
+    if given not in known:
+        close = difflib.get_close_matches(str(given), known)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+        raise InputError(f"{name}: there is no {given!r}; {hint}")
 
 
 def require_whole(name: str, given: Any, least: int) -> None:

@@ -337,7 +337,7 @@ print(*sorted({"lightning", "jsonargparse", "torchmetrics", "matplotlib", "rich"
         ("model.lr=abc", "model.lr"),
         ("model.lr=-1", "model.lr must be 0 to inf, got -1"),
         ("model.label_smoothing=3", "model.label_smoothing must be 0 to 1, got 3"),
-        ("model.opt=adamm", "timm has no optimizer 'adamm'; did you mean adam"),
+        ("model.opt=adamm", "model.opt: there is no 'adamm'; did you mean adam"),
         ('model.opt_args={"nonsense": 1}', "nonsense"),
         ('model.opt_args={"betas": [2, 3]}', "Invalid beta"),
         ("model.sched=cosin", "model.sched"),

@@ -20,6 +20,8 @@ def answering(answer, **hparams):
         def __call__(self, images):
             return answer
 
+        log_odds = __call__
+
     task = Task()
     task.hparams = hparams
     return task

@@ -37,6 +37,6 @@ def test_it_needs_a_validation():
 
 
 def test_an_unknown_optimizer():
-    with pytest.raises(InputError, match=r"model.opt: timm has no optimizer 'adamww'; did you mean adamw"):
+    with pytest.raises(InputError, match=r"model.opt: there is no 'adamww'; did you mean adamw"):
         task(opt="adamww")
     task(opt="lookahead_adamw")

@@ -24,11 +24,15 @@ _KINDS = ("classification", "detection", "segmentation")
 
 
 class Classifier(NamedTuple):
-    """A model in eval mode, how images are prepared for it (in timm's words), what its outputs are called."""
+    """A model in eval mode, how images are prepared for it (in timm's words), what its outputs are called.
+
+    `loss` is that of the training: it tells what makes probabilities of the outputs.
+    """
 
     model: nn.Module
     data_config: dict[str, Any]
     class_names: list[str]
+    loss: str = "cross_entropy"
 
 
 class LoadedTask(NamedTuple):
@@ -175,7 +179,8 @@ def load_classifier(checkpoint: str | None, model: str | None, size: int | None 
             raise InputError(f"--size must be {smallest} or more for this model, got {size}")
         config["input_size"] = (config["input_size"][0], size, size)
     names = net.pretrained_cfg.get("label_names") or range(net.num_classes)
-    return Classifier(net.eval(), config, [str(name) for name in names])
+    trained = read_notes(checkpoint).get("hyper_parameters", {}) if checkpoint else {}
+    return Classifier(net.eval(), config, [str(name) for name in names], trained.get("loss", "cross_entropy"))
 
 
 def _load(checkpoint: str | None, model: str | None) -> nn.Module:

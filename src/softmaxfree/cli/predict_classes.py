@@ -20,6 +20,7 @@ from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.table import plain_table, print_table
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, check_resized, read_image
+from softmaxfree.ops import stablemax_logits
 
 __all__ = ["is_table", "predict_classes"]
 
@@ -60,7 +61,10 @@ def predict_classes(
     results = []
     for paths, batch in _batches(images, _reader(classifier.data_config, max_pixels), batch_size, on_error):
         with torch.inference_mode():
-            best = classifier.model(batch.to(device)).float().softmax(-1).topk(told)
+            logits = classifier.model(batch.to(device)).float()
+            if classifier.loss == "stablemax":
+                logits = stablemax_logits(logits)
+            best = logits.softmax(-1).topk(told)
         for path, values, indices in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
             likeliest = zip(indices, values, strict=True)
             predictions = [{"class": names[i], "index": i, "probability": p} for i, p in likeliest]

@@ -1,14 +1,19 @@
 """The transformer block around a token mixer: mixer and feed-forward part, each with a residual sum and LayerNorm."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, GELUTanh, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.types import Device
 
-from softmaxfree.arguments import require, require_number
+from softmaxfree.arguments import require, require_known, require_number, require_whole
+from softmaxfree.layers.feed_forward import feed_forward
+
+_FEED_FORWARD = ("mlp_ratio", "mlp", "act", "num_features")
 
 # of the hidden features that inference holds at once: what caches hold, and what keeps a GPU busy
 _CPU_HIDDEN_BYTES, _HIDDEN_BYTES = 1 << 22, 1 << 26
@@ -21,6 +26,9 @@ class Block(nn.Module):
         mixer: mixes the tokens, such as `softmaxfree.mixers.create_mixer` makes; its `dim` is the width `C`.
         norm: `"post"`: LayerNorm after each residual sum; `"pre"`: before each branch.
         mlp_ratio: hidden width of the feed-forward part over `C`.
+        mlp: `"mlp"`: two linear layers; `"snnk"`: kernel features in the place of the first, see `KernelMlp`.
+        act: activation between the linear layers: `"polynorm"`, see `PolyNorm`, or one of timm's.
+        num_features: number of kernel features; 0 for `C`.
         drop_path: probability that an image skips a branch in training (stochastic depth; the released code drops
             single elements under this name).
         device: of the weights.
@@ -36,12 +44,16 @@ class Block(nn.Module):
         *,
         norm: Literal["post", "pre"] = "post",
         mlp_ratio: float = 4.0,
+        mlp: Literal["mlp", "snnk"] = "mlp",
+        act: str = "gelu_tanh",
+        num_features: int = 0,
         drop_path: float = 0.0,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         require_number("mlp_ratio", mlp_ratio, 0)
+        require_whole("num_features", num_features, 0)
         require_number("drop_path", drop_path, 0, below=1)
         require(norm in ("post", "pre"), "norm", norm, "'post' or 'pre'")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -51,11 +63,11 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         require(hidden >= 1, "mlp_ratio", mlp_ratio, f"enough for one hidden feature of {dim}")
         self.norm1 = nn.LayerNorm(dim, **factory)
-        self.mlp = Mlp(dim, hidden, act_layer=GELUTanh, **factory)
+        self.mlp = feed_forward(mlp, dim, hidden, act, num_features, **factory)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **factory)
         self.norm_first = norm == "pre"
-        self._hidden_width = hidden
+        self._hidden_width = max(hidden, num_features)
 
     def forward(self, x: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Maps tokens `(B, N, C)` on a grid, valid where `mask (B, *grid)` is True, to `(B, N, C)`."""
@@ -76,3 +88,22 @@ class Block(nn.Module):
         hidden_bytes = _CPU_HIDDEN_BYTES if x.device.type == "cpu" else _HIDDEN_BYTES
         tokens = x.flatten(0, 1).split(max(1, hidden_bytes // (self._hidden_width * x.element_size())))
         return torch.cat([self._feed_forward(chunk) for chunk in tokens]).view_as(x)
+
+
+def block_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the arguments of the feed-forward part of `Block`: those given, and the defaults of the others.
+
+    Args:
+        given: some of them; None for none.
+
+    Returns:
+        All of them.
+
+    Raises:
+        InputError: there is no such argument.
+    """
+    given = dict(given or {})
+    for key in given:
+        require_known("block_args", key, _FEED_FORWARD)
+    parameters = inspect.signature(Block.__init__).parameters
+    return {key: parameters[key].default for key in _FEED_FORWARD} | given

@@ -6,16 +6,43 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, register_notrace_module, trunc_normal_
+from timm.layers import (
+    ConvNormAct,
+    EvoNorm2dB0,
+    EvoNorm2dB1,
+    EvoNorm2dB2,
+    EvoNorm2dS0,
+    EvoNorm2dS0a,
+    EvoNorm2dS1,
+    EvoNorm2dS1a,
+    EvoNorm2dS2,
+    EvoNorm2dS2a,
+    register_notrace_module,
+    trunc_normal_,
+)
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.types import Device
 
-from softmaxfree.arguments import require_whole, require_whole_numbers
+from softmaxfree.arguments import require, require_whole, require_whole_numbers
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision, widen
+
+_EVO_NORMS = (
+    EvoNorm2dS0,
+    EvoNorm2dS0a,
+    EvoNorm2dS1,
+    EvoNorm2dS1a,
+    EvoNorm2dS2,
+    EvoNorm2dS2a,
+    EvoNorm2dB0,
+    EvoNorm2dB1,
+    EvoNorm2dB2,
+)
+STEM_NORMS = ("batchnorm", *(norm.__name__.lower().replace("2d", "") for norm in _EVO_NORMS))
+"""Norms that `stem` takes."""
 
 # of the largest map between the layers that inference holds at once
 _CPU_STRIP_BYTES, _STRIP_BYTES = 1 << 26, 1 << 30
@@ -24,7 +51,8 @@ _CPU_STRIP_BYTES, _STRIP_BYTES = 1 << 26, 1 << 30
 class ConvEmbedding(nn.Sequential):
     """Convolutions with norm, each followed by a ReLU; each sees zeros in the padding, as at an image's border.
 
-    In training the norm takes its statistics over the valid cells.
+    In training the norm takes its statistics over the valid cells. EvoNorm is norm and activation in one, and refuses a
+    mask.
 
     Args:
         *layers: what to apply in turn.
@@ -49,7 +77,11 @@ class ConvEmbedding(nn.Sequential):
             return self._in_strips(x, mask, strips)
         for layer in _layers_of(self):
             x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
-            x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
+            if isinstance(layer.bn, _EVO_NORMS):
+                require(mask is None, "mask", "one", "None: EvoNorm takes statistics over the padding, too")
+                x = layer.bn(x)
+            else:
+                x = F.relu(batch_norm(layer.bn, x, mask), inplace=True)
         return x
 
     def _in_strips(self, x: Tensor, mask: Tensor | None, strips: int) -> Tensor:
@@ -105,19 +137,38 @@ def _num_strips(embedding: nn.Module, x: Tensor) -> int:
     return -(-len(x) * max(sizes) * x.element_size() // most)
 
 
-def _layer(in_dim: int, dim: int, stride: int, **factory: Any) -> ConvNormAct:
+def _layer(in_dim: int, dim: int, stride: int, norm: str = "batchnorm", **factory: Any) -> ConvNormAct:
     # without timm's activation, which torch's SyncBatchNorm.convert_sync_batchnorm would drop with the norm
-    return ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, apply_act=False, **factory)
+    evo = norm != "batchnorm"
+    return ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, apply_act=evo, norm_layer=norm, **factory)
 
 
-def stem(in_chans: int, dim: int, *, width: int = 32, **factory: Any) -> ConvEmbedding:
-    """Returns three 3x3 conv-BN-ReLU of strides 2, 1, 2: `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`."""
+def stem(in_chans: int, dim: int, *, width: int = 32, norm: str = "batchnorm", **factory: Any) -> ConvEmbedding:
+    """Makes three 3x3 convolutions of strides 2, 1, 2, each with norm and activation.
+
+    Args:
+        in_chans: channels of the image.
+        dim: channels of the result.
+        width: channels between.
+        norm: "batchnorm", with a ReLU; or "evonorms0", "evonormb0" or another of timm's EvoNorms (arXiv 2004.02967),
+            norm and activation in one. They take statistics over the whole map, so that no image may be padded.
+        **factory: device and dtype of the weights.
+
+    Returns:
+        Maps `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`.
+
+    Raises:
+        InputError: for an argument out of range.
+    """
     for name, given in (("in_chans", in_chans), ("dim", dim), ("width", width)):
         require_whole(name, given, 1)
+    require(norm in STEM_NORMS, "stem_norm", norm, f"one of {', '.join(STEM_NORMS)}")
+    grouped = norm.startswith("evonorms")  # in groups of 1 / 32 of the channels
+    require(not grouped or dim % 32 == width % 32 == 0, "stem_norm", norm, f"for a multiple of 32 channels, not {dim}")
     return ConvEmbedding(
-        _layer(in_chans, width, 2, **factory),
-        _layer(width, width, 1, **factory),
-        _layer(width, dim, 2, **factory),
+        _layer(in_chans, width, 2, norm, **factory),
+        _layer(width, width, 1, norm, **factory),
+        _layer(width, dim, 2, norm, **factory),
     )
 
 

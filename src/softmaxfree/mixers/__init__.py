@@ -1,5 +1,6 @@
 """Token mixers: softmax-free attention and what it is compared with, behind one interface."""
 
+from softmaxfree.mixers.activator import GatedLinearUnit
 from softmaxfree.mixers.cosformer import CosformerAttention
 from softmaxfree.mixers.efficient import EfficientAttention
 from softmaxfree.mixers.elu_linear import EluLinearAttention
@@ -34,6 +35,7 @@ __all__ = [
     "EfficientAttention",
     "EluLinearAttention",
     "FocusedAttention",
+    "GatedLinearUnit",
     "GaussianAttention",
     "HedgehogAttention",
     "InjectiveAttention",

@@ -49,6 +49,8 @@ class AbstractMixer(nn.Module, abc.ABC):
     """Costs time and memory linear in the number of tokens."""
     linear_in_v: bool = True
     """`mix` is linear in `v`."""
+    mixes: bool = True
+    """Tokens see each other; else it is a control, and results should say so."""
     row_sum: float | None = None
     """What the weights of each query sum to, where that is the same for all."""
     approximates: str = ""

@@ -1,10 +1,10 @@
 """Mixers by name."""
 
-import difflib
 from typing import Any
 
 from timm.layers import register_notrace_module
 
+from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mixers.mixer import AbstractMixer, own_arguments
 
@@ -46,10 +46,7 @@ def mixer_class(name: str) -> type[AbstractMixer]:
     Raises:
         InputError: there is none, with the nearest names.
     """
-    if name not in _MIXERS:
-        close = difflib.get_close_matches(str(name), _MIXERS)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(list_mixers())}"
-        raise InputError(f"mixer: there is no {name!r}; {hint}")
+    require_known("mixer", name, list_mixers())
     return _MIXERS[name]
 
 

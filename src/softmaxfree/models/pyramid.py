@@ -12,7 +12,7 @@ from torch.types import Device
 
 from softmaxfree.arguments import require, require_number, require_whole, require_whole_numbers
 from softmaxfree.errors import InputError
-from softmaxfree.layers import downsample, stem
+from softmaxfree.layers import block_arguments, downsample, stem
 from softmaxfree.layers.padding import at_stride, valid_mean
 from softmaxfree.mixers import AbstractMixer, create_mixer
 from softmaxfree.models.backbone import AbstractBackbone
@@ -44,6 +44,9 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         mixer: name of the mixer of all stages, or one of each; see `softmaxfree.mixers.list_mixers`. The last may be
             `"class_token"`: the released last stage, with softmax and a class token.
         mixer_args: arguments for all mixers that have them, or a dict for each stage.
+        block_args: `mlp_ratio`, `mlp`, `act` and `num_features` of all blocks, see `softmaxfree.layers.Block`; those of
+            `class_token` are always the released ones.
+        stem_norm: norm of the stem: "batchnorm" (released), or one of timm's EvoNorms, which takes no masks.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         device: of the weights.
@@ -65,6 +68,8 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         output_stride: Literal[8, 16, 32] = 32,
         mixer: str | Sequence[str] = ("soft", "soft", "soft", CLASS_TOKEN),
         mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        block_args: Mapping[str, Any] | None = None,
+        stem_norm: str = "batchnorm",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Device = None,
@@ -86,6 +91,7 @@ class SoftmaxFreeTransformer(AbstractBackbone):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
         self.depths, self.num_heads = tuple(depths), tuple(num_heads)
         self.output_stride: int = output_stride
+        self.fixed_args = {"block_args": block_arguments(block_args), "stem_norm": stem_norm}
         self.feature_info = []
 
         grid, stride = to_2tuple(img_size), 1
@@ -93,7 +99,7 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         stages: list[nn.Module] = []
         for i, dim in enumerate(embed_dims):
             if i == 0:
-                embed = stem(in_chans, dim, **factory)
+                embed = stem(in_chans, dim, norm=stem_norm, **factory)
             else:
                 embed = downsample(embed_dims[i - 1], dim, stride=2 if stride < output_stride else 1, **factory)
             stride *= embed.stride
@@ -103,7 +109,7 @@ class SoftmaxFreeTransformer(AbstractBackbone):
             else:
                 own: Any = {**arguments[i], **factory}
                 make = functools.partial(create_mixer, mixers[i], dim=dim, num_heads=num_heads[i], **own)
-                stages.append(Stage(embed, dim, grid, make, rates[i], **factory))
+                stages.append(Stage(embed, dim, grid, make, rates[i], block_args, **factory))
             self.feature_info.append({"num_chs": dim, "reduction": stride, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         # the grid of stride s has ceil(n / s) cells, and each mixer wants some

@@ -1,6 +1,6 @@
 """The two kinds of stage: around any mixer, and the released last stage with softmax and a class token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.types import Device
 
-from softmaxfree.layers import Block, ConvEmbedding, PositionTable
+from softmaxfree.layers import Block, ConvEmbedding, PositionTable, block_arguments
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 from softmaxfree.mixers import AbstractMixer
@@ -28,6 +28,7 @@ class Stage(nn.Module):
         grid: size `(Y, X)` of the stored position table.
         make_mixer: makes the mixer of a block.
         drop_path: stochastic depth rate of each block; as many as blocks.
+        block_args: of the feed-forward part, see `Block`; None for the defaults.
         device: of the weights.
         dtype: of the weights.
     """
@@ -39,6 +40,7 @@ class Stage(nn.Module):
         grid: tuple[int, int],
         make_mixer: Callable[[], AbstractMixer],
         drop_path: list[float],
+        block_args: Mapping[str, Any] | None = None,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -47,7 +49,8 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
         self.embed = embed
         self.pos_embed = PositionTable(dim, grid, **factory)
-        self.blocks = nn.ModuleList(Block(make_mixer(), drop_path=rate, **factory) for rate in drop_path)
+        block: dict[str, Any] = {**block_arguments(block_args), **factory}
+        self.blocks = nn.ModuleList(Block(make_mixer(), drop_path=rate, **block) for rate in drop_path)
 
     @property
     def mixers(self) -> list[AbstractMixer]:

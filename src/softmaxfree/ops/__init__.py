@@ -7,6 +7,7 @@ Shape letters, used everywhere: `B` images, `H` heads, `N` tokens, `M` landmarks
 from softmaxfree.ops.gaussian import gaussian_gram, gaussian_product
 from softmaxfree.ops.nystrom import gaussian_attention, nystrom_attention
 from softmaxfree.ops.pinv import AbstractPinvSolver, Cholesky, Eigh, Newton, as_solver, pinv, residual
+from softmaxfree.ops.stablemax import stablemax_logits
 
 __all__ = [
     "AbstractPinvSolver",
@@ -20,4 +21,5 @@ __all__ = [
     "nystrom_attention",
     "pinv",
     "residual",
+    "stablemax_logits",
 ]

@@ -43,7 +43,7 @@ def judge_classified(
 ) -> list[Judged]:
     """Return the probability of the predicted class where that is wrong."""
     images, labels = batch
-    probabilities = task(images.to(task.device)).float().softmax(1).cpu()
+    probabilities = task.log_odds(images.to(task.device)).float().softmax(1).cpu()
     highest, predicted = probabilities.max(1)
     judged = []
     for image, label, p, c, all_p in zip(

@@ -1,6 +1,6 @@
 """Image classification with any model of timm."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.data import Mixup
@@ -10,8 +10,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import create_model
+from softmaxfree.ops import stablemax_logits
 from softmaxfree.tasks.memory import tells_memory
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.training import AbstractTask
@@ -36,6 +38,8 @@ class ClassificationTask(AbstractTask):
         mixup_prob: Probability that a batch is mixed, 0 to 1.
         mixup_switch_prob: Probability of CutMix rather than mixup, where both are on.
         label_smoothing: Part of the target that is spread over all classes, 0 to 1.
+        loss: "cross_entropy"; or "stablemax", cross-entropy with StableMax in place of softmax, whose gradient does not
+            die out where the right answer is sure already.
         class_weights: Weight of each class in the training loss; null gives all classes the same weight.
         grad_checkpointing: Whether blocks are computed again in the backward pass, which saves memory and costs time.
         compile: Whether the model runs through `torch.compile`.
@@ -61,6 +65,7 @@ class ClassificationTask(AbstractTask):
         mixup_prob: float = 1.0,
         mixup_switch_prob: float = 0.5,
         label_smoothing: float = 0.1,
+        loss: Literal["cross_entropy", "stablemax"] = "cross_entropy",
         class_weights: list[float] | None = None,
         grad_checkpointing: bool = False,
         compile: bool = False,
@@ -69,6 +74,7 @@ class ClassificationTask(AbstractTask):
         super().__init__(**kwargs)
         if "num_classes" in (model_args or {}):
             raise InputError("model.model_args.num_classes: give model.num_classes alone")
+        require(loss in ("cross_entropy", "stablemax"), "model.loss", loss, "cross_entropy or stablemax")
         with self.naming_arguments():
             weights = weights_of(class_weights, num_classes)
             self.model: Any = create_model(name, num_classes=num_classes, **self.start_args(model_args))
@@ -107,6 +113,11 @@ class ClassificationTask(AbstractTask):
         """Return logits (B, num_classes) of images (B, C, H, W)."""
         return self.model(images)
 
+    def log_odds(self, images: Tensor) -> Tensor:
+        """Return what softmax turns into the probabilities (B, num_classes) that the loss is of."""
+        logits = self(images)
+        return stablemax_logits(logits) if self.hparams["loss"] == "stablemax" else logits
+
     def setup(self, stage: str) -> None:
         """Compare the model with the data.
 
@@ -143,11 +154,11 @@ class ClassificationTask(AbstractTask):
         images, labels = batch
         if self.mixup is not None:
             images, targets = self._mix(images, labels)
-            loss = F.cross_entropy(self(images), targets, self.class_weights, reduction="sum")
+            loss = F.cross_entropy(self.log_odds(images), targets, self.class_weights, reduction="sum")
             loss = loss / (targets @ self.class_weights).sum()  # torch's own mean of such targets is over images
         else:
             smoothing = self.hparams["label_smoothing"]
-            loss = F.cross_entropy(self(images), labels, self.class_weights, label_smoothing=smoothing)
+            loss = F.cross_entropy(self.log_odds(images), labels, self.class_weights, label_smoothing=smoothing)
         self.log_loss(loss, batch_idx, len(images))
         return loss
 
@@ -156,7 +167,7 @@ class ClassificationTask(AbstractTask):
         if batch is None:
             return
         images, labels = batch
-        logits = self(images)
+        logits = self.log_odds(images)  # in the order of the logits
         self.val_loss.update(F.cross_entropy(logits, labels), weight=len(images))
         self.accuracy.update(logits, labels)
         self.confusion.update(logits, labels)

@@ -1,16 +1,16 @@
 """Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import OptimInfo, OptimizerRegistry, create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
+from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 
 __all__ = [
@@ -22,6 +22,15 @@ __all__ = [
     "epochs_done",
     "scaled_lr",
 ]
+
+_ORTHOGRAD = "orthograd"
+_WRAPPERS = ("lookahead_", f"{_ORTHOGRAD}_")
+# of pytorch-optimizer: they want another training loop, weights told apart by hand, or weights of one shape
+_OTHER_LOOPS = (
+    *("lomo", "adalomo", "adammini", "lbfgs", "bsam", "demo", "lorarite", "spectralsphere"),
+    *("adago", "distributedmuon", "muonclip", "normuon"),
+    *("schedulefreeadamw", "schedulefreeradam", "schedulefreesgd"),
+)
 
 LrScaling = Literal["none", "linear", "sqrt"]
 ScheduleName = Literal["cosine", "tanh", "wsd", "poly", "multistep", "constant"]
@@ -52,36 +61,61 @@ def scaled_lr(lr: float, scaling: LrScaling, base_batch: int, trainer: Trainer) 
 
 
 def check_optimizer(name: str) -> None:
-    """Raises InputError, with the nearest names, where timm has no such optimizer."""
-    base = name.lower().removeprefix("lookahead_")
-    names = [str(known) for known in list_optimizers()]
-    if base not in names:
-        close = difflib.get_close_matches(base, names)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
-        raise InputError(f"model.opt: timm has no optimizer {name!r}; {hint}")
+    """Raises InputError, with the nearest names, where neither timm nor pytorch-optimizer has such an optimizer."""
+    *wrappers, base = name.lower().split("_")
+    for wrapper in wrappers:
+        require_known("model.opt", f"{wrapper}_", _WRAPPERS)
+    if base not in list_optimizers():
+        require_known("model.opt", base, [*map(str, list_optimizers()), *_further_optimizers()])
+    if f"{_ORTHOGRAD}_" in name.lower():
+        _pytorch_optimizer()
 
 
 def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str, Any]) -> Optimizer:
-    """Return an optimizer of timm for the weights that train.
+    """Return an optimizer for the weights that train.
 
     Args:
         model: whose weights are trained; tells what does not decay, and its layers.
-        name: of the optimizer.
+        name: of the optimizer: one of timm, or else of pytorch-optimizer; "lookahead_" or "orthograd_" before it wraps
+            it.
         lr: its rate.
-        arguments: further ones of `timm.optim.create_optimizer_v2`.
+        arguments: further ones of `timm.optim.create_optimizer_v2`, or of the optimizer.
 
     Returns:
         The optimizer.
 
     Raises:
-        InputError: it does not take these arguments.
+        InputError: there is no such optimizer, or it does not take these arguments.
     """
+    check_optimizer(name)
+    wrapped = name.lower().split("_")
+    orthogonal = _ORTHOGRAD in wrapped
+    base = "_".join(part for part in wrapped if part != _ORTHOGRAD)
+    create = create_optimizer_v2
+    if wrapped[-1] not in list_optimizers():  # weights in timm's groups, whatever the optimizer
+        registry = OptimizerRegistry()
+        cls = _pytorch_optimizer().load_optimizer(wrapped[-1])
+        registry.register(OptimInfo(wrapped[-1], cls, has_betas=True))
+        create = registry.create_optimizer
     try:
-        return create_optimizer_v2(model, name, lr=lr, **arguments)
+        optimizer = create(model, base, lr=lr, **arguments)
     except InputError:
         raise
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"model.opt {name!r} with {arguments}: {error}") from error
+    return _pytorch_optimizer().OrthoGrad(optimizer) if orthogonal else optimizer
+
+
+def _further_optimizers() -> list[str]:
+    return [name for name in _pytorch_optimizer().get_supported_optimizers() if name not in _OTHER_LOOPS]
+
+
+def _pytorch_optimizer() -> Any:
+    try:
+        import pytorch_optimizer  # which takes a second
+    except ModuleNotFoundError as error:
+        raise InputError("model.opt: pytorch-optimizer is not installed: pip install 'softmaxfree[train]'") from error
+    return pytorch_optimizer
 
 
 def create_schedule(

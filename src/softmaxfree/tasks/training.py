@@ -21,6 +21,7 @@ from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.curvature import AbstractCurvatureTask, require_single_batches
 from softmaxfree.tasks.freezing import freeze_backbone, frozen_modules, scale_backbone_lr
 from softmaxfree.tasks.optimization import (
     LrScaling,
@@ -34,7 +35,6 @@ from softmaxfree.tasks.optimization import (
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
 from softmaxfree.tasks.sources import read_source
 from softmaxfree.tasks.start import Started, start, told_of_timm
-from softmaxfree.tasks.watching import AbstractWatchedTask
 from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
@@ -45,11 +45,12 @@ _HIGHEST = dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "warmup_lr", "m
 _HIGHEST["label_smoothing"] = 1.0  # all from 0 on
 
 
-class AbstractTask(AbstractWatchedTask):
+class AbstractTask(AbstractCurvatureTask):
     """Trains `self.model`, which a subclass builds by its arguments `name`, `num_classes` and `model_args`.
 
     Args:
-        opt: Name of the optimizer, one of `timm.optim.list_optimizers()`.
+        opt: Name of the optimizer, one of timm's or pytorch-optimizer's; "lookahead_" or "orthograd_" before it wraps
+            it.
         opt_args: Further arguments of the optimizer, such as `betas`; null for none.
         lr: Peak learning rate.
         lr_scaling: How `lr` follows the number of images in an update (batch x processes x accumulated steps).
@@ -261,11 +262,12 @@ class AbstractTask(AbstractWatchedTask):
             Both, as the Trainer takes them.
 
         Raises:
-            InputError: the optimizer does not take these arguments.
+            InputError: the optimizer does not take these arguments, or gradients of several batches together.
         """
         h = self.hparams
         lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
         arguments = {"weight_decay": h["weight_decay"], "layer_decay": h["layer_decay"], **(h["opt_args"] or {})}
+        require_single_batches(h["opt"], self.trainer)
         optimizer = create_optimizer(self.model, h["opt"], lr, arguments)
         scale_backbone_lr(optimizer, self.model, h["backbone_lr_scale"])
         schedule = create_schedule(
