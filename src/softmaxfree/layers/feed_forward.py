@@ -55,6 +55,8 @@ class KernelMlp(nn.Module):
         dtype: of the weights.
     """
 
+    projection_matrix: Tensor
+
     def __init__(
         self, dim: int, hidden: int, num_features: int, *, device: Device = None, dtype: torch.dtype | None = None
     ) -> None:

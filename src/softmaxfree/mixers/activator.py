@@ -11,7 +11,7 @@ from softmaxfree.arguments import require, require_number
 from softmaxfree.mixers.mixer import AbstractMixer
 from softmaxfree.mixers.registry import register
 
-_ACTS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+_ACTS: dict[str, Any] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 
 
 @register

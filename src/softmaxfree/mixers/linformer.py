@@ -41,6 +41,7 @@ class LinformerAttention(AbstractAttention):
 
     name = "linformer"
     source = "Linformer, 2020"
+    approximates = "softmax"
     row_sum: float | None = 1.0
 
     def __init__(

@@ -46,6 +46,7 @@ class NystromAttention(AbstractAttention):
 
     name = "nystrom"
     source = "Nystromformer, AAAI 2021"
+    approximates = "softmax"
 
     def __init__(
         self,

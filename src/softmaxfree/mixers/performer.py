@@ -47,6 +47,7 @@ class PerformerAttention(AbstractAttention):
 
     name = "performer"
     source = "Performer, ICLR 2021"
+    approximates = "softmax"
     row_sum = 1.0
     projection_matrix: Tensor
 

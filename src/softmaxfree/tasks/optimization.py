@@ -91,7 +91,7 @@ def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str
     wrapped = name.lower().split("_")
     orthogonal = _ORTHOGRAD in wrapped
     base = "_".join(part for part in wrapped if part != _ORTHOGRAD)
-    create = create_optimizer_v2
+    create: Any = create_optimizer_v2
     if wrapped[-1] not in list_optimizers():  # weights in timm's groups, whatever the optimizer
         registry = OptimizerRegistry()
         cls = _pytorch_optimizer().load_optimizer(wrapped[-1])
