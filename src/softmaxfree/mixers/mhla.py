@@ -127,7 +127,7 @@ class _Cut:
         self.longest: Any = -(-n // blocks)
         if torch.compiler.is_exporting():  # one alone would be taken for an axis to broadcast, at every size
             self.longest = torch.sym_max(self.longest, 2)
-        side = -(-size // blocks)[:, None]
+        side = (-(-size // blocks)).clamp(min=1)[:, None]  # 0 of padding alone
         token, place = (torch.arange(count, device=size.device) for count in (n, self.longest))
         self.block = (token // side).clamp(max=blocks - 1)
         self.place = (token - self.block * side).clamp(max=self.longest - 1)

@@ -73,7 +73,8 @@ class RelativeKernelAttention(AbstractAttention):
             sums = self._features(k).unsqueeze(-1) * values.unsqueeze(-2)
             sums = self._correlated(sums.flatten(3), grid, mask).unflatten(-1, (self.num_features, -1))
             out = (self._features(q).unsqueeze(-2) @ sums).squeeze(-2)
-            return (out[..., :-1] / out[..., -1:]).to(v.dtype)
+            total = out[..., -1:].clamp(min=torch.finfo(out.dtype).tiny)  # of padding alone it is 0
+            return (out[..., :-1] / total).to(v.dtype)
 
     def _features(self, x: Tensor) -> Tensor:
         logits = F.normalize(widen(x), dim=-1) @ widen(self.projection_matrix).T

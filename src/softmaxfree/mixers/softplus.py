@@ -57,7 +57,8 @@ class SoftplusAttention(AbstractAttention):
                 weights = F.softplus(q @ k.transpose(-2, -1))
                 if padding is not None:
                     weights = weights.masked_fill(padding, 0.0)
-                weights = weights / weights.sum(-1, keepdim=True)
+                total = weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+                weights = weights / total  # of padding alone the total is 0
                 if self.power:
                     weights = self._sharpened(weights, n)
                 return weights.to(v.dtype) @ v
