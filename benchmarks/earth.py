@@ -3,8 +3,9 @@
     python benchmarks/earth.py runs/earth/0/best.ckpt
 
 Each contestant runs in a process of its own, one at a time, the smallest picture first, up to a limit of memory and of
-processor time. IoU is that on the eastern half, which was not trained on. Seams are pairs of pixels on both sides of a
-border between windows that get two classes from the windows, and one from the pass over the whole picture.
+processor time. Windows are squares of 512 pixels, or strips of that width from pole to pole, as the network was trained
+on. IoU is that on the eastern half, which was not trained on. Seams are pairs of pixels on both sides of a border between
+windows that get two classes from the windows, and one from the pass over the whole picture.
 Writes benchmarks/earth-cpu.csv and docs/earth.png.
 """
 
@@ -22,10 +23,10 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from softmaxfree.bench.machine import describe
 
 from softmaxfree.atomic import write_csv
 from softmaxfree.data.earth_labels import CLASS_NAMES, HEIGHT, read_earth
+from softmaxfree.machine import describe
 from softmaxfree.models.segmentation import Segmenter
 from softmaxfree.tasks.loading import load_task
 
@@ -46,33 +47,41 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUTPUT, help="CSV file")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "earth.png")
     parser.add_argument("--seconds", type=int, default=600, help="limit of the processor time")
-    parser.add_argument("--one", nargs=4, metavar=("NETWORK", "HEIGHT", "STRIDE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--one", nargs=5, metavar=("NETWORK", "HEIGHT", "WINDOW", "STRIDE", "FILE"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.one:
-        print(json.dumps(one(args.checkpoint, args.one[0], *map(int, args.one[1:3]), Path(args.one[3]))))
+        print(json.dumps(one(args.checkpoint, args.one[0], *map(int, args.one[1:4]), Path(args.one[4]))))
         return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole.npy"
         full = max(args.heights)
-        tasks = [(TRAINED, full, stride) for stride in (0, WINDOW, WINDOW * 2 // 3)]
-        tasks += [(network, height, 0) for network in (DEFAULT, PVT, VIT) for height in args.heights]
-        for network, height, stride in tasks:
+        windows = [(0, 0), (full, WINDOW), (WINDOW, WINDOW), (WINDOW, WINDOW * 2 // 3)]
+        tasks = [(TRAINED, full, *window) for window in windows]
+        tasks += [(network, height, 0, 0) for network in (DEFAULT, PVT, VIT) for height in args.heights]
+        for network, height, window, stride in tasks:
             if any(row["network"] == network and row["stopped_by"] for row in rows):
                 continue  # it stopped at a smaller picture
             classes = whole if (network, stride) == (TRAINED, 0) else Path(folder) / "classes.npy"
             row = {"network": network, "weights": "trained" if network == TRAINED else "random"}
-            row |= {"height": height, "width": 2 * height, "window": WINDOW if stride else "", "stride": stride or ""}
-            row |= run(args, network, height, stride, classes)
-            row |= scores(classes, whole, stride) if network == TRAINED and not row["stopped_by"] else {}
+            row |= {
+                "height": height,
+                "width": 2 * height,
+                "window": f"{window}x{WINDOW}" if stride else "",
+                "stride": stride or "",
+            }
+            row |= run(args, network, height, window, stride, classes)
+            row |= scores(classes, whole, window, stride) if network == TRAINED and not row["stopped_by"] else {}
             rows.append({**row, **describe(torch.device("cpu"))})
             print(row, flush=True)
             write_csv(args.out, [{**dict.fromkeys(key for row in rows for key in row), **row} for row in rows])
         draw(np.load(whole), args.picture)
 
 
-def run(args: argparse.Namespace, network: str, height: int, stride: int, classes: Path) -> dict[str, Any]:
+def run(args: argparse.Namespace, network: str, height: int, window: int, stride: int, classes: Path) -> dict[str, Any]:
     """Return what a fresh process measured, or what stopped it."""
     space = round(args.memory * GIB)
 
@@ -81,7 +90,7 @@ def run(args: argparse.Namespace, network: str, height: int, stride: int, classe
         resource.setrlimit(resource.RLIMIT_CPU, (args.seconds, args.seconds))
 
     command = [sys.executable, __file__, str(args.checkpoint), "--threads", str(args.threads)]
-    command += ["--one", network, str(height), str(stride), str(classes)]
+    command += ["--one", network, str(height), str(window), str(stride), str(classes)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     if done.returncode == 0:
         return {**json.loads(done.stdout.splitlines()[-1]), "stopped_by": ""}
@@ -94,7 +103,7 @@ def run(args: argparse.Namespace, network: str, height: int, stride: int, classe
     return {**dict.fromkeys(("parameters_m", "seconds", "processor_seconds", "peak_gib"), ""), "stopped_by": why}
 
 
-def one(checkpoint: Path, network: str, height: int, stride: int, file: Path) -> dict[str, Any]:
+def one(checkpoint: Path, network: str, height: int, rows: int, stride: int, file: Path) -> dict[str, Any]:
     """Return time and memory of one pass, whose classes are left in a file."""
     relief = read_earth(height)[0]
     image = torch.tensor(relief).permute(2, 0, 1)
@@ -110,7 +119,7 @@ def one(checkpoint: Path, network: str, height: int, stride: int, file: Path) ->
         model = load_task(checkpoint)[0].model.eval()
     else:
         model = Segmenter("semantic_fpn", network.partition(",")[0], len(CLASS_NAMES)).eval()
-    window, step = ((WINDOW, WINDOW), (stride, stride)) if stride else (None, None)
+    window, step = ((rows, WINDOW), (min(rows, stride) if rows == WINDOW else rows, stride)) if stride else (None, None)
     start, used = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         out = model.forward_features(image) if network == VIT else model.predict_classes(image, window, step)
@@ -124,7 +133,7 @@ def one(checkpoint: Path, network: str, height: int, stride: int, file: Path) ->
     return measured
 
 
-def scores(classes: Path, whole: Path, stride: int) -> dict[str, Any]:
+def scores(classes: Path, whole: Path, window: int, stride: int) -> dict[str, Any]:
     """Return the IoU of each class on the eastern half, and the seams."""
     found = np.load(classes)
     height = len(found)
@@ -133,14 +142,16 @@ def scores(classes: Path, whole: Path, stride: int) -> dict[str, Any]:
     iou = np.diag(table) / (table.sum(0) + table.sum(1) - np.diag(table))
     row: dict[str, Any] = {f"iou_{name}": round(float(i), 4) for name, i in zip(CLASS_NAMES, iou, strict=True)}
     if stride:
-        row |= seams(found, np.load(whole), stride)
+        row |= seams(found, np.load(whole), window, stride)
     return row
 
 
-def seams(found: np.ndarray, whole: np.ndarray, stride: int) -> dict[str, Any]:
+def seams(found: np.ndarray, whole: np.ndarray, window: int, stride: int) -> dict[str, Any]:
     """Return how many pairs of pixels along the borders of windows are torn apart, and how many there are."""
     torn = pairs = 0
     for axis, size in enumerate(found.shape):
+        if axis == 0 and window == size:
+            continue
         starts = [min(i * stride, size - WINDOW) for i in range(-(-(size - WINDOW) // stride) + 1)]
         for border in sorted({*starts[1:], *(start + WINDOW for start in starts[:-1])}):
             sides = [np.take(picture, (border - 1, border), axis) for picture in (found, whole)]
