@@ -1,9 +1,10 @@
-"""Tables of the site, made from the CSVs in `benchmarks` and from the recipes when the site is built."""
+"""Tables of the site, made from the CSVs in `benchmarks`, the recipes and the mixers when the site is built."""
 
 import csv
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {"RetinaNet": "scenes_detection", "Mask R-CNN": "scenes_instances", "UPerNet": "scenes_segmentation"}
@@ -129,6 +130,42 @@ def recipes() -> str:
     lines.sort(key=lambda line: "GPU" in line[2])
     return markdown(["recipe", "what it does", "hardware", "time", "expected"], lines)
 
+
+def mixers() -> str:
+    """All token mixers, and what they take."""
+    from softmaxfree.mixers import list_mixers, mixer_class
+
+    yes = {True: "yes", False: "no"}
+    lines = []
+    for name in list_mixers():
+        own = mixer_class(name)
+        takes = [yes[own.masks], _sequences(name), yes[own.prefix]]
+        cost = "linear" if own.linear else "quadratic"
+        lines.append([f"`{name}`", own.source, cost, *takes, f"`{own.approximates}`" if own.approximates else ""])
+    head = ["mixer", "paper", "cost", "padding mask", "sequences", "class token", "comes near to"]
+    return markdown(head, lines)
+
+
+def _sequences(name: str) -> str:
+    """Whether a mixer takes sequences: as it is, or with which arguments."""
+    from softmaxfree.errors import InputError
+    from softmaxfree.mixers import create_mixer
+
+    for told in OF_SEQUENCES:
+        try:
+            if 1 in create_mixer(name, dim=16, num_heads=2, **told).ndims:
+                return ", ".join(f"`{key}={value}`" for key, value in told.items()) or "yes"
+        except InputError:  # it has no such argument
+            continue
+    return "no"
+
+
+OF_SEQUENCES: tuple[dict[str, Any], ...] = (
+    {},
+    {"landmark_grid": (16,)},
+    {"ndim": 1, "landmark_grid": (16,)},
+    {"block_grid": (16,)},
+)
 
 MACHINE = ("device", "threads", "torch", "timm", "softmaxfree", "commit", "date")
 

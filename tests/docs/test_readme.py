@@ -1,5 +1,6 @@
-"""The README is short, and its numbers are those of the CSVs and of the commands."""
+"""The README is short; numbers and tables of the pages are those of the CSVs, the commands and the mixers."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ from types import SimpleNamespace
 import yaml
 
 from softmaxfree.cli.models import _rows, find_models
+from softmaxfree.mixers import list_mixers, mixer_class
+from softmaxfree.mixers.mixer import own_arguments
 
 _SECTIONS = ("run", "model", "data", "trainer")
 ROOT = Path(__file__).parents[2]
@@ -54,3 +57,25 @@ def test_the_table_of_models_is_what_the_command_prints():
     assert {row[0] for row in told} == set(find_models())
     for name in ("soft_nano", "soft_norm_tiny"):
         assert [row for row in told if row[0] == name] == _rows(name, None)
+
+
+def test_the_table_of_mixers_tells_what_they_take():
+    told = {row[0].strip("`"): row[2:] for row in rows(tables.mixers())[1:]}
+    assert list(told) == list_mixers()
+    assert f"{len(told) - 1} other token mixers" in README
+    assert f"{len(told)} token mixers" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert told["softmax"] == ("quadratic", "yes", "yes", "yes", "")
+    assert told["soft"] == ("linear", "yes", "`ndim=1`, `landmark_grid=(16,)`", "yes", "`gaussian`")
+    assert told["spatial_reduction"][2] == "no"
+    assert told["mhla"][2:4] == ("`block_grid=(16,)`", "no")
+
+
+def test_switches_are_those_of_the_mixers_that_are_named_and_off():
+    table = (ROOT / "docs/mixers.md").read_text(encoding="utf-8").split("| switch |")[1].split("\n\n")[0]
+    switches = [(row[0].strip("`"), re.findall(r"`(\w+)`", row[2])) for row in rows(table) if row[0].startswith("`")]
+    assert len(switches) > 10
+    off = (False, 0, None, (), "none", "raster", "formula")
+    for switch, named in switches:
+        having = {name: own for name in list_mixers() if (own := own_arguments(mixer_class(name)).get(switch))}
+        assert list(having) == named
+        assert all(own.default in off for own in having.values())
