@@ -3,9 +3,9 @@
     python benchmarks/earth.py runs/earth/0/best.ckpt
 
 Each contestant runs in a process of its own, one at a time, the smallest picture first, up to a limit of memory and of
-processor time. Windows are squares of 512 pixels, or strips of that width from pole to pole, as the network was trained
-on. IoU is that on the eastern half, which was not trained on. Seams are pairs of pixels on both sides of a border between
-windows that get two classes from the windows, and one from the pass over the whole picture.
+processor time. Windows are squares of 512 pixels, or strips of that width from pole to pole, as in training. IoU is
+that on the eastern half, which was not trained on. Seams are pairs of pixels on both sides of a border between windows
+that get two classes from the windows, and one from the pass over the whole picture.
 Writes benchmarks/earth-cpu.csv and docs/earth.png.
 """
 

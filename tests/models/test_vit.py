@@ -87,6 +87,14 @@ def test_features_pruning_and_groups():
     assert len({group["lr_scale"] for group in groups}) == 4  # stem, two blocks, head
 
 
+def test_a_mixer_that_takes_no_class_token_gets_none():
+    model = vit(mixer="cosformer", mixer_args={"positions": "grid"})
+    assert model.cls_token is None
+    assert model.global_pool == "avg"
+    assert model(photograph(96, 80)).shape == (1, 5)
+    assert vit(mixer="cosformer").cls_token is not None
+
+
 def test_weights_tell_what_they_are_tied_to():
     trained = vit(mixer_args={"solver": "cholesky", "landmark_grid": (2, 2)})
     new = vit()
@@ -119,6 +127,7 @@ def test_compiles_exports_and_trains():
         ({"mixer": "sof"}, "did you mean soft"),
         ({"mixer_args": {"ratioo": 2}}, "mixer_args: soft has no 'ratioo'"),
         ({"class_token": False, "global_pool": "token"}, "global_pool must be one of"),
+        ({"mixer": "cosformer", "mixer_args": {"positions": "grid"}, "class_token": True}, "class_token must be False"),
         ({"patch_size": 0}, "patch_size must be 1 or more, got 0"),
         ({"num_heads": 5}, "num_heads must divide the width 192, got 5"),
     ],

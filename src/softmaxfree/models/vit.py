@@ -86,8 +86,6 @@ class SoftmaxFreeViT(AbstractBackbone):
             require_number(name, rate, 0, 1)
         require(class_token in (True, False, None), "class_token", class_token, "True, False or None")
         kind = mixer_class(mixer)
-        if class_token and not kind.prefix:
-            raise InputError(f"class_token must be False: {mixer} takes no token beside those of the grid")
         own = dict(mixer_args or {})
         if "ratio" in own_arguments(kind):
             own.setdefault("ratio", _RATIO)
@@ -99,10 +97,6 @@ class SoftmaxFreeViT(AbstractBackbone):
         self.patch_embed = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size, **factory)
         grid = cast(tuple[int, int], tuple(-(-side // patch_size) for side in to_2tuple(img_size)))
         self.pos_embed = PositionTable(embed_dim, grid, **factory)
-        self.cls_token = None
-        if kind.prefix if class_token is None else class_token:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **factory))
-            trunc_normal_(self.cls_token, std=0.02)
         rates: Any = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(
             Block(
@@ -114,6 +108,13 @@ class SoftmaxFreeViT(AbstractBackbone):
             )
             for rate in rates
         )
+        able = all(own.prefix for own in self.mixers)
+        if class_token and not able:
+            raise InputError(f"class_token must be False: {mixer}, as given, takes no token beside those of the grid")
+        self.cls_token = None
+        if able if class_token is None else class_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **factory))
+            trunc_normal_(self.cls_token, std=0.02)
         self.norm = nn.LayerNorm(embed_dim, **factory)
         self.min_img_size = (max(own.min_grid for own in self.mixers) - 1) * patch_size + 1
         self.feature_info = [
