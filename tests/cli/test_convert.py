@@ -54,7 +54,7 @@ def test_a_released_file_is_recognised_and_keeps_its_function(name, file, tmp_pa
     assert metadata["architecture"] == name
     torch.testing.assert_close(model.head.weight, ema["head.weight"], rtol=0, atol=0)
     newton = as_solver({"name": "newton", "iters": 20, "ridge": 0.01})
-    assert model.solver == (RELEASED_NORMALIZED_SOLVER if model.normalize else newton)
+    assert model.solver == (RELEASED_NORMALIZED_SOLVER if model.mixers[0].normalize else newton)
 
     released = timm.create_model(name, checkpoint_path=str(tmp_path / file)).eval()
     x = torch.rand(1, 3, 64, 64)

@@ -22,6 +22,7 @@ from tests.cli.quick_run import overrides
 
 MINIMAL = {
     "bench": [],
+    "compare": [],
     "train": ["digits"],
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],

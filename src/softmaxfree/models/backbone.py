@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from timm.layers import get_device_dtype
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer
@@ -15,6 +15,8 @@ from softmaxfree.models.loading import read_any_checkpoint, write_record
 from softmaxfree.models.record import NAME, decode, encode, mismatch, record_of
 from softmaxfree.models.released import checkpoint_filter_fn, other_shapes, require_fit
 from softmaxfree.ops import AbstractPinvSolver
+
+fx.wrap("check_image")  # torch.fx looks for what it is not to trace where it is called
 
 
 class AbstractBackbone(nn.Module, abc.ABC):

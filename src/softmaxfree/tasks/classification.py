@@ -38,8 +38,8 @@ class ClassificationTask(AbstractTask):
         mixup_prob: Probability that a batch is mixed, 0 to 1.
         mixup_switch_prob: Probability of CutMix rather than mixup, where both are on.
         label_smoothing: Part of the target that is spread over all classes, 0 to 1.
-        loss: "cross_entropy"; or "stablemax", cross-entropy with StableMax in place of softmax, whose gradient does not
-            die out where the right answer is sure already.
+        loss: Kind of the training loss: "cross_entropy", or "stablemax" for cross-entropy with StableMax in place of
+            softmax, whose gradient does not die out where the right answer is sure already.
         class_weights: Weight of each class in the training loss; null gives all classes the same weight.
         grad_checkpointing: Whether blocks are computed again in the backward pass, which saves memory and costs time.
         compile: Whether the model runs through `torch.compile`.
