@@ -9,6 +9,8 @@ from softmaxfree.errors import InputError
 
 __all__ = ["require", "require_known", "require_number", "require_whole", "require_whole_numbers"]
 
+_MOST_NAMES = 40  # that a message lists
+
 
 def require(condition: bool, name: str, given: Any, allowed: str) -> None:
     """Raises InputError unless the condition holds."""
@@ -18,10 +20,12 @@ def require(condition: bool, name: str, given: Any, allowed: str) -> None:
 
 def require_known(name: str, given: Any, known: Iterable[str]) -> None:
     """Raises InputError, with the nearest names, unless `given` is one of those that are known."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     if given not in known:
         close = difflib.get_close_matches(str(given), known)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+        more = len(known) - _MOST_NAMES
+        some = ", ".join(known[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {some}"
         raise InputError(f"{name}: there is no {given!r}; {hint}")
 
 

@@ -160,6 +160,19 @@ def test_an_image_of_padding_alone_is_finite(name):
 
 
 @every_mixer
+def test_a_mask_of_another_kind_is_refused(name):
+    mixer, x = make(name), tokens(2, 42)
+    mask = torch.ones(2, 6, 7, dtype=torch.bool)
+    for wrong in (mask.double(), mask[:, :5], mask.transpose(1, 2), mask.flatten(1), mask[:1]):
+        with pytest.raises(InputError, match=r"mask must be (bool \(2, 6, 7\), got|None)"):
+            mixer(x, [6, 7], wrong)
+    with pytest.raises(InputError, match=r"x must be tokens \(B, N, 24\), got \(2, 42, 23\)"):
+        mixer(x[..., 1:], [6, 7])
+    with pytest.raises(InputError, match="x must have a token for each of the 42 cells"):
+        mixer(x[:, 1:], [6, 7])
+
+
+@every_mixer
 def test_prefix_tokens_are_taken_or_refused(name):
     mixer = make(name)
     x = tokens(2, 21)

@@ -125,7 +125,7 @@ def test_compiles_exports_and_trains():
     ("arguments", "message"),
     [
         ({"mixer": "sof"}, "did you mean soft"),
-        ({"mixer_args": {"ratioo": 2}}, "mixer_args: soft has no 'ratioo'"),
+        ({"mixer_args": {"ratioo": 2}}, "the mixer soft has no argument 'ratioo'"),
         ({"class_token": False, "global_pool": "token"}, "global_pool must be one of"),
         ({"mixer": "cosformer", "mixer_args": {"positions": "grid"}, "class_token": True}, "class_token must be False"),
         ({"patch_size": 0}, "patch_size must be 1 or more, got 0"),

@@ -27,7 +27,8 @@ class Block(nn.Module):
         norm: `"post"`: LayerNorm after each residual sum; `"pre"`: before each branch.
         mlp_ratio: hidden width of the feed-forward part over `C`.
         mlp: `"mlp"`: two linear layers; `"snnk"`: kernel features in the place of the first, see `KernelMlp`.
-        act: activation between the linear layers: `"polynorm"`, see `PolyNorm`, or one of timm's.
+        act: activation between the linear layers: `"polynorm"`, see `PolyNorm`, `"gelu_tanh"`, `"gelu"`, `"relu"`,
+            `"silu"`, `"mish"` or `"quick_gelu"`.
         num_features: number of kernel features; 0 for `C`.
         drop_path: probability that an image skips a branch in training (stochastic depth; the released code drops
             single elements under this name).
@@ -102,6 +103,7 @@ def block_arguments(given: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         InputError: there is no such argument.
     """
+    require(given is None or isinstance(given, Mapping), "block_args", given, "a dict")
     given = dict(given or {})
     for key in given:
         require_known("block_args", key, _FEED_FORWARD)

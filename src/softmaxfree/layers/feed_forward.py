@@ -83,7 +83,7 @@ def feed_forward(kind: str, dim: int, hidden: int, act: str, num_features: int, 
         kind: "mlp": linear, activation, linear; "snnk": `KernelMlp`.
         dim: channels.
         hidden: hidden width.
-        act: activation of "mlp": "polynorm", or a name of timm.
+        act: activation of "mlp": "polynorm", "gelu_tanh", "gelu", "relu", "silu", "mish" or "quick_gelu".
         num_features: of "snnk"; 0 for `dim`.
         **factory: device and dtype of the weights.
 

@@ -3,6 +3,7 @@
 import abc
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -129,6 +130,8 @@ class AbstractMixer(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Returns all that the weights are tied to and their shapes do not tell: name and own arguments, plain data."""
         own = own_arguments(type(self))
+        if unkept := [key for key in own if not hasattr(self, key)]:
+            raise InputError(f"{type(self).__name__} must keep its argument {unkept[0]!r} as an attribute of that name")
         kept = {key: plain(getattr(self, key)) for key in own}
         absent = {key: False for key, p in own.items() if kept[key] is None and isinstance(p.default, bool)}
         return {"name": self.name} | kept | absent
@@ -156,11 +159,22 @@ class AbstractMixer(nn.Module, abc.ABC):
             raise InputError(f"grid of {self.name} must have {allowed} axes, got {list(grid)}")
         if min(grid) < self.min_grid:
             raise InputError(f"grid of {self.name} must be at least {self.min_grid} in each axis, got {list(grid)}")
-        if x.shape[1] < cells or (x.shape[1] > cells and not self.prefix):
-            allowed = f"{cells} or more" if self.prefix else f"{cells}: {self.name} takes no prefix tokens"
-            raise InputError(f"x must have as many tokens as the grid {list(grid)}, {allowed}, got {x.shape[1]}")
-        if mask is not None and not self.masks:
+        if x.ndim != 3 or x.shape[2] != self.dim:
+            raise InputError(f"x must be tokens (B, N, {self.dim}), got {tuple(x.shape)}")
+        if x.shape[1] < cells:
+            raise InputError(f"x must have a token for each of the {cells} cells of {list(grid)}, got {x.shape[1]}")
+        if x.shape[1] > cells and not self.prefix:
+            raise InputError(
+                f"x must have the {cells} tokens of the grid {list(grid)}, got {x.shape[1]}: "
+                f"{self.name} takes no prefix tokens"
+            )
+        if mask is None:
+            return
+        if not self.masks:
             raise InputError(f"mask must be None: {self.name} cannot leave padding out exactly")
+        expected = (x.shape[0], *grid)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+            raise InputError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
 
     def value_filters(self) -> tuple[Tensor, Tensor | None]:
         """Returns weight and bias of `value_conv` with a filter for each channel."""
@@ -309,4 +323,11 @@ def plain(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, nn.Module):
         return True
-    return list(value) if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    allowed = "a finite number, a text, True, False, None, or lists and dicts of them"
+    require(known, "an argument of a mixer", value, allowed)
+    return value

@@ -8,6 +8,7 @@ from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mixers.mixer import AbstractMixer, own_arguments
 
+_RESERVED = ("class_token",)  # the released last stage
 _MIXERS: dict[str, type[AbstractMixer]] = {}
 
 
@@ -23,8 +24,11 @@ def register(mixer: type[AbstractMixer]) -> type[AbstractMixer]:
     Raises:
         InputError: it has no name, or another mixer has it.
     """
-    if not mixer.name or _MIXERS.get(mixer.name, mixer) is not mixer:
-        raise InputError(f"name of {mixer.__qualname__} must be one that no other mixer has, got {mixer.name!r}")
+    if not (isinstance(mixer, type) and issubclass(mixer, AbstractMixer)):
+        raise InputError(f"a mixer must be a subclass of AbstractMixer, got {mixer!r}")
+    name = mixer.name
+    if not isinstance(name, str) or not name or name in _RESERVED or _MIXERS.get(name, mixer) is not mixer:
+        raise InputError(f"name of {mixer.__qualname__} must be a text that no other mixer has, got {name!r}")
     _MIXERS[mixer.name] = register_notrace_module(mixer)  # what a mixer computes depends on sizes
     return mixer
 
@@ -69,5 +73,5 @@ def create_mixer(name: str, *, dim: int, num_heads: int, **own: Any) -> Abstract
     known = own_arguments(mixer)
     for key in own.keys() - {"device", "dtype"}:
         if key not in known:
-            raise InputError(f"mixer_args: {name} has no {key!r}; it has {', '.join(known) or 'no arguments'}")
+            raise InputError(f"the mixer {name} has no argument {key!r}; it has {', '.join(known) or 'no arguments'}")
     return mixer(dim, num_heads, **own)

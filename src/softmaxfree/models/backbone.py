@@ -61,24 +61,42 @@ class AbstractBackbone(nn.Module, abc.ABC):
     @property
     def _model_args(self) -> dict[str, Any]:
         """What timm saves beside the weights: its own record, and what the weights have a say in."""
-        return {**self.__dict__.get("_recorded_args", {}), **self.told_args}
+        return self.told_in(self.__dict__.get("_recorded_args", {}))
 
     @_model_args.setter
     def _model_args(self, args: dict[str, Any]) -> None:
         self.__dict__["_recorded_args"] = args
 
     @property
-    def told_args(self) -> dict[str, Any]:
-        """Arguments that may differ from those of the call: weights tell them, and some can be set later."""
-        told: dict[str, Any] = {}
-        for key in dict.fromkeys(key for mixer in self.mixers for key in mixer.adjustable):
-            values = [mixer.config()[key] for mixer in self.mixers if key in mixer.adjustable]
-            if all(value == values[0] for value in values):
-                told[key] = values[0]
-            else:
-                configs = [group[0].config() if group else {} for group in self.mixer_groups]
-                told["mixer_args"] = [{k: v for k, v in own.items() if k != "name"} for own in configs]
-        return told
+    def adjustable_args(self) -> dict[str, Any]:
+        """What mixers can change later, and weights tell: of each argument that of the first mixer that has it."""
+        return {key: mixer.config()[key] for mixer in reversed(self.mixers) for key in mixer.adjustable}
+
+    def told_in(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns arguments of the call that made the network, with what is adjustable as it is now.
+
+        Args:
+            arguments: of the entry point.
+
+        Returns:
+            Those of a call that makes the same network.
+        """
+        told, now = dict(arguments), self.adjustable_args
+        own = told.pop("mixer_args", None)
+        configs = [group[0].config() if group else {} for group in self.mixer_groups]
+        if any(config.get(key, value) != value for config in configs for key, value in now.items()):
+            own = own if isinstance(own, Sequence) else [own or {}] * len(configs)
+        if isinstance(own, Sequence):
+            own = [
+                {**(given or {}), **{key: config[key] for key in now if key in config}}
+                for given, config in zip(own, configs, strict=True)
+            ]
+            told = {key: value for key, value in told.items() if key not in now}
+        else:
+            inside = {key: value for key, value in now.items() if key in (own or {})}
+            own = {**own, **inside} if own else None
+            told |= {key: value for key, value in now.items() if key not in inside}
+        return told | ({"mixer_args": own} if own else {})
 
     @property
     def adjustable_defaults(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import mixer_class
-from softmaxfree.mixers.mixer import own_arguments
+from softmaxfree.mixers.mixer import own_arguments, plain
 
 CLASS_TOKEN = "class_token"
 """The released last stage: softmax over the tokens and a class token."""
@@ -57,6 +57,9 @@ def stage_arguments(names: Sequence[str], mixer_args: Any) -> list[dict[str, Any
             if not any(_takes(name, key) for name in names):
                 raise InputError(f"mixer_args: no mixer of {', '.join(dict.fromkeys(names))} has {key!r}")
         return [{key: value for key, value in given.items() if _takes(name, key)} for name in names]
+    listed = isinstance(mixer_args, Sequence) and not isinstance(mixer_args, str)
+    if not listed or not all(own is None or isinstance(own, Mapping) for own in mixer_args):
+        raise InputError(f"mixer_args must be a dict, or one for each of the {len(names)} stages, got {mixer_args!r}")
     arguments = [dict(own or {}) for own in mixer_args]
     if len(arguments) != len(names):
         raise InputError(f"mixer_args must be one dict, or one for each of the {len(names)} stages, got {mixer_args!r}")
@@ -66,13 +69,15 @@ def stage_arguments(names: Sequence[str], mixer_args: Any) -> list[dict[str, Any
     return arguments
 
 
-def spelled_out(args: dict[str, Any]) -> dict[str, Any]:
+def spelled_out(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns arguments of an entry point with all that says something of mixers in `mixer` and `mixer_args`.
 
+    What stands for them: `last_stage`, `sr_ratios` (the `ratio` of each stage whose mixer has one), `value_kernels` (of
+    each stage with `soft`), and the arguments of `soft`.
+
     Args:
-        args: of the entry point: `mixer` and `mixer_args`, or what stands for them: `last_stage`, `sr_ratios` (the
-            `ratio` of each stage whose mixer has one), `value_kernels` (of each stage with `soft`), and the arguments
-            of `soft`, which win over `mixer_args`.
+        defaults: of the variant; those of mixers count where a mixer has them.
+        given: by the caller.
 
     Returns:
         The arguments of `SoftmaxFreeTransformer`.
@@ -80,7 +85,7 @@ def spelled_out(args: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: they contradict each other, or no stage has such an argument.
     """
-    args = dict(args)
+    args = {**defaults, **given}
     ratios, kernels = (_four(key, args.pop(key)) for key in ("sr_ratios", "value_kernels"))
     last = args.pop("last_stage", None)
     if last not in (None, "softmax", "softmax_free"):
@@ -92,15 +97,18 @@ def spelled_out(args: dict[str, Any]) -> dict[str, Any]:
         mixer = ("soft", "soft", "soft", "soft" if last == "softmax_free" else CLASS_TOKEN)
     names = stage_mixers(mixer, 4)
     arguments = stage_arguments(names, args.pop("mixer_args", None))
-    for own, short in zip(
-        arguments, stage_arguments(names, {key: args.pop(key) for key in _OF_SOFT if key in args}), strict=True
-    ):
-        own |= short
+    of_soft = {key: args.pop(key) for key in _OF_SOFT if key in args}
+    short = stage_arguments(names, {key: value for key, value in of_soft.items() if key in given})
+    for own, also in zip(arguments, short, strict=True):
+        for key, value in also.items():
+            if plain(own.get(key, value)) != plain(value):
+                raise InputError(f"{key} is given twice: {value!r}, and in mixer_args {own[key]!r}")
+        own |= also
     for name, own, ratio, kernel in zip(names, arguments, ratios, kernels, strict=True):
-        if _takes(name, "ratio"):
-            own.setdefault("ratio", ratio)
-        if name == "soft":
-            own.setdefault("value_kernel", kernel)
+        usual = of_soft | {"ratio": ratio} | ({"value_kernel": kernel} if name == "soft" else {})
+        for key, value in usual.items():
+            if _takes(name, key):
+                own.setdefault(key, value)
     return args | {"mixer": names, "mixer_args": arguments}
 
 

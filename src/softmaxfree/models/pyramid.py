@@ -134,10 +134,16 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         """The pooling that is the default: of the class token where there is one."""
         return "token" if isinstance(self.stages[-1], ClassTokenStage) else "avg"
 
-    @property
-    def told_args(self) -> dict[str, Any]:
-        """Arguments that may differ from those of the call: weights tell them, and some can be set later."""
-        return {"depths": self.depths} | super().told_args
+    def told_in(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns arguments of the call that made the network, with what is adjustable as it is now.
+
+        Args:
+            arguments: of the entry point.
+
+        Returns:
+            Those of a call that makes the same network; the authors' weights tell its depths too.
+        """
+        return {**super().told_in(arguments), "depths": self.depths}
 
     def no_weight_decay(self) -> set[str]:
         """Returns the names of the weights that do not decay."""

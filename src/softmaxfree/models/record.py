@@ -93,7 +93,8 @@ def mismatch(model: "AbstractBackbone", record: Mapping[str, Any], with_head: bo
         theirs, ours = record["num_heads"], own["num_heads"]
         pairs.append(("num_heads", theirs[: len(ours)], ours[: len(theirs)]))
     for group, config, recorded in _groups(model, own, record):
-        fixed = [key for key in recorded if key not in (group[0].adjustable if group else ())]
+        able = group[0].adjustable if group else ()
+        fixed = [key for key in sorted(recorded, key="name".__ne__) if key not in able]  # the mixer first
         if group or "name" in recorded:  # before 0.2.0 the class token's stage was recorded as if it were soft
             pairs += [("mixer" if key == "name" else key, recorded[key], config.get(key)) for key in fixed]
     for key, theirs, ours in pairs:

@@ -38,7 +38,7 @@ def _create(variant: str, pretrained: bool, args: dict[str, Any], given: dict[st
     fetched, names = _weights(variant, given) if pretrained else (None, [])
     if len(depths := depths_of(names)) == len(args["depths"]):
         args = {**args, "depths": _agreed(depths, variant, given)}
-    kwargs: dict[str, Any] = spelled_out(_COMMON | args | given)
+    kwargs: dict[str, Any] = spelled_out(_COMMON | args, given)
     if fetched:
         kwargs["pretrained_cfg_overlay"] = {**(given.get("pretrained_cfg_overlay") or {}), "file": str(fetched)}
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))

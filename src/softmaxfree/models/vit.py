@@ -86,6 +86,7 @@ class SoftmaxFreeViT(AbstractBackbone):
             require_number(name, rate, 0, 1)
         require(class_token in (True, False, None), "class_token", class_token, "True, False or None")
         kind = mixer_class(mixer)
+        require(mixer_args is None or isinstance(mixer_args, Mapping), "mixer_args", mixer_args, "a dict")
         own = dict(mixer_args or {})
         if "ratio" in own_arguments(kind):
             own.setdefault("ratio", _RATIO)
@@ -139,6 +140,18 @@ class SoftmaxFreeViT(AbstractBackbone):
     def usual_pool(self) -> Literal["token", "avg"]:
         """The pooling that is the default: of the class token where there is one."""
         return "avg" if self.cls_token is None else "token"
+
+    def told_in(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns arguments of the call that made the network, with what is adjustable as it is now.
+
+        Args:
+            arguments: of the entry point.
+
+        Returns:
+            Those of a call that makes the same network.
+        """
+        own = {**(arguments.get("mixer_args") or {}), **self.adjustable_args}
+        return {**arguments, **({"mixer_args": own} if own else {})}
 
     def set_pool(self, global_pool: str) -> None:
         """Changes the pooling; raises InputError for one that the network does not have."""

@@ -134,8 +134,7 @@ def _inner(model: nn.Module, parts: Parts) -> Any:
 
 def _adoptable(inner: Any) -> dict[str, Any]:
     """What weights may bring along that their shapes do not tell."""
-    told = inner.told_args if isinstance(inner, AbstractBackbone) else {}
-    return {key: value for key, value in told.items() if key != "depths"}
+    return inner.adjustable_args if isinstance(inner, AbstractBackbone) else {}
 
 
 def _plain(weights: _Weights, prefix: str) -> dict[str, Tensor]:

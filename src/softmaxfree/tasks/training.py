@@ -332,7 +332,7 @@ class AbstractTask(AbstractCurvatureTask):
         name, arguments = self._architecture
         for module in self.model.modules():
             if isinstance(module, AbstractBackbone):
-                arguments = {**arguments, **module.told_args}
+                arguments = module.told_in(arguments)
         arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
         checkpoint["hyper_parameters"] = arguments
         checkpoint["task"] = type(self).__name__
