@@ -208,7 +208,7 @@ def test_a_training_that_cannot_begin_is_not_noted(fake, tmp_path, capsys):
 
     fake.act = refuse
     assert train_digits(tmp_path / "c", "model.opt=foo") == 2
-    assert "1 trials could not begin, and are not noted as done: train digits ended with 2" in capsys.readouterr().err
+    assert "could not begin, and not noted as done: 1 of 3 trials: train digits ended with 2" in capsys.readouterr().err
     assert read_table(tmp_path / "c", "accuracy") == []
     fake.act = None
     assert train_digits(tmp_path / "c", "model.opt=sgd") == 0  # no training is of the wrong options

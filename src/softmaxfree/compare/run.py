@@ -123,7 +123,8 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
         _write(out / f"{trial.table}.csv", tables[trial.table])
         yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
     if not_begun:
-        raise InputError(f"{len(not_begun)} trials could not begin, and are not noted as done: {not_begun[0]}")
+        count = f"{len(not_begun)} of {len(trials)} trials"
+        raise InputError(f"could not begin, and not noted as done: {count}: {not_begun[0]}")
 
 
 def read_table(out: Path, name: str) -> list[dict[str, Any]]:
