@@ -1,10 +1,14 @@
 """The comparison of mixers: tables, going on, the page, trainings, and what is refused."""
 
 import csv
+import json
 import re
+from pathlib import Path
 
 import pytest
 
+from softmaxfree.compare import training
+from softmaxfree.compare.measures import grid_of
 from softmaxfree.compare.run import read_table
 from softmaxfree.compare.studies import STUDIES, variants
 from softmaxfree.compare.summary import accuracies, slopes
@@ -30,6 +34,8 @@ def test_the_tables_tell_cost_size_and_errors(compared):
     assert all(float(row["padding_error"]) < 1e-4 for row in facts.values())
     assert all(1e-4 < float(row["bfloat16_error"]) < 0.05 for row in facts.values())
     assert facts["soft"]["approximates"] == "gaussian"
+    assert float(facts["soft"]["error_to_exact"]) < 0.1  # a convolution with random weights would make it 1
+    assert [facts[name]["landmarks"] for name in MIXERS] == ["mean", "", ""]
     assert [facts[name]["linear"] for name in MIXERS] == ["True", "False", "True"]
     assert facts["softmax"]["parameters"] == facts["mala"]["parameters"] > facts["soft"]["parameters"]
     cost = read_table(compared, "cost")
@@ -73,7 +79,14 @@ def test_the_page_is_one_file_that_shows_all(compared):
     assert "<script" not in page
     assert not re.search(r'(?:src|href)="(?!#|data:)', page)
     assert page.count("<svg") == 4
-    for text in ("3 ways to mix tokens, compared", "How the cost grows", "comes near to", "256 tokens", *MIXERS):
+    for text in (
+        "3 ways to mix tokens, compared",
+        "How the cost grows",
+        "random weights",
+        "comes near to",
+        "256 tokens",
+        *MIXERS,
+    ):
         assert text in page
 
 
@@ -94,6 +107,175 @@ def test_networks_are_trained_alike_and_a_run_goes_on(tmp_path, capsys):
     # other trainings do not go into the same tables
     assert main(["compare", "--mixers", "softmax", "--out", str(tmp_path / "c"), "--data", "digits"]) == 2
     assert "holds a comparison with options" in capsys.readouterr().err
+
+
+class FakeTrain:
+    """`softmaxfree train` and `validate`, as far as a comparison sees them; `act` ends a training early."""
+
+    def __init__(self):
+        self.commands, self.act = [], None
+
+    def __call__(self, command):
+        self.commands.append(command)
+        if command[3] == "validate":
+            return "top-1 (%)  50.0\n"
+        folder = Path(command[command.index("--out") + 1])
+        run = Path(command[command.index("--resume") + 1]) if "--resume" in command else folder / "0"
+        assert not run.exists() or "--resume" in command  # `train` would take the next number
+        if self.act is not None:
+            self.act(run)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").touch()
+        summary = {
+            "monitor": "val/top1",
+            "metrics": {"val/top1": 0.5},
+            "labels": {"val/top1": ["top-1 (%)", 100, 2]},
+            "best_epoch": 1,
+            "seconds": 2.0,
+            "model": {"parameters": 9},
+            "machine": {"threads": 7},
+        }
+        (run / "summary.json").write_text(json.dumps(summary))
+        return ""
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    train = FakeTrain()
+    monkeypatch.setattr(training, "_call", train)
+    return train
+
+
+def train_digits(out, *options):
+    arguments = ["--tokens", "4", "--data", "digits", "--seeds", "1", *(["--options", *options] if options else [])]
+    return main(["compare", "--mixers", "softmax", "--out", str(out), *arguments])
+
+
+def interrupted(*files):
+    def act(run):
+        run.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (run / name).touch()
+        raise KeyboardInterrupt
+
+    return act
+
+
+def test_a_training_goes_on_from_its_checkpoint(fake, tmp_path):
+    fake.act = interrupted("config.yaml", "last.ckpt")
+    assert train_digits(tmp_path / "c") == 130
+    assert read_table(tmp_path / "c", "accuracy") == []
+    fake.act = None
+    assert train_digits(tmp_path / "c") == 0
+    assert fake.commands[1][-2:] == ["--resume", str(tmp_path / "c" / "runs" / "digits" / "softmax" / "42" / "0")]
+    (row,) = read_table(tmp_path / "c", "accuracy")
+    assert (row["score"], row["threads"], row["not_measured"]) == ("0.5", "7", "")  # the threads of the training
+    assert train_digits(tmp_path / "c") == 0
+    assert len(fake.commands) == 2
+
+
+@pytest.mark.parametrize("files", [(), ("config.yaml",)], ids=["before it began", "in the first epoch"])
+def test_a_training_without_a_checkpoint_begins_again_in_its_place(files, fake, tmp_path):
+    fake.act = interrupted(*files)
+    assert train_digits(tmp_path / "c") == 130
+    fake.act = None
+    assert train_digits(tmp_path / "c") == 0
+    assert "--resume" not in fake.commands[1]
+    assert [path.name for path in (tmp_path / "c" / "runs" / "digits" / "softmax" / "42").iterdir()] == ["0"]
+    assert read_table(tmp_path / "c", "accuracy")[0]["score"] == "0.5"
+
+
+def test_the_run_that_finished_is_read(fake, tmp_path):
+    for number in (0, 1):
+        fake.act = lambda run: None
+        folder = tmp_path / str(number)
+        fake(["python", "-m", "softmaxfree", "train", "--out", str(folder)])
+        (folder / "0").rename(tmp_path / f"run{number}")
+    runs = tmp_path / "softmax"
+    runs.mkdir()
+    (tmp_path / "run0").rename(runs / "0")
+    (runs / "0" / "summary.json").unlink()
+    (tmp_path / "run1").rename(runs / "1")
+    fake.commands.clear()
+    assert training.train(variants(["softmax"])[0], "digits", 42, runs, {})["score"] == 0.5
+    assert training.validate(runs, 40) == {"score": 0.5, "threads": 7}
+    assert [command[3:5] for command in fake.commands] == [["validate", str(runs / "1")]]
+
+
+def test_a_training_that_cannot_begin_is_not_noted(fake, tmp_path, capsys):
+    def refuse(run):
+        raise training.Failed("train digits ended with 2: model.opt: there is no 'foo'", 2)
+
+    fake.act = refuse
+    assert train_digits(tmp_path / "c", "model.opt=foo") == 2
+    assert "could not begin, and not noted as done: 1 of 3 trials: train digits ended with 2" in capsys.readouterr().err
+    assert read_table(tmp_path / "c", "accuracy") == []
+    fake.act = None
+    assert train_digits(tmp_path / "c", "model.opt=sgd") == 0  # no training is of the wrong options
+    assert read_table(tmp_path / "c", "accuracy")[0]["score"] == "0.5"
+
+
+def test_a_training_that_fails_on_its_way_is_noted(fake, tmp_path):
+    def fail(run):
+        run.mkdir(parents=True)
+        (run / "config.yaml").touch()
+        raise training.Failed("train digits ended with 2: the loss is not finite", 2)
+
+    fake.act = fail
+    assert train_digits(tmp_path / "c") == 0
+    assert "not finite" in read_table(tmp_path / "c", "accuracy")[0]["not_measured"]
+
+
+def test_options_are_those_of_the_trainings(fake, tmp_path, capsys):
+    out = tmp_path / "c"
+    for option in ("trainer.max_epochs=1", "trainer.max_epochs=2"):  # of costs they change nothing
+        assert main(["compare", "--mixers", "softmax", "--out", str(out), "--tokens", "4", "--options", option]) == 0
+    assert train_digits(out, "trainer.max_epochs=3") == 0
+    assert train_digits(out, "trainer.max_epochs=4") == 2
+    assert "holds a comparison with options {'trainer.max_epochs': 3}" in capsys.readouterr().err
+    assert main(["compare", "--mixers", "softmax", "--out", str(out), "--tokens", "9"]) == 0
+    assert train_digits(out, "trainer.max_epochs=3") == 0
+    assert train_digits(out) == 2
+    assert len(fake.commands) == 1
+
+
+def test_a_folder_is_known_by_its_whole_path(fake, tmp_path, monkeypatch, capsys):
+    photos, others = tmp_path / "my photos", tmp_path / "other" / "my photos"
+    for folder in (photos, others):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "--mixers", "softmax", "--tokens", "4", "--seeds", "1", "--out", "c", "--data"]
+    for again in ("my photos/", str(photos)):
+        assert main([*arguments, "my photos", again]) == 2
+        assert f"data must be different ones, {photos} is given twice" in capsys.readouterr().err
+    assert main([*arguments, "my photos", "other/my photos"]) == 0
+    assert main([*arguments, f"{photos}/"]) == 0
+    assert [row["data"] for row in read_table(tmp_path / "c", "accuracy")] == [str(photos), str(others)]
+    assert len(fake.commands) == 2
+    assert {command[command.index("--data.root") + 1] for command in fake.commands} == {str(photos), str(others)}
+    assert len(list((tmp_path / "c" / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grid"),
+    [(1, (1, 1)), (3, (1, 3)), (7, (2, 3)), (13, (3, 4)), (101, (10, 10)), (1000, (25, 40)), (50_176, (224, 224))],
+)
+def test_the_grid_has_the_tokens_that_are_asked_where_it_can(tokens, grid):
+    assert grid_of(tokens) == grid
+
+
+def test_the_tokens_of_a_row_are_those_that_were_measured(tmp_path, capsys):
+    out = tmp_path / "c"
+    assert main(["compare", "--mixers", "mala", "--out", str(out), "--tokens", "6", "7", "8", "7"]) == 0
+    rows = [row for row in read_table(out, "cost") if row["what"] == "forward"]
+    told = [(row["asked"], row["tokens"], row["grid"]) for row in rows]
+    assert told == [("6", "6", "2x3"), ("7", "6", "2x3"), ("8", "8", "2x4")]
+    capsys.readouterr()
+    assert main(["compare", "--mixers", "mala", "--out", str(out), "--tokens", "7"]) == 0
+    assert capsys.readouterr().out.startswith("report ")
+    # of the same tokens there is no growth
+    twice = [{"name": "mala", "what": "forward", "tokens": "6", "milliseconds": "1", "peak_mib": "1"}] * 2
+    assert slopes(twice) == []
 
 
 def test_mean_spread_and_growth():
@@ -134,6 +316,21 @@ def test_a_study_changes_one_thing(study):
         (["--seeds", "0"], "seeds must be 1 or more, got 0"),
         (["--tokens", "0"], "tokens must be 1 or more each, got 0"),
         (["--budget-minutes", "0"], "budget_minutes must be above 0, got 0"),
+        (["--threads", "0"], "threads must be 1 or more, got 0"),
+        (["--sizes", "64"], "sizes needs data"),
+        (["--data", "digits", "digits"], "data must be different ones, digits is given twice"),
+        (["--options", "model.model_args.mixer=softmax"], "options: model.model_args.mixer is set by the comparison"),
+        (["--options", "model.model_args.mixer_args={}"], "model.model_args.mixer_args is set by the comparison"),
+        (["--options", "model.model_args.last_stage=softmax"], "model.model_args.last_stage is set by the comparison"),
+        (["--options", "model.model_args={}"], "options: model.model_args is set by the comparison"),
+        (["--options", "run.seed=7"], "options: run.seed is set by the comparison"),
+        (["--options", "data.root=photos"], "options: data.root is set by the comparison"),
+        (["--options", "resume=last"], "options must be of the form section.key=value, got 'resume=last'"),
+        (["--options", "model.lr=["], "options: the value of model.lr is not YAML"),
+        (
+            ["--data", "digits", "--options", "trainer.max_epohs=1"],
+            "options: unknown key trainer.max_epohs; did you mean trainer.max_epochs",
+        ),
         (["--options", "max_epochs=3"], "options must be of the form section.key=value, got 'max_epochs=3'"),
     ],
 )

@@ -45,14 +45,15 @@ def run(
         first_seed: Seed of the first training.
         tokens: Numbers of tokens at which time and memory are measured.
         sizes: Image sizes, in pixels, at which trained networks are validated again.
-        options: Further settings of the trainings, such as `trainer.max_epochs=4`.
+        options: Further settings of the trainings, such as `trainer.max_epochs=4`; the same for all of a folder.
         budget_minutes: Minutes after which nothing further is begun.
         image: Photograph on whose patches errors are measured; by default one that comes with scikit-learn.
-        threads: Number of threads; by default that of torch.
+        threads: Number of threads of the measurements; by default that of torch. Trainings have that of their recipe,
+            or `--options run.threads=2`.
         out: Folder of tables, runs and page.
 
     Raises:
-        InputError: there is no such mixer, study or data, or the folder holds another comparison.
+        InputError: there is no such mixer, study, data or option, or the folder holds another comparison.
 
     Examples:
         softmaxfree compare --mixers soft softmax mala --tokens 784 3136
@@ -67,6 +68,8 @@ def run(
             raise InputError(f"{name} must be 1 or more each, got {', '.join(map(str, numbers))}")
     if budget_minutes is not None and not budget_minutes > 0:
         raise InputError(f"budget_minutes must be above 0, got {budget_minutes}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be 1 or more, got {threads}")
     if threads is not None:
         torch.set_num_threads(threads)
     comparison = Comparison(
@@ -91,7 +94,10 @@ def _option(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or "." not in key:
         raise InputError(f"options must be of the form section.key=value, got {text!r}")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"options: the value of {key} is not YAML, got {value!r}") from error
 
 
 def _photograph(image: str | None) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What is measured of a mixer without training: cost over tokens, size, error against its exact form, padding, half."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +17,43 @@ from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.compare.studies import Variant
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer, create_mixer
+from softmaxfree.mixers.mixer import own_arguments
 
-__all__ = ["NETWORK", "cost", "facts"]
+__all__ = ["NETWORK", "cost", "facts", "grid_of"]
 
 NETWORK = "soft_tiny"
 """Its parameters and multiply-adds are told."""
 _HEADS, _WIDTH = 2, 32  # as the first stage of soft_tiny
 _GRID = (24, 32)  # of tokens whose errors are measured
 _CALLS, _SECONDS = 5, 1.0  # of a pass: at least, and about
+_LENGTHY = 4  # times a grid is as long as wide that is no image's any more
 _LONGEST = 30.0  # seconds that a pass may be expected to take
 _MOST_BYTES = 6 << 30  # of an N x N matrix in float32, beyond which a quadratic mixer is not tried
 
 
-def cost(variant: Variant, tokens: int) -> list[dict[str, Any]]:
+def grid_of(tokens: int) -> tuple[int, int]:
+    """Returns the most square grid of so many tokens, or of the nearest number that has one.
+
+    Args:
+        tokens: how many, 1 or more.
+
+    Returns:
+        Rows and columns, which differ by less than 4 times.
+    """
+    near = (number for away in itertools.count() for number in (tokens - away, tokens + away) if number > 0)
+    for number in near:
+        side = next(side for side in range(math.isqrt(number), 0, -1) if number % side == 0)
+        if number < _LENGTHY * side**2:
+            return side, number // side
+    raise AssertionError("squares have a grid")
+
+
+def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
     """Returns time and memory of `mix` on one image, forward, and forward and backward.
 
     Args:
         variant: what to measure.
-        tokens: how many; a square grid of about as many.
+        grid: rows and columns of the tokens.
 
     Returns:
         A row for each pass: `what`, `milliseconds` (median), `peak_mib`, `runs`, `grid`.
@@ -42,10 +62,9 @@ def cost(variant: Variant, tokens: int) -> list[dict[str, Any]]:
         InputError: the mixer cannot take such a grid.
         RuntimeError: the memory does not suffice.
     """
-    side = math.isqrt(tokens)
-    grid = [side, tokens // side]
+    grid, tokens = list(grid), math.prod(grid)
     mixer = _mixer(variant)
-    x = torch.randn(1, math.prod(grid), mixer.dim, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, tokens, mixer.dim, generator=torch.Generator().manual_seed(0))
     mixer.check(x, grid, None)
     if not mixer.linear and 4 * _HEADS * tokens**2 > _MOST_BYTES:
         raise InputError(f"{variant.mixer} is quadratic and may take more than {_MOST_BYTES >> 30} GiB")
@@ -86,19 +105,24 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
         image: a photograph `(height, width, 3)` uint8, whose patches are the tokens.
 
     Returns:
-        `parameters` and `gmacs` of `soft_tiny` with this mixer in all stages at its own size; `approximates`, and
+        `parameters` and `gmacs` of `soft_tiny` with this mixer in all stages at its own size. Of a mixer with
+        random weights, and with `landmarks` by the mean where the variant does not say how: `approximates`, and
         `error_to_exact`, the relative distance of the result to that of what it approximates; `padding_error`, the
         largest difference between a padded image and the image alone over the largest value, or "refused";
         `bfloat16_error`, the relative distance under autocast to float32.
     """
     tokens = _tokens(image)
-    mixer = _mixer(variant).eval()
+    mixer = _mixer(variant)
+    if "landmark_sampling" in own_arguments(type(mixer)):  # a random convolution finds none: the result would be near 0
+        mixer = _mixer(variant, landmark_sampling="mean")
+    mixer.eval()
     network: Any = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments), device="meta")
     size = network.pretrained_cfg["input_size"][-2:]
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "gmacs": round(macs(network, size)["executed"] / 1e9, 3),
         "linear": mixer.linear,
+        "landmarks": getattr(mixer, "landmark_sampling", ""),
     }
     with torch.inference_mode():
         exact = mixer(tokens, list(_GRID))
@@ -130,9 +154,9 @@ def _padding_error(mixer: AbstractMixer, tokens: Tensor) -> float | str:
     return _digits((padded - alone).abs().max() / alone.abs().max())
 
 
-def _mixer(variant: Variant) -> AbstractMixer:
+def _mixer(variant: Variant, **otherwise: Any) -> AbstractMixer:
     torch.manual_seed(0)
-    own = dict(variant.arguments)
+    own = {**otherwise, **variant.arguments}
     if variant.mixer in ("soft", "linformer", "nystrom") and "ratio" not in own:
         own["ratio"] = 8  # as the first stage of soft_tiny
     if variant.mixer == "soft":

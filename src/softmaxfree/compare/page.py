@@ -22,8 +22,13 @@ _Rows = list[dict[str, Any]]
 _FACTS = {
     "name": "mixer", "linear": "linear", "parameters": "parameters", "gmacs": "GMACs", "approximates": "comes near to",
     "error_to_exact": "error to it", "padding_error": "padding error", "bfloat16_error": "error in bfloat16",
-    "not_measured": "not measured",
+    "landmarks": "landmarks by", "not_measured": "not measured",
 }  # fmt: skip
+_FACTS_ARE = (
+    "Errors are those of a single mixer with random weights, not of a trained one, on the patches of one photograph. "
+    "Landmarks are then found by the mean, as a convolution that finds them has to be learned first."
+)
+_COSTS_ARE = "A single mixer of 2 heads of 32 channels with random weights, without its projections, on one image."
 _PASSES = ("forward", "forward+backward")
 _LINES = ("-", "--", ":", "-.")
 
@@ -51,6 +56,8 @@ def write_page(out: Path) -> Path:
         if len(own) > 1:
             title = f"{own[0]['metric'].removeprefix('val/')} on {data} against seconds of training"
             figures.append((title, _svg(partial(_draw_scores, own), title)))
+    facts_shown = [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]
+    passes = [(f"{what.capitalize()}: milliseconds (MiB)", _COSTS_ARE, *_pivot(cost, what)) for what in _PASSES if cost]
     page = out / PAGE
     about = next(iter([*facts, *cost, *accuracy]), {})
     render(
@@ -63,10 +70,7 @@ def write_page(out: Path) -> Path:
         scores=scores,
         transfer=accuracies(transfer, by=("img_size",)),
         slopes=slopes(cost),
-        tables=[
-            ("Facts", list(_FACTS.values()), [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]),
-            *((f"{what.capitalize()}: milliseconds (MiB)", *_pivot(cost, what)) for what in _PASSES if cost),
-        ],
+        tables=[("Facts", _FACTS_ARE, list(_FACTS.values()), facts_shown), *passes],
     )
     return page
 
@@ -76,11 +80,11 @@ def _svg(build: Callable[[], Figure], title: str) -> Markup:
 
 
 def _curves(cost: _Rows, what: str, column: str) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[str, dict[float, float]] = {}
     for row in cost:
-        if row.get("what") == what and row.get(column):
-            curves.setdefault(row["name"], []).append((float(row["tokens"]), float(row[column])))
-    return {name: sorted(points) for name, points in curves.items()}
+        if row.get("what") == what and float(row.get(column) or 0) > 0:  # the axes are logarithmic
+            curves.setdefault(row["name"], {})[float(row["tokens"])] = float(row[column])
+    return {name: sorted(points.items()) for name, points in curves.items()}
 
 
 def _draw_curves(curves: dict[str, list[tuple[float, float]]], label: str) -> Figure:

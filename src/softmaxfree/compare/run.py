@@ -2,8 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
-import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,15 +15,13 @@ import numpy as np
 import torch
 
 from softmaxfree.atomic import atomic_write, write_csv
-from softmaxfree.compare.measures import cost, facts
+from softmaxfree.compare.measures import cost, facts, grid_of
 from softmaxfree.compare.studies import Variant, variants
-from softmaxfree.compare.training import RECIPES, train, validate
+from softmaxfree.compare.training import RECIPES, NotBegun, check_options, train, validate
 from softmaxfree.errors import InputError
 from softmaxfree.machine import describe
 
 __all__ = ["TABLES", "Comparison", "compare", "read_table"]
-
-_log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 TABLES = ("cost", "facts", "accuracy", "transfer")
@@ -55,7 +54,10 @@ class Comparison:
 
     @property
     def fixed(self) -> dict[str, Any]:
-        """What all rows of a folder depend on; more mixers, data, seeds and tokens only add rows."""
+        """What all rows of a folder depend on; more mixers, data, seeds and tokens only add rows.
+
+        Of the options only the trainings depend.
+        """
         return {"study": self.study, "options": dict(self.options), "threads": torch.get_num_threads()}
 
 
@@ -64,11 +66,12 @@ class _Trial:
     table: str
     key: dict[str, str]  # columns that tell it from the others of its table
     run: Callable[[], list[dict[str, Any]]]
+    told: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns
 
     @property
     def kind(self) -> tuple[str, ...]:
         """Trials that take about as long."""
-        return self.table, self.key.get("data", ""), self.key.get("tokens", "")
+        return self.table, self.key.get("data", ""), self.key.get("asked", "")
 
 
 def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterator[str]:
@@ -85,33 +88,43 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
         Lines.
 
     Raises:
-        InputError: there is no such mixer, study or data, or the folder holds another comparison.
+        InputError: there is no such mixer, study, data or option, the folder holds another comparison, or trainings
+            could not begin.
     """
     rows = variants(comparison.mixers, comparison.study)
-    for data in comparison.data:
-        if data not in RECIPES and not Path(data).is_dir():
-            raise InputError(f"data must be one of {', '.join(RECIPES)}, or a folder of images, got {data!r}")
+    comparison = dataclasses.replace(comparison, data=_places(comparison.data))
+    check_options(comparison.options, comparison.data)
+    if comparison.sizes and not comparison.data:
+        raise InputError("sizes needs data: it is trained networks that are validated at other sizes")
     _keep_settings(comparison, out)
     tables = {name: read_table(out, name) for name in TABLES}
     trials = [trial for trial in _trials(comparison, rows, out, photograph) if not _done(trial, tables[trial.table])]
     about = describe(torch.device("cpu"))
     start = time.monotonic()
     seconds: dict[tuple[str, ...], list[float]] = {}
+    not_begun: list[str] = []
     limit = (comparison.budget_minutes or float("inf")) * 60
     for i, trial in enumerate(trials):
         if time.monotonic() - start > limit:
             left = f"{len(trials) - i} trials are left after {comparison.budget_minutes:g} minutes"
             yield f"{left}; the same command goes on"
-            return
+            break
         began = time.monotonic()
         try:
             found = trial.run()
+        except NotBegun as error:
+            not_begun.append(str(error))
+            yield _line(trial, [{"not begun": error}], _to_go(trials[i + 1 :], seconds))
+            continue
         except (InputError, RuntimeError) as error:
             found = [{"not_measured": str(error).partition("\n")[0]}]
         seconds.setdefault(trial.kind, []).append(time.monotonic() - began)
-        tables[trial.table] += [{**trial.key, "not_measured": "", **row, **about} for row in found]
+        tables[trial.table] += [{**trial.key, **trial.told, "not_measured": "", **row, **about, **row} for row in found]
         _write(out / f"{trial.table}.csv", tables[trial.table])
         yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
+    if not_begun:
+        count = f"{len(not_begun)} of {len(trials)} trials"
+        raise InputError(f"could not begin, and not noted as done: {count}: {not_begun[0]}")
 
 
 def read_table(out: Path, name: str) -> list[dict[str, Any]]:
@@ -127,18 +140,38 @@ def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photogra
     for variant in rows:
         name = {"name": variant.label}
         yield _Trial("facts", name, partial(_facts, variant, photograph))
-    for tokens in comparison.tokens:
+    for tokens in dict.fromkeys(comparison.tokens):
+        grid = grid_of(tokens)
         for variant in rows:
-            key = {"name": variant.label, "tokens": str(tokens)}
-            yield _Trial("cost", key, partial(cost, variant, tokens))
+            key = {"name": variant.label, "asked": str(tokens)}
+            yield _Trial("cost", key, partial(cost, variant, grid), {"tokens": math.prod(grid)})
     for data in comparison.data:
         for seed in comparison.seeds:
             for variant in rows:
                 key = {"name": variant.label, "data": data, "seed": str(seed)}
-                folder = out / "runs" / Path(data).name / variant.label.replace(" ", "_") / str(seed)
+                folder = out / "runs" / _folder_of(data) / variant.label.replace(" ", "_") / str(seed)
                 yield _Trial("accuracy", key, partial(_train, variant, data, seed, folder, comparison.options))
-                for size in comparison.sizes:
+                for size in dict.fromkeys(comparison.sizes):
                     yield _Trial("transfer", {**key, "img_size": str(size)}, partial(_validate, folder, size))
+
+
+def _places(data: Sequence[str]) -> list[str]:
+    """What is trained on, folders by their whole paths."""
+    places = list[str]()
+    for name in data:
+        path = Path(name).expanduser()
+        if name not in RECIPES and not path.is_dir():
+            raise InputError(f"data must be one of {', '.join(RECIPES)}, or a folder of images, got {name!r}")
+        place = name if name in RECIPES else str(path.resolve())
+        if place in places:
+            raise InputError(f"data must be different ones, {place} is given twice")
+        places.append(place)
+    return places
+
+
+def _folder_of(data: str) -> str:
+    """Where its runs are: folders of one name are told apart by a digest of their paths."""
+    return data if data in RECIPES else f"{Path(data).name}-{hashlib.sha256(data.encode()).hexdigest()[:8]}"
 
 
 def _facts(variant: Variant, photograph: np.ndarray) -> list[dict[str, Any]]:
@@ -150,7 +183,7 @@ def _train(*arguments: Any) -> list[dict[str, Any]]:
 
 
 def _validate(folder: Path, size: int) -> list[dict[str, Any]]:
-    return [{"score": validate(folder, size)}]
+    return [validate(folder, size)]
 
 
 def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:
@@ -159,20 +192,28 @@ def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:
 
 def _keep_settings(comparison: Comparison, out: Path) -> None:
     path = out / SETTINGS
+    now = json.loads(json.dumps(comparison.fixed))
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in json.loads(json.dumps(comparison.fixed)).items():
+        if not comparison.data:
+            now["options"] = there.get("options", {})
+        elif not _trained(out):
+            there["options"] = now["options"]
+        for key, value in now.items():
             if there.get(key) != value:
                 raise InputError(
                     f"out: {out} holds a comparison with {key} {there.get(key)!r}, this one has {value!r}; "
                     "give another folder, or the same settings"
                 )
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()):
         raise InputError(f"out: {out} is neither empty nor a comparison; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
-        part.write_text(json.dumps(comparison.fixed, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+
+
+def _trained(out: Path) -> bool:
+    return bool(read_table(out, "accuracy")) or any(out.glob("runs/*/*/*/*/config.yaml"))
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

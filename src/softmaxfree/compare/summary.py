@@ -54,16 +54,16 @@ def slopes(cost: Sequence[_Row]) -> list[_Row]:
         Rows with `name`, `time` and `memory`: the exponent between the two largest numbers of tokens that were
         measured; 1 is linear, 2 quadratic.
     """
-    points: dict[str, list[tuple[int, float, float]]] = {}
+    points: dict[str, dict[int, tuple[float, float]]] = {}
     for row in cost:
         if row.get("what") == "forward" and row.get("milliseconds"):
-            measured = int(row["tokens"]), float(row["milliseconds"]), float(row["peak_mib"])
-            points.setdefault(row["name"], []).append(measured)
+            measured = float(row["milliseconds"]), float(row["peak_mib"])
+            points.setdefault(row["name"], {})[int(row["tokens"])] = measured
     out = []
     for name, own in points.items():
         if len(own) < 2:
             continue
-        (n0, t0, m0), (n1, t1, m1) = sorted(own)[-2:]
+        (n0, (t0, m0)), (n1, (t1, m1)) = sorted(own.items())[-2:]
         growth = math.log(n1 / n0)
         out.append(
             {

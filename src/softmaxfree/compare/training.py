@@ -1,22 +1,69 @@
 """Accuracy after equal training: `softmaxfree train`, once for each variant and seed, in a process of its own."""
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from softmaxfree.compare.studies import Variant
 from softmaxfree.errors import InputError
+from softmaxfree_cli.keys import check_keys
 from softmaxfree_cli.recipes import read_recipe, recipe_of
 
-__all__ = ["RECIPES", "train", "validate"]
+__all__ = ["RECIPES", "Failed", "NotBegun", "check_options", "train", "validate"]
 
+_OWN = ("run.seed", "data.root", "model.model_args")  # set for each training
+_MENDABLE = 2  # exit code of a command for what the user can mend
 _OF_MIXERS = ("last_stage", "landmark_sampling", "landmark_grid", "solver", "normalize", "mixer", "mixer_args")
 
+_OF_FOLDERS = "classification"
 RECIPES = {"digits": "digits", "solar_cells": "solar_cells", "scenes": "scenes_segmentation"}
 """Of embedded data; other data is a folder of images in folders of classes."""
+
+
+class Failed(InputError):
+    """A command ended with an error.
+
+    Args:
+        message: with its last line.
+        code: its exit code.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotBegun(InputError):
+    """A training did not begin for a reason to mend, such as a setting: this says nothing of its mixer."""
+
+
+def check_options(options: Mapping[str, Any], data: Sequence[str]) -> None:
+    """Refuses settings that are no keys of the recipes, and those that would change what a row claims.
+
+    Args:
+        options: by key, `section.key`.
+        data: as for `train`.
+
+    Raises:
+        InputError: there is such a key.
+    """
+    for key in options:
+        name = key.removeprefix("model.model_args.")
+        if key in _OWN or (name != key and name.startswith(_OF_MIXERS)):
+            raise InputError(f"options: {key} is set by the comparison itself; leave it out")
+    for recipe in dict.fromkeys(RECIPES.get(name, _OF_FOLDERS) for name in data):
+        content = dict(read_recipe(recipe))
+        for key, value in options.items():
+            section, _, name = key.partition(".")
+            content[section] = {**(content.get(section) or {}), name.partition(".")[0]: value}
+        try:
+            check_keys(content, ())
+        except InputError as error:
+            raise InputError(f"options: {error} (recipe {recipe})") from error
 
 
 def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,14 +77,20 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
         options: further settings of the recipe.
 
     Returns:
-        `metric`, its `score`, `best_epoch`, `seconds` of training and `parameters` of the network.
+        `metric`, its `score`, `best_epoch`, `seconds` of training, `parameters` of the network, and the
+        `threads` it was trained with.
 
     Raises:
-        InputError: the training fails; tells its last line.
+        Failed: the training fails; tells its last line.
+        NotBegun: it cannot begin, or leaves no score, with these settings.
     """
-    run = folder / "0"
-    if not (run / "summary.json").is_file():
-        recipe = RECIPES.get(data, "classification")
+    run = _finished(folder)
+    if run is None:
+        interrupted = next((run for run in _begun(folder) if (run / "last.ckpt").exists()), None)
+        for path in folder.glob("*"):
+            if path.name.isdigit() and path != interrupted:  # ended before its first epoch did
+                shutil.rmtree(path)
+        recipe = RECIPES.get(data, _OF_FOLDERS)
         command = [sys.executable, "-m", "softmaxfree", "train", recipe]
         command += ["--out", str(folder), "--run.seed", str(seed)]
         command += ["--model.model_args", json.dumps(_model_args(variant, recipe))]
@@ -45,21 +98,32 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
             command += ["--data.root", data]
         for key, value in options.items():
             command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        if (run / "last.ckpt").is_file():
-            command += ["--resume", str(run)]
-        _call(command)
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        if interrupted is not None:
+            command += ["--resume", str(interrupted)]
+        try:
+            _call(command)
+        except Failed as error:
+            if error.code == _MENDABLE and not _begun(folder):
+                raise NotBegun(str(error)) from error
+            raise
+        run = _finished(folder)
+        if run is None:
+            raise NotBegun("the training left no summary; see trainer.fast_dev_run in options")
+    summary = _summary(run)
     metric = summary["monitor"]
+    if metric not in summary["metrics"]:
+        raise NotBegun(f"the training has no score {metric}; see trainer.limit_val_batches in options")
     return {
         "metric": metric,
         "score": summary["metrics"][metric],
         "best_epoch": summary["best_epoch"],
         "seconds": round(summary["seconds"], 1),
         "parameters": summary["model"]["parameters"],
+        "threads": summary["machine"]["threads"],
     }
 
 
-def validate(folder: Path, img_size: int) -> float:
+def validate(folder: Path, img_size: int) -> dict[str, Any]:
     """Returns the score of a trained variant at another image size.
 
     Args:
@@ -67,17 +131,37 @@ def validate(folder: Path, img_size: int) -> float:
         img_size: side of the validation images, pixels.
 
     Returns:
-        The score, in the unit of `train`.
+        `score`, in the unit of `train`, and `threads`.
 
     Raises:
-        InputError: the validation fails; tells its last line.
+        Failed: the validation fails; tells its last line.
+        InputError: the training failed.
+        NotBegun: there was none.
     """
-    run = folder / "0"
+    run = _finished(folder)
+    if run is None:
+        if _begun(folder):
+            raise InputError("its training failed")
+        raise NotBegun("its training did not begin")
     out = _call([sys.executable, "-m", "softmaxfree", "validate", str(run), "--data.img_size", str(img_size)])
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = _summary(run)
     label, scale, _ = summary["labels"][summary["monitor"]]
     (line,) = (line for line in out.splitlines() if line.startswith(f"{label} "))
-    return round(float(line.split()[-1]) / scale, 6)
+    return {"score": round(float(line.split()[-1]) / scale, 6), "threads": summary["machine"]["threads"]}
+
+
+def _begun(folder: Path) -> list[Path]:
+    """The runs of a variant and seed, the newest first; until it begins a run has no config.yaml."""
+    runs = [path.parent for path in folder.glob("*/config.yaml") if path.parent.name.isdigit()]
+    return sorted(runs, key=lambda run: int(run.name), reverse=True)
+
+
+def _finished(folder: Path) -> Path | None:
+    return next((run for run in _begun(folder) if (run / "summary.json").is_file()), None)
+
+
+def _summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
 def _model_args(variant: Variant, recipe: str) -> dict[str, Any]:
@@ -93,5 +177,5 @@ def _call(command: list[str]) -> str:
         if done.returncode in (130, 143, -2, -15):
             raise KeyboardInterrupt
         lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no word"]
-        raise InputError(f"{' '.join(command[2:5])} ended with {done.returncode}: {lines[-1]}")
+        raise Failed(f"{' '.join(command[2:5])} ended with {done.returncode}: {lines[-1]}", done.returncode)
     return done.stdout
