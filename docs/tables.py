@@ -94,6 +94,30 @@ def freed() -> str:
     return markdown(head, lines) + told("freed-memory-cpu", rows)
 
 
+def earth(part: str) -> str:
+    """The relief of the Earth: `trained`, in one pass and in windows; or `others`, how far other networks come."""
+    rows, names = read("earth-cpu"), ("ocean", "land", "ice", "lake")
+    if part == "trained":
+        lines = []
+        for row in (row for row in rows if row["weights"] == part):
+            how = f"{row['window']}, every {row['stride']}" if row["window"] else "one pass"
+            torn = f"{100 * int(row['seams']) / int(row['border_pairs']):.1f}" if row["seams"] else ""
+            lines.append([how, row["seconds"], row["peak_gib"], *(percent(row[f"iou_{name}"]) for name in names), torn])
+        head = ["windows", "seconds", "GiB", "ocean", "land", "ice", "lakes", "seams (%)"]
+        return markdown(head, lines) + told("earth-cpu", rows)
+    heights = sorted({row["height"] for row in rows}, key=int)
+    cells = {
+        (row["network"], row["height"]): f"stopped by {row['stopped_by']}"
+        if row["stopped_by"]
+        else f"{row['seconds']} s, {row['peak_gib']} GiB"
+        for row in rows
+        if not row["window"]
+    }
+    head = ["network", *(f"{2 * int(height)} x {height}" for height in heights)]
+    lines = [[name, *(cells.get((name, h), "") for h in heights)] for name in dict.fromkeys(name for name, _ in cells)]
+    return markdown(head, lines) + told("earth-cpu", rows)
+
+
 def attention() -> str:
     """Time and memory of the attention's forward pass, batch 1."""
     return bench("attention", "tokens")
