@@ -126,7 +126,7 @@ def complain(number, frame):
     raise RuntimeError("a worker was killed")
 def run():
     signal.signal(signal.SIGCHLD, complain)
-    weakref.finalize(complain, os.kill, os.getpid(), signal.SIGCHLD)  # as torch.library has them
+    weakref.finalize(complain, os.kill, os.getpid(), signal.SIGCHLD)  # Python calls it while it leaves
     print("ready", flush=True)
     time.sleep(60)
 sys.modules["softmaxfree.cli.models"] = types.SimpleNamespace(run=run)
