@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from softmaxfree.bench import peers, registry, results
+from softmaxfree.bench import registry, results
 from softmaxfree.bench import run as bench_run
 from softmaxfree.bench.registry import FORWARD, TRAIN
 from softmaxfree.bench.trial import ALLOWED_ERROR, Trial
@@ -26,7 +26,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_run, "_ALL_SECONDS", 1e-2)
 
 
-@pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated")  # performer-pytorch
 @pytest.mark.parametrize("name", registry.SUITES["attention"].contestants)
 def test_every_attention_is_right_and_measured(name: str):
     rows = list(bench_run.run("attention", CPU, only=[name], sizes=[784]))
@@ -51,20 +50,24 @@ def test_every_model_is_right(name: str):
     assert error <= ALLOWED_ERROR <= allowed
 
 
+def _published() -> nn.Module:
+    return registry.SUITES["attention"].contestants["published formulation"].build(784)
+
+
 class _Wrong(nn.Module):
-    def forward(self, q, v, landmarks):
-        return 1.01 * peers.published(q, v, landmarks)
+    def forward(self, q, v):
+        return 1.01 * _published()(q, v)
 
 
 def test_wrong_results_are_not_timed(monkeypatch):
-    wrong = registry.Contestant(lambda n: _Wrong(), lambda module: peers.Published())
+    wrong = registry.Contestant(lambda n: _Wrong(), lambda module: _published())
     monkeypatch.setitem(registry.SUITES["attention"].contestants, "wrong", wrong)
     with pytest.raises(ValueError, match=r"wrong is wrong and not timed: error 1\.0e-02, allowed 1\.0e-03"):
         next(bench_run.run("attention", CPU, only=["wrong"], sizes=[784]))
 
 
 class _Broken(nn.Module):
-    def forward(self, q, v, landmarks):
+    def forward(self, q, v):
         raise RuntimeError("no kernel image\nand a long story")
 
 
@@ -79,7 +82,7 @@ def test_what_cannot_run_is_left_out(monkeypatch, caplog):
 _KILLED = """
 import os, signal, torch
 from softmaxfree.bench.worker import Worker
-worker = Worker("attention", "softmaxfree", torch.device("cpu"), torch.float32, False)
+worker = Worker("attention", "soft", torch.device("cpu"), torch.float32, False)
 print(worker._call(os.getpid), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -99,7 +102,7 @@ def test_a_worker_ends_when_the_benchmark_is_killed():
 
 def test_halves_are_judged_by_the_reference_in_halves():
     suite = registry.SUITES["attention"]
-    bench = Trial(suite, suite.contestants["softmaxfree"], CPU, torch.bfloat16, False)
+    bench = Trial(suite, suite.contestants["soft"], CPU, torch.bfloat16, False)
     error, allowed = bench.errors()
     assert ALLOWED_ERROR < error <= allowed
 
@@ -163,8 +166,8 @@ def test_slope_of_a_square():
 
 def test_command_measures_and_reports(tmp_path, capsys):
     arguments = ["bench", "attention", "--size", "784", "--out", str(tmp_path)]
-    assert main([*arguments, "--only", "softmaxfree", "published formulation"]) == 0
-    assert "softmaxfree, 1 x 784, forward+backward" in capsys.readouterr().out
+    assert main([*arguments, "--only", "soft", "published formulation"]) == 0
+    assert "soft, 1 x 784, forward+backward" in capsys.readouterr().out
     with (tmp_path / "results" / "attention-cpu.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     table = (tmp_path / "README.md").read_text()
@@ -186,7 +189,7 @@ def test_command_explains(capsys):
     ("arguments", "message"),
     [
         (["ops"], "there is nothing called 'ops' to time; choose from attention, inverse, model"),
-        (["attention", "--only", "x"], "only must be one of softmaxfree,"),
+        (["attention", "--only", "x"], "only must be one of soft,"),
         (["attention", "--size", "5"], "size must be one of 784,"),
         (["--device", "cuda"], "--device cuda cannot be used here"),
         (["--device", "moon"], "--device moon cannot be used here"),

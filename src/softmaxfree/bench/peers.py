@@ -1,4 +1,4 @@
-"""What this package is timed against, as modules: an attention is called with `q, v, landmarks`."""
+"""What is timed, as modules: an attention is called with `q, v`."""
 
 import functools
 import math
@@ -7,27 +7,40 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention, GELUTanh
 from torch import Tensor, nn
 
-from softmaxfree.mixers import SoftmaxFreeAttention
+from softmaxfree.layers.landmarks import Landmarks
+from softmaxfree.mixers import AbstractMixer, SoftmaxFreeAttention
 from softmaxfree.models.stages import Stage
-from softmaxfree.ops import AbstractPinvSolver, dispatch, nystrom_attention, pinv
+from softmaxfree.ops import AbstractPinvSolver, dispatch, pinv
 
 
-class SoftmaxFree(nn.Module):
-    """This package's attention."""
+class Mix(nn.Module):
+    """The step of a mixer between its projections: `mix`, with keys tied to queries, on a square grid."""
 
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        return nystrom_attention(q, q, v, landmarks)
+    def __init__(self, mixer: AbstractMixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, q: Tensor, v: Tensor) -> Tensor:
+        return self.mixer.mix(q, q, v, square(q))
 
 
 class Published(nn.Module):
     """The formulation of the released code: whole kernel matrices, 20 Newton steps, the left product first."""
 
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        return published(q, v, landmarks)
+    def __init__(self, landmarks: Landmarks) -> None:
+        super().__init__()
+        self._landmarks = landmarks
+
+    def forward(self, q: Tensor, v: Tensor) -> Tensor:
+        return published(q, v, self._landmarks(q, square(q)))
+
+
+def square(q: Tensor) -> list[int]:
+    """Returns the grid of tokens `(B, H, N, D)`, N a square."""
+    return [math.isqrt(q.shape[2])] * 2
 
 
 class Inverse(nn.Module):
@@ -45,61 +58,18 @@ class Inverse(nn.Module):
 class FourProducts(nn.Module):
     """The products that softmax-free attention cannot do without, alone, on kernel matrices that are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, landmarks: int) -> None:
         super().__init__()
+        self._landmarks = landmarks
         self._kernel = self._transposed = torch.empty(0)
 
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
+    def forward(self, q: Tensor, v: Tensor) -> Tensor:
+        landmarks = q[:, :, : self._landmarks]
         if self._kernel.shape[:-1] != q.shape[:-1]:  # in the first call, which is never timed
-            self._kernel = torch.rand(*q.shape[:-1], landmarks.shape[-2], dtype=q.dtype, device=q.device)
+            self._kernel = torch.rand(*q.shape[:-1], self._landmarks, dtype=q.dtype, device=q.device)
             self._transposed = self._kernel.transpose(-1, -2).contiguous()
         _ = q @ landmarks.transpose(-1, -2), landmarks @ q.transpose(-1, -2)
         return self._kernel @ (self._transposed @ v)
-
-
-class Softmax(nn.Module):
-    """Softmax attention by torch, quadratic in the tokens."""
-
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, q, v)
-
-
-class EluLinear(nn.Module):
-    """Linear attention with the feature map `elu + 1` (Katharopoulos et al., 2020)."""
-
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        features = F.elu(q) + 1
-        total = features @ features.sum(-2, keepdim=True).transpose(-1, -2)
-        return features @ (features.transpose(-1, -2) @ v) / total
-
-
-class Nystromformer(nn.Module):
-    """The package nystrom-attention. It projects tokens itself, so their sum stands for `q` and `v`."""
-
-    def __init__(self, heads: int, width: int, landmarks: int) -> None:
-        super().__init__()
-        from nystrom_attention import NystromAttention
-
-        self.attention = NystromAttention(
-            heads * width, dim_head=width, heads=heads, num_landmarks=landmarks, residual=False
-        )
-
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        out = self.attention((q + v).transpose(1, 2).flatten(2))
-        return out.unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
-
-
-class Performer(nn.Module):
-    """The package performer-pytorch: random features of the softmax kernel."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        from performer_pytorch import FastAttention
-
-        self.attention = FastAttention(width)
-
-    def forward(self, q: Tensor, v: Tensor, landmarks: Tensor) -> Tensor:
-        return self.attention(q, q, v)
 
 
 class PublishedModel(nn.Module):

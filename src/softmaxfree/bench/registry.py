@@ -1,7 +1,9 @@
 """What is timed, over which sizes, and what its results must equal first."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -10,10 +12,15 @@ from torch import Tensor, nn
 
 import softmaxfree.models  # noqa: F401  registers the models
 from softmaxfree.bench import peers
+from softmaxfree.layers.landmarks import Landmarks
+from softmaxfree.mixers import create_mixer, mixer_class
+from softmaxfree.mixers.mixer import own_arguments
 from softmaxfree.ops import Cholesky, Newton, gaussian_gram
 
 FORWARD, TRAIN = "forward", "forward+backward"
-_HEADS, _LANDMARKS, _WIDTH = 2, 49, 32
+_HEADS, _WIDTH = 2, 32  # as the first stage of soft_tiny
+_SIDE = 7  # of the grid of landmarks
+_MIXERS = ("softmax", "gaussian", "elu_linear", "relu_linear", "mala", "linformer", "nystrom", "performer")
 _MATRICES = 40  # of soft_tiny for one image
 
 
@@ -57,10 +64,28 @@ class Suite:
 
 
 def _tokens(batch: int, tokens: int) -> list[Tensor]:
-    """Returns `q / D^(1/4)` and `v` as projections leave them, heads beside tokens, and landmarks of `q`."""
+    """Returns `q / D^(1/4)` and `v` as projections leave them, heads beside tokens."""
     q, v = (torch.randn(batch, tokens, _HEADS, _WIDTH).transpose(1, 2) for _ in range(2))
-    q = q * _WIDTH**-0.25
-    return [q, v, q[:, :, :: tokens // _LANDMARKS][:, :, :_LANDMARKS].clone()]
+    return [q * _WIDTH**-0.25, v]
+
+
+def _mix(name: str) -> Contestant:
+    """A mixer; one with a `ratio` has as many landmarks at each size as the paper, 49."""
+
+    def build(tokens: int) -> nn.Module:
+        own: dict[str, Any] = {}
+        arguments = own_arguments(mixer_class(name))
+        if "ratio" in arguments:
+            own["ratio"] = math.isqrt(tokens) // _SIDE
+        if "landmark_sampling" in arguments:
+            own["landmark_sampling"] = "mean"
+        return peers.Mix(create_mixer(name, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own))
+
+    return Contestant(build)
+
+
+def _landmarks(tokens: int) -> Landmarks:
+    return Landmarks(_WIDTH, math.isqrt(tokens) // _SIDE, sampling="mean")
 
 
 def _grams(batch: int, landmarks: int) -> list[Tensor]:
@@ -68,6 +93,11 @@ def _grams(batch: int, landmarks: int) -> list[Tensor]:
     field = torch.randn(batch * _MATRICES, _WIDTH, 5)
     points = F.interpolate(field, landmarks, mode="linear", align_corners=True).mT * _WIDTH**-0.25
     return [gaussian_gram(points.unflatten(0, (batch, _MATRICES)))]
+
+
+def _published(module: nn.Module) -> nn.Module:
+    mixer: Any = module.get_submodule("mixer")
+    return peers.Published(mixer.landmarks)
 
 
 def _images(batch: int, pixels: int) -> list[Tensor]:
@@ -94,13 +124,10 @@ SUITES = {
         check_size=784,
         inputs=_tokens,
         contestants={
-            "softmaxfree": Contestant(lambda n: peers.SoftmaxFree(), lambda module: peers.Published()),
-            "published formulation": Contestant(lambda n: peers.Published()),
-            "its four matrix products": Contestant(lambda n: peers.FourProducts(), reference=None),
-            "softmax (SDPA)": Contestant(lambda n: peers.Softmax()),
-            "linear, elu + 1": Contestant(lambda n: peers.EluLinear()),
-            "nystrom-attention": Contestant(lambda n: peers.Nystromformer(_HEADS, _WIDTH, _LANDMARKS)),
-            "performer-pytorch": Contestant(lambda n: peers.Performer(_WIDTH)),
+            "soft": dataclasses.replace(_mix("soft"), reference=_published),
+            "published formulation": Contestant(lambda n: peers.Published(_landmarks(n))),
+            "its four matrix products": Contestant(lambda n: peers.FourProducts(_SIDE**2), reference=None),
+            **{name: _mix(name) for name in _MIXERS},
         },
         whole_models=False,
     ),
