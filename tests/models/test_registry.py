@@ -112,15 +112,15 @@ def test_empty_batch():
     assert timm.create_model("soft_nano").eval()(torch.randn(0, 3, 64, 64)).shape == (0, 1000)
 
 
-def test_budget_leaves_512_as_released_and_bounds_beyond():
+def test_budget_leaves_256_as_released_and_bounds_beyond():
     capped, free = timm.create_model("soft_nano"), timm.create_model("soft_nano", landmark_grid="unbounded")
     tiny = timm.create_model("soft_tiny", device="meta")
-    assert [s.blocks[0].attn.landmarks.max_grid for s in tiny.stages[:3]] == [[16, 16]] * 3  # 512 / 4 / 8
+    assert [s.blocks[0].attn.landmarks.max_grid for s in tiny.stages[:3]] == [[8, 8]] * 3  # 256 / 4 / 8
     with pytest.warns(UserWarning, match="set_landmark_grid"):  # that of the weights is used
         free.load_state_dict(capped.state_dict())
-    assert free.landmark_grid == (16, 16)
+    assert free.landmark_grid == (8, 8)
     free.set_landmark_grid("unbounded")
-    for size, same in (((256, 192), True), ((288, 192), False)):  # nano samples at half the stride
+    for size, same in (((128, 96), True), ((160, 96), False)):  # nano samples at half the stride
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
             assert torch.equal(capped.eval()(x), free.eval()(x)) == same

@@ -31,6 +31,20 @@ def test_converges_to_the_ridge_inverse(solver):
     torch.testing.assert_close(ops.pinv(a, solver), naive.ridge_inverse(a, solver.ridge), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("num_landmarks", [1, 49, 256])
+def test_an_exported_program_finds_the_inverse_of_cholesky(num_landmarks):
+    class Inverse(torch.nn.Module):
+        def forward(self, a):
+            return ops.pinv(a, ops.Cholesky())
+
+    a = gram(1, 2, num_landmarks, spread=0.5)
+    program = torch.export.export(Inverse(), (a,)).module()
+    torch.testing.assert_close(program(a), naive.ridge_inverse(a, 0.01), rtol=1e-6, atol=1e-6)
+    exact = naive.ridge_inverse(a.float(), 0.01)
+    program = torch.export.export(Inverse(), (a.float(),)).module()
+    assert (program(a.float()) - exact).norm() <= max(5 * (Inverse()(a.float()) - exact).norm(), 1e-5 * exact.norm())
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_gradient_and_second_derivative(solver):
     a = gram(1, 2, 5).requires_grad_()

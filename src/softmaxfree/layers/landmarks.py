@@ -40,7 +40,7 @@ class Landmarks(nn.Module):
         ratio: int,
         *,
         sampling: Sampling = "conv",
-        max_grid: tuple[int, ...] | None = (16, 16),
+        max_grid: tuple[int, ...] | None = None,
         ndim: int = 2,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -123,7 +123,7 @@ class Landmarks(nn.Module):
         if self.max_grid is None:
             return landmarks.flatten(2, -2)
         sizes = None if mask is None else extents(self._full(mask))
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_compiling():
             return _average_all(landmarks, self.max_grid, sizes)
         if landmarks.shape[-2] > self.max_grid[-1]:
             landmarks = _average(landmarks, self.max_grid[-1], None if sizes is None else sizes[-1])
@@ -157,7 +157,7 @@ class Landmarks(nn.Module):
 
 def _at_most(size: int, limit: int) -> int:
     """Returns the smaller number, without a choice where an exported program is to decide it at each call."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         return cast(int, torch.sym_min(size, limit))
     return min(size, limit)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable
 from softmaxfree.models.record import NAME, decode, encode
-from softmaxfree.ops import Newton
+from softmaxfree.ops import Newton, as_solver
 
 if TYPE_CHECKING:
     from softmaxfree.models.backbone import AbstractBackbone
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # what the released normalised models were trained with; an exact inverse would be another function
 RELEASED_NORMALIZED_SOLVER = Newton(iters=20, ridge=0.0, start="halving")
 RELEASED_SOLVER = Newton(iters=20, ridge=0.01)
+# the authors' landmarks grow with the image; up to 512 x 512 pixels these do too
+RELEASED_LANDMARK_GRID = (16, 16)
 # what the authors' code builds as SOFT-Small, deeper than in their paper
 RELEASED_SMALL_DEPTHS = (1, 3, 20, 4)
 
@@ -57,17 +59,22 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "AbstractBackb
     if is_released(state_dict):
         normalized = any(getattr(mixer, "normalize", False) for mixer in model.mixers)
         solver = RELEASED_NORMALIZED_SOLVER if normalized else RELEASED_SOLVER
-        record = {"mixers": [{"solver": solver.to_dict()}] * 4}
-        state_dict = {**from_released(state_dict), NAME: encode(record)}
+        state_dict = {**from_released(state_dict), NAME: _released_record(solver)}
     elif NAME not in state_dict and has_attention(state_dict):
-        if model.solver == Newton():
+        record = encode({})
+        if model.solver == as_solver(model.adjustable_defaults["solver"]):
             warnings.warn(
                 f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
-                f"{model.solver} is used; set_solver() changes it",
+                f"its default then, {RELEASED_SOLVER}, is used; set_solver() changes it",
                 stacklevel=2,
             )
-        state_dict = {**state_dict, NAME: encode({})}
+            record = _released_record(RELEASED_SOLVER)
+        state_dict = {**state_dict, NAME: record}
     return resize_positions(state_dict, model)
+
+
+def _released_record(solver: Newton) -> Tensor:
+    return encode({"mixers": [{"solver": solver.to_dict(), "landmark_grid": RELEASED_LANDMARK_GRID}] * 4})
 
 
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:

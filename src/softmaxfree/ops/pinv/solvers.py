@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
@@ -121,20 +122,33 @@ class Newton(AbstractPinvSolver):
 class Cholesky(AbstractPinvSolver):
     """The exact `(A + ridge I)^-1` by a Cholesky factorisation: far cheaper than Newton, and another function.
 
+    ONNX has no factorisation. An exported program finds the same by as many Newton steps as it takes up to 1,024
+    landmarks.
+
     Attributes:
         ridge: added to the diagonal; must exceed the rounding of `A`, or the factorisation fails.
     """
 
     name: ClassVar[str] = "cholesky"
     ridge: float = 0.01
+    _EXPORTED_LANDMARKS: ClassVar[int] = 1024
 
     def validate(self) -> None:
         require_number("ridge", self.ridge, 1e-5)
 
     def compute(self, gram: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._by_steps(add_ridge(gram, self.ridge))
         p, finite = finite_matrices(add_ridge(gram, self.ridge))
         factor, failed = torch.linalg.cholesky_ex(p)
         return torch.where(finite & (failed == 0)[..., None, None], torch.cholesky_inverse(factor), torch.nan)
+
+    def _by_steps(self, p: Tensor) -> Tensor:
+        """Returns `p^-1`: from `V = I / c`, `c` the largest row sum, `I - P V` is in `[0, 1 - ridge / c]`, then squared."""
+        first = 1 / p.sum(-1).amax(-1)[..., None, None]
+        v = 2 * first * torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - first.square() * p
+        iters = math.ceil(math.log2(16 * self._EXPORTED_LANDMARKS / self.ridge))  # then exp(-16) is left
+        return steps.newton(v, p, iters)
 
     def flops(self, num_landmarks: int) -> int:
         return 2 * num_landmarks**3

@@ -6,8 +6,13 @@ from torch import Tensor
 
 def run(p: Tensor, alpha: Tensor, iters: int) -> Tensor:
     """Returns `V` after `iters` steps `V <- 2 V - V P V` from `alpha P`, `(B, H, M, M)`."""
-    v = (alpha * p).flatten(0, -3)
-    shape, p = p.shape, p.flatten(0, -3)
+    return newton(alpha * p, p, iters)
+
+
+def newton(v: Tensor, p: Tensor, iters: int) -> Tensor:
+    """Returns `V` after `iters` steps from any `V`, `(B, H, M, M)`."""
+    shape = p.shape
+    v, p = v.flatten(0, -3), p.flatten(0, -3)
     for _ in range(iters):
         v = torch.baddbmm(v, v @ p, v, beta=2, alpha=-1)
     return v.view(shape)
