@@ -6,9 +6,23 @@
 import sys
 from types import ModuleType
 
-from softmaxfree.explain.attention import AttentionMap, attention, explain
+from softmaxfree.explain.activation import Activation, class_activation
+from softmaxfree.explain.maps import AttentionMap, attention, explain
+from softmaxfree.explain.landmarks import Inverse, LandmarkImportance, inverses, landmark_importance
+from softmaxfree.explain.kernels import side_by_side
 
-__all__ = ["AttentionMap", "attention", "explain"]
+__all__ = [
+    "Activation",
+    "AttentionMap",
+    "Inverse",
+    "LandmarkImportance",
+    "attention",
+    "class_activation",
+    "explain",
+    "inverses",
+    "landmark_importance",
+    "side_by_side",
+]
 
 
 class _Callable(ModuleType):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.explain.attention import Query, check_query, find_token
+from softmaxfree.explain.maps import Query, check_query, find_token
 from softmaxfree.explain.capture import Captured, capture, prepared, seen_size
 from softmaxfree.explain.layers import attention_layers, choose
 from softmaxfree.layers.landmarks import Landmarks
