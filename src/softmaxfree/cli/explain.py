@@ -47,7 +47,8 @@ def run(
         what: What is shown.
         point: Query, `x,y` in pixels of the picture, or `cls`: the class token, and in layers without one the mean of
             all queries.
-        stage: Number of the stage. By default the last one that has what is shown.
+        stage: Number of the stage. By default the last one that has what is shown. For `cam` it is that of the feature
+            map: earlier ones are finer, and tell less of the class.
         block: Number of the block in the stage.
         head: Number of a head, `mean`, or `all`.
         target: Number of the class whose score is followed; of a detector number of the detection, best first. By
@@ -67,7 +68,7 @@ def run(
     Examples:
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --point 120,80 --stage 0 --head all
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what cam
-        softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target 3
+        softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target 3 --stage 2
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what inverse
         softmaxfree explain --what mixers
     """
@@ -108,7 +109,7 @@ def run(
     elif what == "inverse":
         explain_outputs.inverse(outputs, subject)
     else:
-        explain_outputs.cam(outputs, subject, target, method)
+        explain_outputs.cam(outputs, subject, target, stage, method)
 
 
 def _query(point: str) -> tuple[int, int] | Literal["cls"]:

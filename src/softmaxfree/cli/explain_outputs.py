@@ -22,8 +22,8 @@ from softmaxfree.explain import (
     side_by_side,
 )
 from softmaxfree.explain import attention as attention_of
-from softmaxfree.explain.maps import to_numbers
 from softmaxfree.explain.kernels import PHOTOGRAPHS, photograph_maps
+from softmaxfree.explain.maps import to_numbers
 from softmaxfree.report.figures import save_png
 
 __all__ = ["Outputs", "attention", "cam", "inverse", "landmarks", "mixers", "photographs"]
@@ -93,16 +93,16 @@ def attention(
     numbers["mean"] = _of_weights(found, "mean")
     spread = f"{min(sums):.4g}" if count == 1 else f"{min(sums):.4g} to {max(sums):.4g} over {count} heads"
     outputs.write(
-        lambda: pictures.draw_attention(subject.picture, found, None if asked == "cls" else asked, heads),
+        lambda: pictures.draw_attention(
+            subject.picture, found, None if asked == "cls" else asked, heads, _name(query, found)
+        ),
         numbers,
         f"{found.layer} ({found.mixer}): row sum {spread}, weights {float(found.weights.min()):.3g} to "
         f"{float(found.weights.max()):.3g}",
     )
 
 
-def mixers(
-    outputs: Outputs, subject: Subject, asked: _Query, query: _Query, stage: int | None, block: int
-) -> None:
+def mixers(outputs: Outputs, subject: Subject, asked: _Query, query: _Query, stage: int | None, block: int) -> None:
     """Write one query under softmax, the exact Gaussian kernel and its low rank; arguments as for `attention`."""
     maps = side_by_side(subject.model, subject.x, asked, stage=stage, block=block)
     shown = None if asked == "cls" else asked
@@ -110,7 +110,9 @@ def mixers(
     numbers = {"query": _told(query), **_of_map(first), "mixers": _of_mixers(maps)}
     del numbers["mixer"]
     outputs.write(
-        lambda: pictures.draw_side_by_side([(subject.picture, maps, shown)]), numbers, f"{first.layer}: {_line(maps)}"
+        lambda: pictures.draw_side_by_side([(subject.picture, maps, shown, _name(query, first))]),
+        numbers,
+        f"{first.layer}: {_line(maps)}",
     )
 
 
@@ -124,10 +126,8 @@ def photographs(folder: Path) -> None:
     rows, numbers, lines = [], [], []
     for photograph in PHOTOGRAPHS:
         picture, maps = photograph_maps(photograph)
-        rows.append((Image.fromarray(picture), maps, photograph.query))
-        numbers.append(
-            {"photograph": photograph.name, "query": _told(photograph.query), "mixers": _of_mixers(maps)}
-        )
+        rows.append((Image.fromarray(picture), maps, photograph.query, f"pixel {photograph.query}"))
+        numbers.append({"photograph": photograph.name, "query": _told(photograph.query), "mixers": _of_mixers(maps)})
         lines.append(f"{photograph.name}: {_line(maps)}")
     tokens = "queries and keys: mean colour and place of patches of 8x8 pixels; no network, nothing is trained"
     outputs.write(
@@ -135,9 +135,7 @@ def photographs(folder: Path) -> None:
     )
 
 
-def landmarks(
-    outputs: Outputs, subject: Subject, asked: _Query, query: _Query, stage: int | None, block: int
-) -> None:
+def landmarks(outputs: Outputs, subject: Subject, asked: _Query, query: _Query, stage: int | None, block: int) -> None:
     """Write how much goes through each landmark; arguments as for `attention`, None for all queries."""
     found = landmark_importance(subject.model, subject.x, asked, stage=stage, block=block)
     places = [[round(x, 1), round(y, 1)] for y, x in found.places.tolist()]
@@ -185,17 +183,18 @@ def inverse(outputs: Outputs, subject: Subject) -> None:
     )
 
 
-def cam(outputs: Outputs, subject: Subject, target: int | None, method: Any) -> None:
+def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | None, method: Any) -> None:
     """Write what raises the score of a class, a detection or a segment.
 
     Args:
         outputs: the files.
         subject: network and picture.
         target: see `class_activation`.
+        stage: see `class_activation`; None is the last one.
         method: see `class_activation`.
     """
     try:
-        found = class_activation(subject.model, subject.x, target, method=method)
+        found = class_activation(subject.model, subject.x, target, stage=-1 if stage is None else stage, method=method)
     except InputError as error:
         if str(error).startswith("target"):
             raise InputError(f"--{error}") from error
@@ -218,6 +217,12 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, method: Any) -> 
         numbers,
         f"{of} {name}: score {found.score:.4g}, {100 * numbers['share above half']:.1f} % of the pixels above half",
     )
+
+
+def _name(query: _Query, found: AttentionMap) -> str:
+    if query != "cls":
+        return f"pixel {tuple(query)}"
+    return "mean of all" if found.token is None else "class token"
 
 
 def _told(query: _Query) -> Any:
@@ -247,9 +252,7 @@ def _of_weights(found: AttentionMap, head: Any) -> dict[str, Any]:
         "largest": to_numbers(flat.max())[0],
         "negative_sum": to_numbers(flat.clamp(max=0).sum())[0],
         "prefix": to_numbers(prefix),
-        "strongest": [
-            {"row": i // columns, "column": i % columns, "weight": to_numbers(flat[i])[0]} for i in order
-        ],
+        "strongest": [{"row": i // columns, "column": i % columns, "weight": to_numbers(flat[i])[0]} for i in order],
     }
 
 

@@ -7,9 +7,9 @@ import sys
 from types import ModuleType
 
 from softmaxfree.explain.activation import Activation, class_activation
-from softmaxfree.explain.maps import AttentionMap, attention, explain
-from softmaxfree.explain.landmarks import Inverse, LandmarkImportance, inverses, landmark_importance
 from softmaxfree.explain.kernels import side_by_side
+from softmaxfree.explain.landmarks import Inverse, LandmarkImportance, inverses, landmark_importance
+from softmaxfree.explain.maps import AttentionMap, attention, explain
 
 __all__ = [
     "Activation",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softmaxfree.arguments import require, require_known, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.explain.capture import evaluation, prepared, run, seen_size
-from softmaxfree.explain.layers import backbone_of
+from softmaxfree.explain.layers import backbone_of, require_place
 
 __all__ = ["METHODS", "Activation", "class_activation"]
 
@@ -50,6 +50,7 @@ def class_activation(
     target: int | None = None,
     *,
     method: Literal["gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigengradcam"] = "gradcam",
+    stage: int = -1,
     layer: str | None = None,
 ) -> Activation:
     """Returns which pixels raise the score of a class, a segment or a detection (Selvaraju et al., ICCV 2017).
@@ -63,7 +64,9 @@ def class_activation(
         target: number of a class; of a detector that of a detection, best first. None: the likeliest class, the
             largest segment, the best detection.
         method: how activations and gradients make a map.
-        layer: name of another module, with a map `(1, C, Y, X)` or tokens `(1, N, C)`.
+        stage: number of the feature map: of a stage of a pyramid, of a block of a plain transformer. Earlier ones are
+            finer, and tell less of the class.
+        layer: name of another module in its place, with a map `(1, C, Y, X)` or tokens `(1, N, C)`.
 
     Returns:
         The map and what it is of.
@@ -76,7 +79,7 @@ def class_activation(
     if target is not None:
         require_whole("target", target, 0)
     prefix, backbone = backbone_of(model)
-    name = _last_layer(prefix, backbone) if layer is None else layer
+    name = _map_layer(prefix, backbone, stage) if layer is None else layer
     modules = dict(model.named_modules())
     require_known("layer", name, modules)
     x, _ = prepared(model, image)
@@ -198,10 +201,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _last_layer(prefix: str, backbone: Any) -> str:
-    """The module of the last map; of a transformer block its first norm: behind it patches may no longer matter."""
+def _map_layer(prefix: str, backbone: Any, stage: int) -> str:
+    """The module of a map; of a transformer block its first norm: behind the last one patches may no longer matter."""
     modules = dict(backbone.named_modules())
-    last = getattr(backbone.feature_info, "info", backbone.feature_info)[-1]["module"]
+    info = getattr(backbone.feature_info, "info", backbone.feature_info)
+    require_place("stage", stage, len(info))
+    last = info[stage]["module"]
     # wrappers of timm name modules otherwise, and put them one level deeper
     name = next((own for own in modules if re.fullmatch(rf"(?:model\.)?{re.escape(last)}", own)), None)
     name = name or next((own for own in modules if own == last.replace(".", "_")), "")

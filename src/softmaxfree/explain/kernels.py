@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.explain.maps import AttentionMap, Query, as_map, check_query, find_token
 from softmaxfree.explain.capture import Captured, capture, prepared, seen_size
 from softmaxfree.explain.layers import Layer, attention_layers, choose
+from softmaxfree.explain.maps import AttentionMap, Query, as_map, check_query, find_token
 from softmaxfree.explain.rows import mixer_row, softmax_row
 from softmaxfree.mixers import GaussianAttention, SoftmaxFreeAttention, create_mixer
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.explain.maps import Query, check_query, find_token
 from softmaxfree.explain.capture import Captured, capture, prepared, seen_size
 from softmaxfree.explain.layers import attention_layers, choose
+from softmaxfree.explain.maps import Query, check_query, find_token
 from softmaxfree.layers.landmarks import Landmarks
 from softmaxfree.mixers import AbstractMixer, LinformerAttention, NystromAttention, SoftmaxFreeAttention
 from softmaxfree.mixers.mixer import valid_tokens
@@ -150,7 +150,8 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
             assert own.gram is not None and own.inverse is not None
             soft = isinstance(mixer, SoftmaxFreeAttention)
             values = torch.linalg.eigvalsh(own.gram).flip(-1) if soft else torch.linalg.svdvals(own.gram)
-            solver = mixer.solver.json if soft else f"third order, {mixer.iterations} steps"
+            told = mixer.solver.to_dict() if soft else {"name": "third order", "steps": mixer.iterations}
+            solver = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in told.items())
             missed = residual(own.gram[None], own.inverse[None])[0]
             found.append(Inverse(layer.name, mixer.name, solver, values, missed))
     return found

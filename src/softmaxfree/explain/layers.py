@@ -9,7 +9,7 @@ from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer
 
-__all__ = ["Layer", "attention_layers", "backbone_of", "choose"]
+__all__ = ["Layer", "attention_layers", "backbone_of", "choose", "require_place"]
 
 _STAGE = re.compile(r"(?:^|[._])(?:stages|layers)[._](\d+)[._]")
 
@@ -90,15 +90,16 @@ def choose(layers: list[Layer], stage: int | None, block: int) -> Layer:
         InputError: there is no such stage or block.
     """
     stages = sorted({layer.stage for layer in layers})
-    _require_place("stage", stage, max(stages) + 1)
+    require_place("stage", stage, max(stages) + 1)
     number = max(stages) if stage is None else range(max(stages) + 1)[stage]
     inside = [layer for layer in layers if layer.stage == number]
     require(bool(inside), "stage", stage, f"one with attention, that is {', '.join(map(str, stages))}")
-    _require_place("block", block, len(inside), f" in stage {number}")
+    require_place("block", block, len(inside), f" in stage {number}")
     return inside[block]
 
 
-def _require_place(name: str, given: int | None, count: int, where: str = "") -> None:
+def require_place(name: str, given: int | None, count: int, where: str = "") -> None:
+    """Raises InputError unless `given` is None or a number that `count` things have, from either end."""
     whole = given is None or (isinstance(given, int) and not isinstance(given, bool))
     allowed = f"0 to {count - 1}{where}, or from -1 to -{count} counted from the end"
     require(whole and (given is None or -count <= given < count), name, given, allowed)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from softmaxfree.explain.activation import Activation
-from softmaxfree.explain.maps import AttentionMap
 from softmaxfree.explain.landmarks import Inverse, LandmarkImportance
+from softmaxfree.explain.maps import AttentionMap
 
 __all__ = ["draw_activation", "draw_attention", "draw_inverses", "draw_landmarks", "draw_side_by_side"]
 
@@ -23,7 +23,7 @@ _QUERY: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "none", "clip_on": Fals
 
 
 def draw_attention(
-    picture: Image.Image, found: AttentionMap, query: Sequence[int] | None, heads: Sequence[int | str]
+    picture: Image.Image, found: AttentionMap, query: Sequence[int] | None, heads: Sequence[int | str], told: str
 ) -> Figure:
     """Return the image with its query, and the map of each head; blue is negative, red positive, white 0.
 
@@ -32,13 +32,13 @@ def draw_attention(
         found: the map.
         query: `(x, y)` in pixels of the picture; None for the class token or the mean.
         heads: numbers, or "mean".
+        told: what the query is called.
 
     Returns:
         The figure.
     """
     figure, panels = _panels(1 + len(heads), found.size)
-    asks = f"pixel {tuple(query)}" if query else ("class token" if found.token is not None else "mean of all queries")
-    _show_image(panels[0], picture, found.size, query, f"query: {asks}")
+    _show_image(panels[0], picture, found.size, query, f"query: {told}")
     sums = found.row_sums
     for panel, head in zip(panels[1:], heads, strict=True):
         weights = found.of_head(head)  # type: ignore[arg-type]
@@ -49,23 +49,21 @@ def draw_attention(
     return figure
 
 
-def draw_side_by_side(rows: Sequence[tuple[Image.Image, dict[str, AttentionMap], Sequence[int] | None]]) -> Figure:
+def draw_side_by_side(rows: Sequence[tuple[Image.Image, dict[str, AttentionMap], Sequence[int] | None, str]]) -> Figure:
     """Return images, one a row, each with the maps of several mixers; those of the Gaussian share a scale.
 
     Args:
-        rows: image, maps (the mean of the heads is shown) and query of each.
+        rows: image, maps (the mean of the heads is shown), query, and what that is called.
 
     Returns:
         The figure.
     """
     columns = 1 + len(rows[0][1])
-    heights = [found.size[0] / found.size[1] for _, maps, _ in rows for found in [next(iter(maps.values()))]]
+    heights = [found.size[0] / found.size[1] for _, maps, *_ in rows for found in [next(iter(maps.values()))]]
     figure = Figure(figsize=(2.9 * columns, sum(2.2 * ratio + 0.8 for ratio in heights) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for panels, (picture, maps, query) in zip(grid, rows, strict=True):
-        first = next(iter(maps.values()))
-        asks = f"query: pixel {tuple(query)}" if query else "query: mean of all"
-        _show_image(panels[0], picture, first.size, query, asks)
+    for panels, (picture, maps, query, told) in zip(grid, rows, strict=True):
+        _show_image(panels[0], picture, next(iter(maps.values())).size, query, f"query: {told}")
         exact = maps["exact Gaussian"].of_head("mean")
         largest = max(float(own.of_head("mean").abs().max()) for name, own in maps.items() if name != "softmax")
         for panel, (name, found) in zip(panels[1:], maps.items(), strict=True):
@@ -91,7 +89,9 @@ def draw_activation(picture: Image.Image, found: Activation, title: str) -> Figu
     size = int(found.pixels.shape[0]), int(found.pixels.shape[1])
     figure, panels = _panels(2, size)
     _show_image(panels[0], picture, size, None, "image")
-    _show_image(panels[1], picture.convert("L"), size, None, f"{found.method} at {found.layer}\nscore {found.score:.3g}")
+    _show_image(
+        panels[1], picture.convert("L"), size, None, f"{found.method} at {found.layer}\nscore {found.score:.3g}"
+    )
     values = np.asarray(_smaller(Image.fromarray(found.pixels.cpu().float().numpy())))
     shown = panels[1].imshow(
         values, cmap="inferno", alpha=0.6, vmin=0, vmax=1, extent=(0, size[1], size[0], 0), interpolation="nearest"
@@ -119,7 +119,9 @@ def draw_landmarks(picture: Image.Image, found: LandmarkImportance, size: tuple[
     figure, panels = _panels(2, size)
     shares = found.shares.mean(0).cpu().numpy()
     _show_image(panels[0], picture, size, None, "image")
-    _show_image(panels[1], picture.convert("L"), size, None, f"{len(shares)} landmarks\nshare of each, mean of the heads")
+    _show_image(
+        panels[1], picture.convert("L"), size, None, f"{len(shares)} landmarks\nshare of each, mean of the heads"
+    )
     room = (_PANEL * 72 * 0.75) ** 2 / len(shares)  # points squared that one landmark has
     y, x = found.places.cpu().numpy().T
     dots = panels[1].scatter(
@@ -166,7 +168,7 @@ def _panels(count: int, size: tuple[int, int]) -> tuple[Figure, list[Any]]:
     columns = min(count, _WIDEST)
     rows = -(-count // columns)
     ratio = min(max(size[0] / size[1], 0.4), 2.0)
-    figure = Figure(figsize=(_PANEL * columns, rows * (_PANEL * 0.8 * ratio + 0.9) + 0.4), layout="constrained")
+    figure = Figure(figsize=(_PANEL * columns, rows * (_PANEL * 0.75 * ratio + 0.9) + 0.3), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels[count:]:
         panel.axis("off")
@@ -192,8 +194,7 @@ def _show_map(
 ) -> None:
     values = weights.double().cpu().numpy()
     rows, columns = (
-        cells * found.stride * own / seen
-        for cells, own, seen in zip(values.shape, found.size, found.seen, strict=True)
+        cells * found.stride * own / seen for cells, own, seen in zip(values.shape, found.size, found.seen, strict=True)
     )
     limit = largest or float(np.abs(values).max()) or 1.0
     shown = panel.imshow(

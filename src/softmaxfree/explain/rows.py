@@ -57,7 +57,7 @@ def _cotangent(out: Tensor, captured: Captured, token: int | None) -> Tensor:
         cotangent[:, :, captured.prefix :] = share / (out.shape[2] - captured.prefix)
     else:
         valid = captured.mask.flatten(1)[:, None, :, None]
-        cotangent[:, :, captured.prefix :] = valid * (share / valid.sum())
+        cotangent[:, :, captured.prefix :] = valid.to(out.dtype) * share / valid.sum()
     return cotangent
 
 
