@@ -144,5 +144,5 @@ def test_networks_that_are_not_understood(image):
         explain(timm.create_model("resnet18"), image)
     with pytest.raises(InputError, match="must be of timm"):
         explain(torch.nn.Linear(2, 2), image)
-    with pytest.raises(InputError, match="image of .75, 106. pixels: .*224"):
+    with pytest.raises(InputError, match=r"image of .75, 106. pixels: .*224"):
         explain(timm.create_model("vit_tiny_patch16_224", depth=1), image)

@@ -120,7 +120,7 @@ def load_subject(
 
 
 def _coordinates(width: int, height: int) -> tuple[Image.Image, Image.Image]:
-    """Pictures that hold the column and the row of each of their pixels: what is done to them tells what moves where."""
+    """Pictures that hold the column and the row of each pixel: what is done to them tells what moves where."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return Image.fromarray(x), Image.fromarray(y)
 

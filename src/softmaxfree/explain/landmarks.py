@@ -147,7 +147,8 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
         mixer: Any = layer.module
         with torch.no_grad():
             own = factors(mixer, captured)
-            assert own.gram is not None and own.inverse is not None
+            assert own.gram is not None
+            assert own.inverse is not None
             soft = isinstance(mixer, SoftmaxFreeAttention)
             values = torch.linalg.eigvalsh(own.gram).flip(-1) if soft else torch.linalg.svdvals(own.gram)
             told = mixer.solver.to_dict() if soft else {"name": "third order", "steps": mixer.iterations}
