@@ -2,9 +2,9 @@
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from softmaxfree.explain.layers import Layer, backbone_of
 from softmaxfree.images import resized_shape
 from softmaxfree.mixers import AbstractMixer
 
-__all__ = ["Captured", "capture", "evaluation", "prepared", "run", "seen_size"]
+__all__ = ["Captured", "capture", "evaluation", "prepared", "run", "seen_size", "visit"]
 
 
 class Captured(NamedTuple):
@@ -147,6 +147,40 @@ def capture(model: nn.Module, layer: Layer, x: Tensor, mask: Tensor | None = Non
         if isinstance(layer.module, AbstractMixer):
             return _of_mixer(layer.module, *inputs)
         return _of_softmax(layer, *inputs, sizes[0])
+
+
+def visit(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    x: Tensor,
+    mask: Tensor | None,
+    look: Callable[[Layer, Captured], None],
+) -> None:
+    """Runs a network once, without gradients, and shows queries and keys of several mixers as they come.
+
+    Args:
+        model: the network.
+        layers: of it; mixers of this package.
+        x: image `(1, C, H, W)`.
+        mask: `(1, H, W)` bool, True where a pixel is valid.
+        look: is called with each layer and what it mixes.
+    """
+    thread = threading.get_ident()
+
+    def shown(layer: Layer) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == thread:
+                look(layer, _of_mixer(cast(AbstractMixer, module), args, kwargs))
+
+        return hook
+
+    handles = [layer.module.register_forward_pre_hook(shown(layer), with_kwargs=True) for layer in layers]
+    try:
+        with evaluation(model), torch.no_grad():
+            run(model, x, mask)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _of_mixer(mixer: AbstractMixer, args: tuple, kwargs: dict[str, Any]) -> Captured:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
-from softmaxfree.explain.capture import Captured, capture, prepared, seen_size
-from softmaxfree.explain.layers import attention_layers, choose
+from softmaxfree.explain.capture import Captured, capture, prepared, seen_size, visit
+from softmaxfree.explain.layers import Layer, attention_layers, choose
 from softmaxfree.explain.maps import Query, check_query, find_token
 from softmaxfree.layers.landmarks import Landmarks
 from softmaxfree.mixers import AbstractMixer, LinformerAttention, NystromAttention, SoftmaxFreeAttention
@@ -141,20 +141,21 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
     if not layers:
         raise InputError("model has no layer that inverts a matrix: of the mixers soft and nystrom do")
     x, mask = prepared(model, image, mask)
-    found = []
-    for layer in layers:
-        captured = capture(model, layer, x, mask)
+    found: list[Inverse] = []
+
+    def look(layer: Layer, captured: Captured) -> None:
         mixer: Any = layer.module
-        with torch.no_grad():
-            own = factors(mixer, captured)
-            assert own.gram is not None
-            assert own.inverse is not None
-            soft = isinstance(mixer, SoftmaxFreeAttention)
-            values = torch.linalg.eigvalsh(own.gram).flip(-1) if soft else torch.linalg.svdvals(own.gram)
-            told = mixer.solver.to_dict() if soft else {"name": "third order", "steps": mixer.iterations}
-            solver = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in told.items())
-            missed = residual(own.gram[None], own.inverse[None])[0]
-            found.append(Inverse(layer.name, mixer.name, solver, values, missed))
+        own = factors(mixer, captured)
+        assert own.gram is not None
+        assert own.inverse is not None
+        soft = isinstance(mixer, SoftmaxFreeAttention)
+        values = torch.linalg.eigvalsh(own.gram).flip(-1) if soft else torch.linalg.svdvals(own.gram)
+        told = mixer.solver.to_dict() if soft else {"name": "third order", "steps": mixer.iterations}
+        solver = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in told.items())
+        missed = residual(own.gram[None], own.inverse[None])[0]
+        found.append(Inverse(layer.name, mixer.name, solver, values, missed))
+
+    visit(model, layers, x, mask, look)
     return found
 
 
