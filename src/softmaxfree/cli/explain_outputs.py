@@ -212,10 +212,13 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
         "mean": float(found.pixels.mean()),
         "share above half": float((found.pixels > 0.5).double().mean()),
     }
+    share = f"{100 * numbers['share above half']:.1f} % of the pixels above half"
+    if not found.pixels.any():
+        share = f"which nothing at {found.layer} raises: an earlier --stage may tell more"
     outputs.write(
         lambda: pictures.draw_activation(subject.picture, found, f"what raises the score of {of} {name}"),
         numbers,
-        f"{of} {name}: score {found.score:.4g}, {100 * numbers['share above half']:.1f} % of the pixels above half",
+        f"{of} {name}: score {found.score:.4g}, {share}",
     )
 
 
