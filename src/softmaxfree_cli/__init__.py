@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "softmaxfree.cli.convert",
     "bench": "softmaxfree.cli.bench",
     "compare": "softmaxfree.cli.compare",
+    "explain": "softmaxfree.cli.explain",
 }
 """Modules whose function `run` is the command; its signature and docstring are the command's arguments and help."""
 

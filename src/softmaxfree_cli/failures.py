@@ -14,7 +14,7 @@ _MENDABLE = {
 }
 
 # Packages whose import name is not their name; `-` for `_` aside.
-_IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn"}
+_IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn", "grad-cam": "pytorch_grad_cam"}
 
 
 def mendable(error: BaseException, command: str) -> str | None:

@@ -23,6 +23,7 @@ from tests.cli.quick_run import overrides
 MINIMAL = {
     "bench": [],
     "compare": [],
+    "explain": ["cat.jpg", "--checkpoint", "c.ckpt", "--point", "3,4"],
     "train": ["digits"],
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],

@@ -103,11 +103,11 @@ class NystromAttention(AbstractAttention):
             valid = landmark = None
             if mask is not None:
                 valid, landmark = valid_tokens(mask, k.shape[2]), self.landmarks.valid(mask)
-            inverse = self._inverse(of_queries, of_keys, landmark)
+            inverse = self.inverse(of_queries, of_keys, landmark)
             summary = inverse @ softmax_attention(of_queries, k, v, valid)
             return softmax_attention(q, of_keys, summary, landmark).to(dtype)
 
-    def _inverse(self, of_queries: Tensor, of_keys: Tensor, valid: Tensor | None) -> Tensor:
+    def inverse(self, of_queries: Tensor, of_keys: Tensor, valid: Tensor | None) -> Tensor:
         """Returns the inverse `(B, H, M, M)` of the landmarks' attention, 0 for those that are not `valid (B, M)`."""
         logits = of_queries @ of_keys.mT * self.scale
         if valid is None:

@@ -74,7 +74,7 @@ def nystrom(
             k = None if k is None else _padding_at_mean(k, mask)
         if landmark_mask is not None:
             landmarks = _padding_at_mean(landmarks, landmark_mask)
-        z = _core(landmarks, solver, normalize, landmark_mask)
+        z = landmark_core(landmarks, solver, normalize, landmark_mask)
         if k is None:
             return gaussian.tied_product(q, landmarks, z, v)
         return gaussian.product(q, landmarks, z @ gaussian.product(landmarks, k, v, z.dtype), v.dtype)
@@ -88,7 +88,7 @@ def _padding_at_mean(points: Tensor, mask: Tensor) -> Tensor:
     return torch.where(valid, points, mean.to(points.dtype))
 
 
-def _core(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
+def landmark_core(landmarks: Tensor, solver: str, normalize: bool, landmark_mask: Tensor | None) -> Tensor:
     """Returns the matrix between `K(q, l)` and `K(l, k)`: `A+` or `D^(-1/2) A+ D^(-1/2)`, 0 for invalid landmarks."""
     gram = gaussian.gram(landmarks)
     if landmark_mask is None:

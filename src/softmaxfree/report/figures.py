@@ -23,10 +23,10 @@ _FALLBACK = (
 )  # fmt: skip
 
 
-def save_png(build: Callable[[], Figure], path: str | Path) -> None:
-    """Write what a function draws as a PNG file, black on white."""
+def save_png(build: Callable[[], Figure], path: str | Path, software: str | None = None) -> None:
+    """Write what a function draws as a PNG file, black on white, with the name of what made it; None for matplotlib."""
     with _style("black"), atomic_write(path) as part:
-        build().savefig(part, dpi=150)
+        build().savefig(part, dpi=150, metadata={"Software": software} if software else None)
 
 
 def to_svg(build: Callable[[], Figure], description: str) -> str:

@@ -1,0 +1,129 @@
+"""`softmaxfree explain`: what a network looks at in an image, as a picture and in numbers."""
+
+from pathlib import Path
+from typing import Literal
+
+from softmaxfree.errors import InputError
+from softmaxfree.images import MAX_PIXELS
+
+__all__ = ["run"]
+
+_SEEN = ("attention", "mixers")  # which have a query that is asked for
+
+
+def run(
+    image: Path | None = None,
+    *,
+    checkpoint: Path | None = None,
+    model: str | None = None,
+    what: Literal["attention", "cam", "landmarks", "inverse", "mixers"] = "attention",
+    point: str = "cls",
+    stage: int | None = None,
+    block: int = -1,
+    head: str = "mean",
+    target: int | None = None,
+    method: Literal["gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigengradcam"] = "gradcam",
+    out: Path = Path("explained"),
+    size: int | None = None,
+    device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
+) -> None:
+    """Show what a network looks at in an image.
+
+    The folder OUT gets a picture NAME_WHAT.png and its numbers, NAME_WHAT.json. Stages, blocks and heads are counted
+    from 0, as the modules are named; -1 is the last one. Negative weights are shown in blue.
+
+    `attention`: with which weights the query at --point takes the values of all tokens. `cam`: which pixels raise the
+    score of a class, of a detection or of a segment. `landmarks`: how much goes through each landmark of the layer.
+    `inverse`: the spectra of the matrices that the layers invert, and what the inverses miss. `mixers`: the query under
+    softmax, the exact Gaussian kernel and its low rank, all with the queries of the layer; without an image it makes
+    that figure of photographs that come with scikit-image and scikit-learn, where the tokens are patches.
+
+    Args:
+        image: The picture.
+        checkpoint: The weights, as for `softmaxfree predict`.
+        model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
+            with published weights, which are downloaded.
+        what: What is shown.
+        point: Query, `x,y` in pixels of the picture, or `cls`: the class token, and in layers without one the mean of
+            all queries.
+        stage: Number of the stage. By default the last one that has what is shown. For `cam` it is that of the feature
+            map: earlier ones are finer, and tell less of the class.
+        block: Number of the block in the stage.
+        head: Number of a head, `mean`, or `all`.
+        target: Number of the class whose score is followed; of a detector number of the detection, best first. By
+            default the likeliest class, the largest segment, the best detection.
+        method: How `cam` makes a map of activations and gradients.
+        out: Folder for the picture and the numbers.
+        size: Length, in pixels, to which the shorter side of the picture is resized for the network. By default it is
+            that of the training; a segmenter takes a picture at its own size.
+        device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+        max_pixels: Largest number of pixels (height times width) of a picture that is read.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        InputError: an argument or a file is wrong, or the network has nothing of the kind to show.
+        OSError: the result cannot be written.
+
+    Examples:
+        softmaxfree explain cat.jpg --checkpoint runs/classification/0 --point 120,80 --stage 0 --head all
+        softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what cam
+        softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target 3 --stage 2
+        softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what inverse
+        softmaxfree explain --what mixers
+    """
+    query = _query(point)
+    heads: int | str = head if head in ("mean", "all") else _whole("--head", head, "a number, mean or all")
+    for name, value in (("--size", size), ("--max-pixels", max_pixels)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be 1 or more, got {value}")
+    if query != "cls" and what not in (*_SEEN, "landmarks"):
+        raise InputError(f"--point is for --what attention, mixers and landmarks, not for {what}")
+    if target is not None and what != "cam":
+        raise InputError(f"--target is for --what cam, not for {what}")
+
+    from softmaxfree.cli import explain_outputs  # torch: seconds
+
+    if image is None:
+        if what != "mixers":
+            raise InputError(f"--what {what} needs a picture; without one there is --what mixers alone")
+        explain_outputs.photographs(out)
+        return
+    from softmaxfree.cli.checkpoint import find_checkpoint
+    from softmaxfree.cli.device import find_device
+    from softmaxfree.cli.explain_inputs import load_subject
+
+    where = find_device(device)
+    if not image.is_file():
+        raise FileNotFoundError(f"there is no file {image}")
+    weights = None if checkpoint is None else find_checkpoint(checkpoint)
+    outputs = explain_outputs.Outputs(out, image, what, [path for path in (image, weights) if path is not None])
+    subject = load_subject(image, weights, model, size, where, max_pixels)
+    asked = query if query == "cls" else subject.place(*query)
+    if what == "attention":
+        explain_outputs.attention(outputs, subject, asked, query, stage, block, heads)
+    elif what == "mixers":
+        explain_outputs.mixers(outputs, subject, asked, query, stage, block)
+    elif what == "landmarks":
+        explain_outputs.landmarks(outputs, subject, None if query == "cls" else asked, query, stage, block)
+    elif what == "inverse":
+        explain_outputs.inverse(outputs, subject)
+    else:
+        explain_outputs.cam(outputs, subject, target, stage, method)
+
+
+def _query(point: str) -> tuple[int, int] | Literal["cls"]:
+    if point == "cls":
+        return "cls"
+    parts = point.split(",")
+    if len(parts) != 2:
+        raise InputError(f"--point must be x,y in pixels, such as 120,80, or cls; got {point}")
+    allowed = "x,y in pixels, such as 120,80, or cls"
+    return _whole("--point", parts[0], allowed, point), _whole("--point", parts[1], allowed, point)
+
+
+def _whole(option: str, text: str, allowed: str, given: str | None = None) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{option} must be {allowed}; got {given or text}") from error
