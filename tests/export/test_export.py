@@ -1,7 +1,6 @@
 """Files are the models that they were made of: each format, output and precision, at sizes that were not exported."""
 
 import json
-import sys
 
 import onnx
 import onnxruntime
@@ -15,15 +14,15 @@ from softmaxfree.export import checking, export, program_of
 from softmaxfree.models.detection import Detector
 from softmaxfree.models.segmentation import Segmenter
 
-SMALL = dict(embed_dims=(8, 16), num_heads=(1, 2), depths=(1, 1), mixer=("soft", "elu_linear"), num_classes=5)
+SMALL = dict(embed_dim=16, num_heads=2, depth=1, patch_size=8, num_classes=5)
 CONFIG = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
 NAMES = ["crack", "Zelle", "ok", "d", "e"]
 
 
-def small(**own):
+def small():
     torch.manual_seed(0)
-    args = dict(mixer_args=({"landmark_grid": (2, 2), "ratio": 8}, {}))
-    net = timm.create_model("soft_nano", **(SMALL | args | own)).eval()
+    own = {"landmark_grid": (3, 3), "ratio": 2, "solver": {"name": "newton", "iters": 4}}  # few, which is quick
+    net = timm.create_model("soft_vit_tiny", mixer_args=own, **SMALL).eval()
     for p in net.parameters():
         if p.ndim > 1:
             torch.nn.init.trunc_normal_(p, std=0.1)
@@ -42,13 +41,13 @@ def test_onnx_with_a_mask_tells_classes_and_preparation(tmp_path):
     assert json.loads(told["class_names"]) == NAMES
     assert (json.loads(told["mean"]), json.loads(told["std"])) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
     assert json.loads(told["input_size"]) == [3, 64, 64]
-    assert told["architecture"] == "soft_nano"
+    assert told["architecture"] == "soft_vit_tiny"
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
 
 
 def test_torch_export_of_feature_maps(tmp_path):
     done = export(small(), tmp_path / "a.pt2", CONFIG, features=True)
-    assert done.outputs == ("map0", "map1")
+    assert done.outputs == ("map0",)
     extra = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "a.pt2", extra_files=extra).module()
     assert json.loads(extra["metadata.json"])["task"] == "features"
@@ -82,7 +81,7 @@ def test_int8_leaves_kernel_and_inverse_alone_and_tells_its_cost(tmp_path):
     done = export(small(), tmp_path / "a.onnx", config, NAMES, calibration=tmp_path)
     assert done.cost.pictures == 3
     assert done.cost.quantised > 0
-    assert done.cost.kept > 20  # 20 Newton steps alone
+    assert done.cost.kept >= 8  # two products in each Newton step alone
     assert 0 <= done.cost.agreement <= 1
     model = onnx.load(tmp_path / "a.onnx")
     made = {out: node for node in model.graph.node for out in node.output}
@@ -124,18 +123,12 @@ def test_a_file_that_is_not_the_model_is_removed(tmp_path, monkeypatch):
         (dict(out="a.pt2", opset=18), "--opset is for .onnx"),
         (dict(out="a.onnx", half=True, calibration="x"), "--half and --int8 exclude each other"),
         (dict(out="a.onnx", calibration="missing"), "--calibration must be a folder of pictures, got missing"),
+        (dict(out="a.onnx", image="missing.jpg"), "missing.jpg"),
     ],
 )
 def test_one_clear_error(given, told, tmp_path):
     given = dict(given)
-    if given.get("calibration") == "missing":
-        from softmaxfree.export.agreement import _pictures
-        from pathlib import Path
-
-        with pytest.raises(InputError, match=told):
-            list(_pictures(Path("missing"), CONFIG))
-        return
-    with pytest.raises(InputError, match=told):
+    with pytest.raises((InputError, OSError), match=told):
         export(small(), tmp_path / given.pop("out"), CONFIG, **given)
     assert list(tmp_path.iterdir()) == []
 
@@ -158,8 +151,5 @@ def test_no_compiler(tmp_path, monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    sys.modules["torch._inductor.cpp_builder"].get_cpp_compiler.cache_clear() if hasattr(
-        sys.modules.get("torch._inductor.cpp_builder", object()), "get_cpp_compiler"
-    ) and hasattr(sys.modules["torch._inductor.cpp_builder"].get_cpp_compiler, "cache_clear") else None
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler, and none is found: install g\+\+"):
         export(small(), tmp_path / "a.aoti.pt2", CONFIG)

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from softmaxfree.export.formats import ONNX, load
 from softmaxfree.export.programs import Program
 from softmaxfree.images import find_images, read_image
 
-__all__ = ["Cost", "quantised"]
+__all__ = ["Cost", "calibration_files", "quantised"]
 
 _MOST = 64  # pictures that are looked at
 _TIMED = 8
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
     quantised: int
 
 
-def quantised(program: Program, file: Path, calibration: str | Path, config: Mapping[str, Any]) -> Cost:
+def quantised(program: Program, file: Path, files: Sequence[Path], config: Mapping[str, Any]) -> Cost:
     """Put an ONNX file in 8 bits, in its place.
 
     Weights and activations of convolutions and of products with weights become 8 bits. Products of activations stay
@@ -58,19 +58,19 @@ def quantised(program: Program, file: Path, calibration: str | Path, config: Map
     Args:
         program: what was exported.
         file: an ONNX file, which is replaced.
-        calibration: folder of pictures.
+        files: pictures.
         config: how they are prepared.
 
     Returns:
         What it costs.
 
     Raises:
-        InputError: there is no picture, or nothing to put in 8 bits.
+        InputError: there is nothing to put in 8 bits, or a picture cannot be read.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    pictures = list(_pictures(Path(calibration).expanduser(), config))
+    pictures = list(_pictures(files, config))
     model = onnx.load(file)
     constants = {each.name for each in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
@@ -110,12 +110,17 @@ def quantised(program: Program, file: Path, calibration: str | Path, config: Map
     return Cost(len(pictures), times, after_times, agreement, size, file.stat().st_size, kept, len(with_weights))
 
 
-def _pictures(folder: Path, config: Mapping[str, Any]) -> Iterator[Tensor]:
+def calibration_files(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, at most 64; raises InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"--calibration must be a folder of pictures, got {folder}")
     files = find_images(folder).files[:_MOST]
     if not files:
         raise InputError(f"--calibration: no images in {folder}")
+    return files
+
+
+def _pictures(files: Sequence[Path], config: Mapping[str, Any]) -> Iterator[Tensor]:
     transform: Any = create_transform(**{key: value for key, value in config.items() if key != "size"})
     for file in files:
         yield transform(read_image(file, "L" if config["input_size"][0] == 1 else "RGB"))[None]

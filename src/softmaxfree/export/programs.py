@@ -1,12 +1,14 @@
 """A model as what is exported: images in, tensors out, in one graph for every size."""
 
 import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
+from softmaxfree.layers.landmarks import pooling_matrix
 from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.detection import Detector
 from softmaxfree.models.features import SoftmaxFreeFeatures
@@ -87,7 +89,8 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
     backbone: Any = getattr(model.backbone, "model", model.backbone) if isinstance(model, Segmenter) else net
     count = 1 if kind != "features" else len(_maps_of(model))
     exact = _Outputs(model, kind).eval()
-    module = _Half(copy.deepcopy(exact).half()) if half else exact
+    module: nn.Module = _with_exact_pooling(exact)
+    module = _Half(copy.deepcopy(module).half()) if half else module
     outputs = {"classification": ("logits",), "segmentation": ("logits",)}.get(
         kind, tuple(f"map{i}" for i in range(count))
     )
@@ -103,6 +106,24 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         max(_SMALLEST, getattr(backbone, "min_img_size", 1)),
         kind,
     )
+
+
+def _with_exact_pooling(module: nn.Module) -> nn.Module:
+    """The same in which adaptive pooling, which ONNX gets wrong at other sizes, is a product with matrices."""
+    if not any(isinstance(own, nn.AdaptiveAvgPool2d) for own in module.modules()):
+        return module
+    module = copy.deepcopy(module)
+    for own in module.modules():
+        if isinstance(own, nn.AdaptiveAvgPool2d):
+            size: Any = own.output_size if isinstance(own.output_size, tuple) else (own.output_size,) * 2
+            vars(own)["forward"] = partial(_pooled, size=size)  # UPerNet keeps its layers in a list too
+    return module
+
+
+def _pooled(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling `(B, C, Y, X)` to `(B, C, *size)`."""
+    rows, columns = (pooling_matrix(n, to, x) for n, to in zip(x.shape[-2:], size, strict=True))
+    return rows @ x @ columns.mT
 
 
 class _Outputs(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.errors import InputError
-from softmaxfree.export.agreement import Cost, quantised
+from softmaxfree.export.agreement import Cost, calibration_files, quantised
 from softmaxfree.export.checking import LIMITS, Difference, check, example, photograph
 from softmaxfree.export.formats import AOTI, ONNX, format_of, load, require_compiler, write
 from softmaxfree.export.programs import program_of
@@ -91,6 +91,7 @@ def export(
         raise InputError("--half and --int8 exclude each other")
     if kind == AOTI:
         require_compiler()
+    files = [] if calibration is None else calibration_files(Path(calibration).expanduser())
     program = program_of(model.eval(), features=features, mask=mask, half=half)
     config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}
     picture = photograph(image, config, program.in_chans)
@@ -101,7 +102,7 @@ def export(
     with _place(out, kind, notes) as part:
         write(program, inputs, part, kind, notes, opset)
         differences = check(program, load(part, kind), picture, limit)
-        cost = None if calibration is None else quantised(program, part, calibration, config)
+        cost = quantised(program, part, files, config) if files else None
     return Exported(out, kind, program.inputs, program.outputs, differences, limit, cost)
 
 
