@@ -81,7 +81,7 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         model = model.network.backbone.net if isinstance(model, Detector) else model.backbone
     net: Any = getattr(model, "model", model) if isinstance(model, SoftmaxFreeFeatures) else model
     kind = "segmentation" if isinstance(model, Segmenter) else "classification"
-    if features or hasattr(model, "feature_info") and not hasattr(model, "forward_head"):
+    if features or (hasattr(model, "feature_info") and not hasattr(model, "forward_head")):
         kind = "features"
     if mask and (kind == "segmentation" or not isinstance(net, AbstractBackbone)):
         why = "a segmenter pads its images itself" if kind == "segmentation" else "it is no backbone of this package"
