@@ -135,7 +135,7 @@ def test_one_clear_error(given, told, tmp_path):
 
 def test_a_shape_that_cannot_vary_and_networks_that_cannot_be_exported(tmp_path):
     fixed = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
-    with pytest.raises(InputError, match="OUT: torch.export cannot take this model at every size: "):
+    with pytest.raises(InputError, match=r"OUT: torch.export cannot take this model at every size: \w"):
         export(fixed, tmp_path / "a.pt2", CONFIG)
     with pytest.raises(InputError, match="--with-mask: VisionTransformer takes no mask"):
         export(fixed, tmp_path / "a.pt2", CONFIG, mask=True)

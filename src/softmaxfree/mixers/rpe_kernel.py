@@ -91,7 +91,8 @@ class RelativeKernelAttention(AbstractAttention):
         kernel = _resampled(sizes[0], rows, self.bias_grid[0], x.dtype).unsqueeze(1) @ widen(self.bias)
         kernel = kernel @ _resampled(sizes[1], columns, self.bias_grid[1], x.dtype).mT.unsqueeze(1)
         kernel = torch.exp(kernel - kernel.detach().amax((-2, -1), keepdim=True))  # the largest cancels
-        # turned round, as a product of spectra is a convolution; offset 0 first, and sizes of even numbers, whose transforms are faster
+        # turned round, as a product of spectra is a convolution; offset 0 first, and sizes of even numbers, whose
+        # transforms are faster
         kernel = F.pad(kernel.flip(-2, -1), (1, 0, 1, 0)).unsqueeze(2)
         kernel = _second_half_first(_second_half_first(kernel, rows, -2), columns, -1)
         image = x.transpose(2, 3).unflatten(-1, (rows, columns))

@@ -43,7 +43,7 @@ def model_card(
         "parameters": f"{parameters / 1e6:.2f} M",
         "image size": "x".join(map(str, data_config["input_size"][1:])) + " pixels in training; larger ones work",
         "started from": summary["model"]["loaded"] or "random weights, or not known",
-        "classes": f"{len(classes)}: {', '.join(map(_cell, classes[:_NAMED]))}{' ...' * (len(classes) > _NAMED)}",
+        "classes": f"{len(classes)}: {', '.join(classes[:_NAMED])}{' ...' * (len(classes) > _NAMED)}",
     }
     machine = summary["machine"]
     made = ", ".join(str(machine[key]) for key in ("device", "threads") if machine.get(key))
