@@ -1,9 +1,11 @@
 """A package of AOTInductor, and the C++ of the page, which loads it without this package."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,7 +52,8 @@ def test_the_page_runs_it_from_cpp(model, folder, tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     (tmp_path / "main.cpp").write_text(re.search(r"```cpp\n(.+?)```", text, re.S)[1])
     command = re.search(r"^T=.+?(?=^```)", text, re.S | re.M)[0].replace("./main photos.aoti.pt2", "")
-    done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     done = subprocess.run(["./main", str(folder / "model.pt2")], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,48 +11,18 @@ import timm
 import torch
 
 import softmaxfree  # noqa: F401  registers the models
-from softmaxfree.tasks import ClassificationTask
 from softmaxfree_cli import main
+from tests.cli.written_run import write_run
 from tests.share.fake_hub import FakeHub
 
 pytest.importorskip("lightning")
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_fakeFAKEfakeFAKEfakeFAKEfakeFAKE00"
-ARGS = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), mixer="elu_linear")
-NAMES = ["ok", "crack|", "weiß"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run, as far as `push` looks at it."""
-    folder = tmp_path_factory.mktemp("run")
-    task = ClassificationTask("soft_nano", 3, model_args=dict(ARGS))
-    state = {f"model.{key}": value for key, value in task.model.state_dict().items()}
-    config = {
-        "input_size": [3, 64, 64],
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-    }
-    hyper = {
-        "name": "soft_nano",
-        "num_classes": 3,
-        "model_args": {k: list(v) if isinstance(v, tuple) else v for k, v in ARGS.items()},
-    }
-    notes = {
-        "task": "ClassificationTask",
-        "hyper_parameters": hyper,
-        "data_config": config,
-        "class_names": NAMES,
-        "epoch": 0,
-    }
-    torch.save({"state_dict": state, "epoch": 0, **notes}, folder / "best.ckpt")
-    (folder / "config.yaml").write_text(
-        "task: softmaxfree.tasks.ClassificationTask\nmodel: {name: soft_nano, num_classes: 3}\ndata: {root: cracks}\ntrainer: {max_epochs: 2}\n"
-    )
-    (folder / "metrics.csv").write_text("epoch,val/top1,seconds\n0,0.75,3.5\n1,0.5,3.5\n")
-    return folder
+    return write_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

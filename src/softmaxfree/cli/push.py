@@ -54,7 +54,7 @@ def run(
         raise InputError(f"RUN: timm's layout of the hub holds classifiers, but {run} is of {kind}")
     net, config, names, _ = load_classifier(checkpoint, None)
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    card = model_card(summary, repository, config, parameters, license, data_license)
+    card = model_card(summary, repository, config, names, parameters, license, data_license)
     if out is not None:
         written = write_folder(net, out, config, names, card)
         print(f"written  {', '.join(written)} into {out}; nothing was sent")

@@ -16,6 +16,7 @@ def model_card(
     summary: Mapping[str, Any],
     repository: str,
     data_config: Mapping[str, Any],
+    classes: Sequence[str],
     parameters: int,
     licence: str | None = None,
     data_licence: str | None = None,
@@ -26,6 +27,7 @@ def model_card(
         summary: of the run, as `softmaxfree.report.reading.read_run` returns it.
         repository: `user/name`.
         data_config: how images are prepared.
+        classes: their names.
         parameters: of the model.
         licence: of the weights, by its name on the hub, such as "mit".
         data_licence: of the data.
@@ -33,7 +35,7 @@ def model_card(
     Returns:
         Markdown, with the hub's head.
     """
-    data, classes = summary["data"], summary["data"]["class_names"]
+    data = summary["data"]
     counts = ", ".join(f"{number} images ({split})" for split, number in data["num_images"].items())
     facts = {
         "data": ": ".join(filter(None, (data["name"] or "not known", data["found"]))),
