@@ -11,6 +11,7 @@ import torch
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.export import checking, export, program_of
+from softmaxfree.export.programs import _with_exact_pooling
 from softmaxfree.models.detection import Detector
 from softmaxfree.models.segmentation import Segmenter
 
@@ -102,8 +103,31 @@ def test_segmenter(tmp_path):
     x = torch.rand(2, 3, 70, 45)
     own = net.forward_batch((x - net.mean) / net.std)
     torch.testing.assert_close(own, torch.stack(net(x)), rtol=1e-4, atol=1e-5)
-    done = export(net, tmp_path / "a.onnx", CONFIG | {"input_size": (3, 64, 64)}, NAMES[:3])
+    done = export(net, tmp_path / "a.pt2", CONFIG, NAMES[:3])
     assert done.outputs == ("logits",)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_adaptive_pooling_is_exact_at_every_size(tmp_path):
+    class Pools(torch.nn.Module):  # as UPerNet, which keeps its layers in a list too
+        def __init__(self):
+            super().__init__()
+            self.pool = torch.nn.AdaptiveAvgPool2d(3)
+            self.layers = [self.pool]
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    shapes = {"x": {2: torch.export.Dim("height", min=4, max=99), 3: torch.export.Dim("width", min=4, max=99)}}
+    module = _with_exact_pooling(Pools())
+    x = torch.rand(1, 2, 12, 15)
+    torch.onnx.export(module, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False).save(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    for size in ((7, 11), (30, 8)):
+        x = torch.rand(1, 2, *size)
+        own = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+        torch.testing.assert_close(own, torch.nn.functional.adaptive_avg_pool2d(x, 3))
 
 
 def test_a_file_that_is_not_the_model_is_removed(tmp_path, monkeypatch):

@@ -10,12 +10,11 @@ COMMIT = "0" * 39 + "1"
 
 
 class FakeHub:
-    """Starts a server; `files` are by repository and name, `seen` are the requests with their tokens."""
+    """Starts a server, which refuses `refused` and hangs up at `gone`; `files` are by repository and name, `seen` are the requests with their tokens."""
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.seen: list[tuple[str, str, str]] = []
-        self.refuses = False
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,8 +41,10 @@ class FakeHub:
             def do_POST(self):
                 hub.seen.append((self.command, self.path, self.headers.get("authorization", "")))
                 given = self.rfile.read(int(self.headers["content-length"]))
-                if hub.refuses:
+                if b"refused" in given:
                     self._send(403, b'{"error": "no"}', {})
+                elif b"gone" in given:
+                    self.connection.close()
                 elif self.path == "/api/repos/create":
                     told = json.loads(given)
                     name = f"{told['organization']}/{told['name']}" if told.get("organization") else told["name"]

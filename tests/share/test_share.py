@@ -79,6 +79,7 @@ def test_there_and_back_by_a_hub(run, hub, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(hub.files["anna/cracks"]) >= {"README.md", "config.json", "model.safetensors"}
     told = [line for line in done.stdout.splitlines() if line.startswith("told:")]
+    print(*told, done.stderr[-900:], sep="\n")
     assert len(told) == 3
     assert "anna/nothing" in told[0]
     assert "anna/half" in told[1]
@@ -88,16 +89,9 @@ def test_there_and_back_by_a_hub(run, hub, tmp_path):
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert TOKEN.encode() not in path.read_bytes()
-    hub.refuses = True
-    for url, expected in (
-        (hub.url, "refuses to write anna/x (403): run `hf auth login`"),
-        ("http://127.0.0.1:9", "cannot be reached"),
-    ):
-        command = [sys.executable, "-m", "softmaxfree", "push", str(run), "anna/x"]
-        done = subprocess.run(command, cwd=tmp_path, env={**env, "HF_ENDPOINT": url}, capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
-        assert expected in done.stderr.splitlines()[-1]
-        assert TOKEN not in done.stdout + done.stderr
+    refused, gone = (line for line in done.stderr.splitlines() if line.startswith("softmaxfree push:"))
+    assert "refuses to write anna/refused (403): run `hf auth login`" in refused
+    assert f"{hub.url} cannot be reached: " in gone
 
 
 def test_one_clear_error(run, tmp_path, capsys):

@@ -31,4 +31,5 @@ for name in ("anna/nothing", "anna/half", "anna/other"):
         raise AssertionError(name)
     except InputError as error:
         print("told:", error)
-assert main(["push", run, "anna/refused"]) == 0
+assert main(["push", run, "anna/refused"]) == 2
+assert main(["push", run, "anna/gone"]) == 2
