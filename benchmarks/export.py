@@ -71,7 +71,7 @@ def ways(model: Any, folder: Path) -> dict[str, Callable[[], tuple[Callable, str
 
     return {
         "eager": lambda: (model, ""),
-        "torch.compile": lambda: (torch.compile(model, dynamic=True), ""),
+        "torch.compile": lambda: (torch.compile(model, dynamic=False), ""),
         "ONNX": lambda: of_file("model.onnx"),
         "AOTInductor": lambda: of_file("model.aoti.pt2"),
     }

@@ -10,7 +10,10 @@ COMMIT = "0" * 39 + "1"
 
 
 class FakeHub:
-    """Starts a server, which refuses `refused` and hangs up at `gone`; `files` are by repository and name, `seen` are the requests with their tokens."""
+    """Starts a server, which refuses what is named `refused`, and hangs up at `gone`.
+
+    `files` are by repository and name, `seen` are the requests with their tokens.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}

@@ -35,11 +35,13 @@ class Difference(NamedTuple):
 def sizes_of(program: Program) -> dict[str, tuple[int, int]]:
     """Return sizes below, at and above the landmark budget, none of them square."""
     (y, x), cell, least = program.budget, program.cell, program.smallest
-    return {
+    found = {
         "below": (max(y * 5 // 8 - 1, least), max(x * 7 // 16 + 2, least + 9)),
         "at": (max(y, least + 2), max(x + cell // 2, least + 21)),  # windows of which a part is missing do not count
         "above": (max(y * 9 // 8 + 5, least + 30), max(x * 11 // 8 + 3, least + 50)),
     }
+    step = program.step
+    return {where: (-(-height // step) * step, -(-width // step) * step) for where, (height, width) in found.items()}
 
 
 def photograph(file: str | Path | None, data_config: dict[str, Any], channels: int) -> Tensor:

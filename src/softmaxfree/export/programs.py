@@ -34,6 +34,7 @@ class Program(NamedTuple):
             its usual image.
         cell: pixels a side of what becomes one landmark.
         smallest: height and width that it takes.
+        step: of heights and widths that it takes.
         kind: "classification", "features" or "segmentation".
     """
 
@@ -45,13 +46,16 @@ class Program(NamedTuple):
     budget: tuple[int, int]
     cell: int
     smallest: int
+    step: int
     kind: str
 
     @property
     def shapes(self) -> dict[str, dict[int, Any]]:
         """Names of the inputs' sizes that vary, as `torch.export` takes them."""
         batch = torch.export.Dim("batch", min=1)
-        height, width = (torch.export.Dim(name, min=self.smallest, max=_LARGEST) for name in ("height", "width"))
+        least, most = -(-self.smallest // self.step), _LARGEST // self.step
+        sides = [torch.export.Dim(name, min=least, max=most) for name in ("height", "width")]
+        height, width = (side if self.step == 1 else self.step * side for side in sides)
         return {"x": {0: batch, 2: height, 3: width}} | (
             {"mask": {0: batch, 1: height, 2: width}} if "mask" in self.inputs else {}
         )
@@ -104,6 +108,7 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         budget,
         cell,
         max(_SMALLEST, getattr(backbone, "min_img_size", 1)),
+        1,
         kind,
     )
 

@@ -17,6 +17,7 @@ from softmaxfree.export.agreement import Cost, calibration_files, quantised
 from softmaxfree.export.checking import LIMITS, Difference, check, example, photograph
 from softmaxfree.export.formats import AOTI, ONNX, format_of, load, require_compiler, write
 from softmaxfree.export.programs import program_of
+from softmaxfree.models.segmentation import STRIDE
 
 __all__ = ["MODEL", "NOTES", "Exported", "export", "notes_of"]
 
@@ -93,6 +94,8 @@ def export(
         require_compiler()
     files = [] if calibration is None else calibration_files(Path(calibration).expanduser())
     program = program_of(model.eval(), features=features, mask=mask, half=half)
+    if kind != ONNX and program.kind == "segmentation":
+        program = program._replace(step=STRIDE)  # torch.export wants to know that nothing is padded
     config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}
     picture = photograph(image, config, program.in_chans)
     side = max(program.smallest, 64)

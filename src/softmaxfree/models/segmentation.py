@@ -20,10 +20,12 @@ from softmaxfree.models.parts import Parts
 from softmaxfree.models.semantic_fpn import can_decode, decode
 from softmaxfree.models.windows import bands, largest
 
-__all__ = ["Segmenter", "heads"]
+__all__ = ["STRIDE", "Segmenter", "heads"]
 
 _BACKBONE = "encoder.model."  # prefix of the names of its weights
-_STRIDE = 32  # images are padded to multiples of it: the coarsest stride of backbones and decoders
+STRIDE = 32
+"""Images are padded to multiples of it: the coarsest stride of backbones and decoders."""
+
 _AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
 
 _Modules = tuple[nn.Module, nn.Module, nn.Module | None]  # encoder, head, auxiliary head
@@ -255,7 +257,7 @@ class Segmenter(nn.Module):
     def _check(self, images: Sequence[Tensor] | Tensor) -> None:
         if not len(images):
             raise InputError("images must hold at least one image")
-        minimum = max(_STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
+        minimum = max(STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
         for i, image in enumerate(images):
             shape = tuple(image.shape)
             if len(shape) != 3 or shape[0] != len(self.mean) or not image.is_floating_point():
@@ -319,7 +321,7 @@ def _of_smp(head: str, backbone: str, num_classes: int, model_args: dict, head_a
 
 
 def _multiple(size: int) -> int:
-    return (size + _STRIDE - 1) // _STRIDE * _STRIDE
+    return (size + STRIDE - 1) // STRIDE * STRIDE
 
 
 def _groups_of_one_size(images: Sequence[Tensor] | Tensor) -> list[list[int]]:
