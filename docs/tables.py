@@ -94,6 +94,21 @@ def freed() -> str:
     return markdown(head, lines) + told("freed-memory-cpu", rows)
 
 
+def exported() -> str:
+    """Latency of exported files beside eager and torch.compile."""
+    if not (ROOT / "benchmarks" / "export-cpu.csv").exists():
+        return "Not measured yet: `python benchmarks/export.py` does."
+    rows = read("export-cpu")
+    ways = list(dict.fromkeys(row["runtime"] for row in rows))
+    times = {(row["model"], row["pixels"], row["runtime"]): row["median_ms"] for row in rows}
+    keys = dict.fromkeys((row["model"], row["pixels"]) for row in rows)
+    lines = [[f"`{model}`", pixels, *(times[model, pixels, way] for way in ways)] for model, pixels in keys]
+    constant = f"onnxruntime {rows[0]['onnxruntime']}; "
+    return markdown(["model", "pixels a side", *(f"{way}, ms" for way in ways)], lines) + told(
+        "export-cpu", rows, constant
+    )
+
+
 def earth(part: str) -> str:
     """The relief of the Earth: `trained`, in one pass and in windows; or `others`, how far other networks come."""
     rows, names = read("earth-cpu"), ("ocean", "land", "ice", "lake")

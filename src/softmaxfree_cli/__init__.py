@@ -26,6 +26,8 @@ COMMANDS = {
     "recipes": "softmaxfree_cli.show",
     "models": "softmaxfree.cli.models",
     "convert": "softmaxfree.cli.convert",
+    "export": "softmaxfree.cli.export",
+    "push": "softmaxfree.cli.push",
     "bench": "softmaxfree.cli.bench",
     "compare": "softmaxfree.cli.compare",
     "explain": "softmaxfree.cli.explain",

@@ -30,7 +30,12 @@ def run_blocks(page: Path) -> Document:
         run = Path("runs", name, "0")
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(f"base: {name}\n", encoding="utf-8")
-    parsers = [PythonCodeBlockParser(), CodeBlockParser("bash", _shell), CodeBlockParser("yaml", _recipe)]
+    parsers = [
+        PythonCodeBlockParser(),
+        CodeBlockParser("bash", _shell),
+        CodeBlockParser("yaml", _recipe),
+        CodeBlockParser("cpp", _cpp),
+    ]
     document = Sybil(parsers).parse(page)
     for example in document.examples():
         example.evaluate()
@@ -47,6 +52,11 @@ def _recipe(example: Example) -> None:
     path = Path("photos.yaml")  # by this name the pages call it
     path.write_text(example.parsed, encoding="utf-8")
     keys.check_keys(recipes.read_recipe(str(path)), ())
+
+
+def _cpp(example: Example) -> None:
+    """`tests/export/test_aoti.py` compiles and runs it."""
+    assert "int main(" in example.parsed
 
 
 def _shell(example: Example) -> None:

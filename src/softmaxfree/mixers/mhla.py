@@ -124,10 +124,11 @@ class _Cut:
     """
 
     def __init__(self, n: int, blocks: int, size: Tensor) -> None:
-        self.longest: Any = -(-n // blocks)
+        # no quotient of negative numbers, which ONNX rounds towards 0
+        self.longest: Any = (n + blocks - 1) // blocks
         if torch.compiler.is_exporting():  # one alone would be taken for an axis to broadcast, at every size
             self.longest = torch.sym_max(self.longest, 2)
-        side = (-(-size // blocks)).clamp(min=1)[:, None]  # 0 of padding alone
+        side = ((size + blocks - 1) // blocks).clamp(min=1)[:, None]  # 0 of padding alone
         token, place = (torch.arange(count, device=size.device) for count in (n, self.longest))
         self.block = (token // side).clamp(max=blocks - 1)
         self.place = (token - self.block * side).clamp(max=self.longest - 1)

@@ -91,12 +91,22 @@ class RelativeKernelAttention(AbstractAttention):
         kernel = _resampled(sizes[0], rows, self.bias_grid[0], x.dtype).unsqueeze(1) @ widen(self.bias)
         kernel = kernel @ _resampled(sizes[1], columns, self.bias_grid[1], x.dtype).mT.unsqueeze(1)
         kernel = torch.exp(kernel - kernel.detach().amax((-2, -1), keepdim=True))  # the largest cancels
-        # offset 0 first, and sizes of even numbers, whose transforms are faster
-        kernel = torch.fft.ifftshift(F.pad(kernel, (1, 0, 1, 0)), (-2, -1))
-        size = [2 * rows, 2 * columns]
+        # turned round, as a product of spectra is a convolution; offset 0 first, and sizes of even numbers, whose
+        # transforms are faster
+        kernel = F.pad(kernel.flip(-2, -1), (1, 0, 1, 0)).unsqueeze(2)
+        kernel = _second_half_first(_second_half_first(kernel, rows, -2), columns, -1)
         image = x.transpose(2, 3).unflatten(-1, (rows, columns))
-        spectrum = torch.fft.rfft2(image, s=size) * torch.fft.rfft2(kernel).conj().unsqueeze(2)
+        if torch.compiler.is_exporting():  # onnxruntime has no inverse transform of half a spectrum
+            spectrum = torch.fft.fft2(F.pad(image, (0, columns, 0, rows))) * torch.fft.fft2(kernel)
+            return torch.fft.ifft2(spectrum).real[..., :rows, :columns].flatten(3).transpose(2, 3)
+        size = [2 * rows, 2 * columns]
+        spectrum = torch.fft.rfft2(image, s=size) * torch.fft.rfft2(kernel)
         return torch.fft.irfft2(spectrum, s=size)[..., :rows, :columns].flatten(3).transpose(2, 3)
+
+
+def _second_half_first(x: Tensor, half: int, axis: int) -> Tensor:
+    """Returns `torch.fft.ifftshift` of an axis of `2 half` cells, which ONNX does not have."""
+    return torch.cat([x.narrow(axis, half, half), x.narrow(axis, 0, half)], axis)
 
 
 def _resampled(sizes: Tensor, target: int, source: int, dtype: torch.dtype) -> Tensor:

@@ -20,10 +20,12 @@ from softmaxfree.models.parts import Parts
 from softmaxfree.models.semantic_fpn import can_decode, decode
 from softmaxfree.models.windows import bands, largest
 
-__all__ = ["Segmenter", "heads"]
+__all__ = ["STRIDE", "Segmenter", "heads"]
 
 _BACKBONE = "encoder.model."  # prefix of the names of its weights
-_STRIDE = 32  # images are padded to multiples of it: the coarsest stride of backbones and decoders
+STRIDE = 32
+"""Images are padded to multiples of it: the coarsest stride of backbones and decoders."""
+
 _AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
 
 _Modules = tuple[nn.Module, nn.Module, nn.Module | None]  # encoder, head, auxiliary head
@@ -147,6 +149,28 @@ class Segmenter(nn.Module):
         auxiliary = _cropped(self.auxiliary_head(maps), batch) if self.auxiliary_head is not None else []
         return _cropped(self.head(maps), batch)[: len(images)], auxiliary[: len(images)]
 
+    def forward_batch(self, x: Tensor) -> Tensor:
+        """Returns the logits of images of one size, for exported programs; otherwise `forward` is for use.
+
+        Args:
+            x: normalised images `(B, 3, h, w)`.
+
+        Returns:
+            Logits `(B, num_classes, h, w)`, float32, as those of `forward`.
+        """
+        height, width = x.shape[-2:]
+        down, right = (_multiple(side) - side for side in (height, width))
+        padded = F.pad(x, (0, right, 0, down))
+        if isinstance(self.backbone, SoftmaxFreeFeatures):
+            mask = F.pad(torch.ones_like(x[:, 0], dtype=torch.bool), (0, right, 0, down))
+            stubs = (padded.new_empty(x.shape[0], 0, 1, 1) for _ in range(2))
+            maps = [*stubs, *self.backbone(padded, mask=mask)]
+        else:
+            maps = self.encoder(padded)
+        logits = self._logits(maps).float()
+        logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear")
+        return logits[:, :, :height, :width]
+
     @torch.inference_mode()
     def predict_classes(
         self,
@@ -233,7 +257,7 @@ class Segmenter(nn.Module):
     def _check(self, images: Sequence[Tensor] | Tensor) -> None:
         if not len(images):
             raise InputError("images must hold at least one image")
-        minimum = max(_STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
+        minimum = max(STRIDE, getattr(getattr(self.backbone, "model", None), "min_img_size", 0))
         for i, image in enumerate(images):
             shape = tuple(image.shape)
             if len(shape) != 3 or shape[0] != len(self.mean) or not image.is_floating_point():
@@ -297,7 +321,7 @@ def _of_smp(head: str, backbone: str, num_classes: int, model_args: dict, head_a
 
 
 def _multiple(size: int) -> int:
-    return -(-size // _STRIDE) * _STRIDE
+    return (size + STRIDE - 1) // STRIDE * STRIDE
 
 
 def _groups_of_one_size(images: Sequence[Tensor] | Tensor) -> list[list[int]]:

@@ -274,7 +274,7 @@ class SoftmaxFreeViT(AbstractBackbone):
         grid = [x.shape[-2], x.shape[-1]]
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
         if self.cls_token is not None:
-            tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), 1)
+            tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), 1)
         return tokens, grid, mask
 
     def _run(self, block: nn.Module, tokens: Tensor, grid: list[int], mask: Tensor | None) -> Tensor:

@@ -1,0 +1,116 @@
+"""The card of a model, from the report of its run."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from softmaxfree.report.summary import title_of
+from softmaxfree.version import __version__
+
+__all__ = ["model_card"]
+
+_NAMED = 50  # classes
+
+
+def model_card(
+    summary: Mapping[str, Any],
+    repository: str,
+    data_config: Mapping[str, Any],
+    classes: Sequence[str],
+    parameters: int,
+    licence: str | None = None,
+    data_licence: str | None = None,
+) -> str:
+    """Return the text of a README for the hub; what is not known is said to be so.
+
+    Args:
+        summary: of the run, as `softmaxfree.report.reading.read_run` returns it.
+        repository: `user/name`.
+        data_config: how images are prepared.
+        classes: their names.
+        parameters: of the model.
+        licence: of the weights, by its name on the hub, such as "mit".
+        data_licence: of the data.
+
+    Returns:
+        Markdown, with the hub's head.
+    """
+    data = summary["data"]
+    counts = ", ".join(f"{number} images ({split})" for split, number in data["num_images"].items())
+    facts = {
+        "data": ": ".join(filter(None, (data["name"] or "not known", data["found"]))),
+        "images": counts or "not known",
+        "licence of the data": data_licence or "not stated",
+        "licence of the weights": licence or "not stated",
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "image size": "x".join(map(str, data_config["input_size"][1:])) + " pixels in training; larger ones work",
+        "started from": summary["model"]["loaded"] or "random weights, or not known",
+        "classes": f"{len(classes)}: {', '.join(classes[:_NAMED])}{' ...' * (len(classes) > _NAMED)}",
+    }
+    machine = summary["machine"]
+    made = ", ".join(str(machine[key]) for key in ("device", "threads") if machine.get(key))
+    versions = ", ".join(
+        f"{key} {machine[key]}" for key in ("torch", "timm", "softmaxfree", "commit") if machine.get(key)
+    )
+    return "\n".join(
+        [
+            "---",
+            *([f"license: {licence}"] if licence else []),
+            "library_name: timm",
+            "pipeline_tag: image-classification",
+            "tags:\n- image-classification\n- timm\n- softmaxfree",
+            "---",
+            f"# {_cell(title_of(dict(summary)))}",
+            "",
+            "An image classifier whose attention has no softmax, trained with `softmaxfree`.",
+            "",
+            *_table(("fact", "value"), list(facts.items())),
+            "",
+            "## Score",
+            "",
+            *_score(summary),
+            "",
+            "## Use",
+            "",
+            "```python",
+            "import softmaxfree  # registers the model with timm",
+            "import timm",
+            "",
+            f'model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()',
+            "```",
+            "",
+            "## Repeat",
+            "",
+            "```bash",
+            summary["command"],
+            "```",
+            "",
+            f"Trained on {made or 'a machine that is not known'}; {versions or f'softmaxfree {__version__}'}.",
+            *(["", *(f"- {line}" for line in summary["missing"])] if summary["missing"] else []),
+            "",
+        ]
+    )
+
+
+def _score(summary: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, (label, scale, digits) in summary["labels"].items():
+        if summary["metrics"].get(name) is not None:
+            rows.append((str(label), f"{scale * summary['metrics'][name]:.{digits}f}"))
+    if not rows:
+        return ["No score is known: the run has no validation."]
+    epoch = f" of epoch {summary['best_epoch']}" if summary["best_epoch"] else ""
+    return [
+        *_table(("on the validation images", f"weights{epoch}"), rows),
+        "",
+        "One run with one seed, so there is no spread; and its best epoch was chosen by these images.",
+    ]
+
+
+def _table(head: Sequence[str], rows: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"| {' | '.join(map(_cell, cells))} |" for cells in (head, ("---",) * len(head), *rows)]
+
+
+def _cell(text: object) -> str:
+    """A text that breaks no table and no line."""
+    return json.dumps(str(text), ensure_ascii=False)[1:-1].replace("|", "\\|")
