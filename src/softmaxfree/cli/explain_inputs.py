@@ -92,7 +92,7 @@ def load_subject(
         steps: Any = create_transform(**config)
         first = next(i for i, step in enumerate(steps.transforms) if "Tensor" in type(step).__name__)
         geometry, rest = steps.transforms[:first], steps.transforms[first:]
-        shorter = int(min(config["input_size"][1:]) / (config.get("crop_pct") or 1))
+        shorter: int | None = int(min(config["input_size"][1:]) / (config.get("crop_pct") or 1))
     else:
         if model is not None:
             raise InputError(f"--model is for classifiers, but {weights} is of {kind}")

@@ -201,7 +201,7 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
         raise
     name = subject.class_names[found.label]
     of = {"classification": "class", "segmentation": "segment", "detection": f"detection {found.target},"}[subject.kind]
-    numbers = {
+    numbers: dict[str, Any] = {
         "of": subject.kind,
         "target": found.target,
         "class": name,

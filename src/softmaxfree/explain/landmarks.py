@@ -34,7 +34,7 @@ class Factors(NamedTuple):
 
     of_queries: Callable[[slice], Tensor]
     of_keys: Callable[[slice], Tensor] | None
-    count: int
+    landmarks: int
     gram: Tensor | None = None
     inverse: Tensor | None = None
 
@@ -112,10 +112,10 @@ def landmark_importance(
     with torch.no_grad():
         own = factors(layer.module, captured)
         first, end = (0, captured.q.shape[2]) if token is None else (token, token + 1)
-        to_landmarks = _absolute_sums(own.of_queries, own.count, first, end, captured, token is None)
+        to_landmarks = _absolute_sums(own.of_queries, own.landmarks, first, end, captured, token is None)
         through = to_landmarks
         if own.of_keys is not None:
-            through = through * _absolute_sums(own.of_keys, own.count, 0, captured.k.shape[2], captured, True)
+            through = through * _absolute_sums(own.of_keys, own.landmarks, 0, captured.k.shape[2], captured, True)
         total = through.sum(-1)
         places = _places(layer.module, captured, layer.stride) * torch.tensor(
             [size[0] / seen[0], size[1] / seen[1]], device=through.device

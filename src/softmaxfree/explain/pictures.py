@@ -233,6 +233,5 @@ def _numbers(weights: Tensor, total: Tensor) -> str:
 def _smaller(picture: Image.Image) -> Image.Image:
     if max(picture.size) <= _SIDE:
         return picture
-    return picture.resize(
-        tuple(max(1, round(side * _SIDE / max(picture.size))) for side in picture.size), Image.Resampling.BOX
-    )
+    width, height = (max(1, round(side * _SIDE / max(picture.size))) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BOX)

@@ -77,6 +77,7 @@ def softmax_row(captured: Captured, token: int | None) -> Tensor:
     first, end = (captured.prefix, tokens) if token is None else (token, token + 1)
     step = max(1, _LOGITS // (len(q) * tokens))
     total, rows = torch.zeros(len(q), tokens, dtype=dtype, device=q.device), 0
+    assert captured.scale is not None  # told of every softmax
     with torch.no_grad():
         keys = k.to(dtype).mT
         for at in range(first, end, step):

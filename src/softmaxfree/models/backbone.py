@@ -35,6 +35,8 @@ class AbstractBackbone(nn.Module, abc.ABC):
     """Of each group of mixers."""
     global_pool: str
     output_stride: int
+    feature_info: list[dict[str, Any]]
+    """Of each stage its width, reduction and module (timm's convention)."""
     head: nn.Module
 
     @property

@@ -144,7 +144,7 @@ class Cholesky(AbstractPinvSolver):
         return torch.where(finite & (failed == 0)[..., None, None], torch.cholesky_inverse(factor), torch.nan)
 
     def _by_steps(self, p: Tensor) -> Tensor:
-        """Returns `p^-1`: from `V = I / c`, `c` the largest row sum, `I - P V` is in `[0, 1 - ridge / c]`, then squared."""
+        """Returns `p^-1`, from `V = I / c` with `c` the largest row sum: `I - P V` begins in `[0, 1 - ridge / c]`."""
         first = 1 / p.sum(-1).amax(-1)[..., None, None]
         v = 2 * first * torch.eye(p.shape[-1], dtype=p.dtype, device=p.device) - first.square() * p
         iters = math.ceil(math.log2(16 * self._EXPORTED_LANDMARKS / self.ridge))  # then exp(-16) is left
