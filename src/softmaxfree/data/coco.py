@@ -319,6 +319,11 @@ class _CocoImages(Dataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def listing(self) -> Listing:
+        """The files."""
+        return Listing.of_files(self.annotations.folder, [self.annotations.names[i] for i in self.chosen])
+
     def filename(self, index: int, absolute: bool = True) -> str:
         name = self.annotations.names[self.chosen[index]]
         return str(self.annotations.folder / name) if absolute else name

@@ -13,6 +13,7 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from softmaxfree.arguments import require_whole
+from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
@@ -241,6 +242,10 @@ class AbstractImagesDataModule(LightningDataModule):
     def num_images(self) -> dict[str, int]:
         """After `setup`: number of images of each split that was set up."""
         return {split: len(images) for split, images in self._sets.items()}  # type: ignore[arg-type]
+
+    def listing(self, split: str) -> Listing | None:
+        """Return the files of a split that was set up; None where it is not of files."""
+        return getattr(getattr(self._sets.get(split), "dataset", None), "listing", None)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
