@@ -24,6 +24,7 @@ from softmaxfree.data.images import (
     collate_lists,
     frame_hint,
 )
+from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.data.telling import equal_images, shown, unused_images
 from softmaxfree.data.turns import AnyOrientation
@@ -195,7 +196,8 @@ class CocoDataModule(AbstractImagesDataModule):
         wanted = [split for split in ("val", "train") if split == "val" or stage == "fit"]
         if all(split in self._sets for split in wanted):
             return
-        files = find_coco(self.root, self.train_json, self.val_json, self.train_images, self.val_images)
+        with hinting_at_kind(self.root, "detection"):
+            files = find_coco(self.root, self.train_json, self.val_json, self.train_images, self.val_images)
         if "" in files:
             self._read_one(files[""], wanted)
         else:

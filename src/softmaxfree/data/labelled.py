@@ -12,6 +12,8 @@ from timm.data.readers.class_map import load_class_map
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import check_labels, list_table
 from softmaxfree.data.images import warn_left_out
+from softmaxfree.data.kinds import hinting_at_kind, kind_hint
+from softmaxfree.data.mask_folders import holds_masks
 from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
 from softmaxfree.data.splitting import list_folder
 from softmaxfree.data.telling import MOST_COMPARED, equal_images
@@ -77,7 +79,7 @@ def find_splits(
         warn_left_out(place, left_out)
     listings, class_to_idx, remarks = _with_labels(listings, class_map)
     if len(class_to_idx) < 2:
-        raise InputError(_one_class(listings, where))
+        raise InputError(_one_class(listings, where) + kind_hint(where, "classification"))
     parts = [f"not used: {unused}"] if unused else []
     rows: list[tuple[str, str]] = []
     how = f" (in {listings['val'].place.name})" if len({listing.place for listing in listings.values()}) > 1 else ""
@@ -108,7 +110,9 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
         if val_csv:
             raise InputError("data.val_csv needs data.train_csv")
         assert folder is not None
-        listings, unused = list_folder(folder)
+        with hinting_at_kind(folder, "classification"):
+            listings, unused = list_folder(folder)
+        _require_classes(listings, folder)
         return listings, folder, unused
     table = Path(train_csv).expanduser()
     if folder is not None and not folder.is_dir():
@@ -123,6 +127,16 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
             raise InputError(f"data.{name}: {path} has a column of splits; with data.val_csv neither table may")
     check_labels(listings["all"], of_val["all"])
     return {"train": listings["all"], "val": of_val["all"]}, table, ", ".join(filter(None, (unused, more)))
+
+
+def _require_classes(listings: dict[str, Listing], folder: Path) -> None:
+    """Images and their masks would be trained on as two classes."""
+    names = {name for listing in listings.values() for name in listing.classes}
+    if len(names) == 2 and folder.is_dir() and holds_masks(folder):
+        raise InputError(
+            f"data.root: {folder} holds images and masks of equal names ({' and '.join(sorted(names))}), not folders "
+            f"of classes; such data is for `softmaxfree train segmentation`"
+        )
 
 
 def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int], list[str]]:

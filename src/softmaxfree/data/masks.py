@@ -9,6 +9,7 @@ from typing import Literal
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.dense_sizes import decide_sizes
 from softmaxfree.data.images import frame_hint
+from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.label_scan import count_values
 from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_classes
 from softmaxfree.data.mask_folders import MaskFolders
@@ -132,7 +133,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         wanted = ("val", "train") if stage == "fit" else ("val",)
         if all(split in self._sets for split in wanted):
             return
-        folders = MaskFolders(self.root)
+        with hinting_at_kind(self.root, "segmentation"):
+            folders = MaskFolders(self.root)
         pairs = {name: pair for own in folders.pairs.values() for name, pair in own.items()}
         shapes = _shapes(pairs)
         counts, classes = self._scan(list(pairs.values()))
