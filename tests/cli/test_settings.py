@@ -231,3 +231,17 @@ def test_a_report_tells_of_earlier_training_images(photos, finished, tmp_path):
     (run / "split.csv").unlink()
     with pytest.raises(InputError, match=r"its training images are others now, such as brick/"):
         train.run("classification", [], resume=str(run))
+
+
+def test_data_of_some_of_the_classes_are_measured_and_others_refused(photos, finished, tmp_path, capsys):
+    other = shutil.copytree(photos, tmp_path / "other")
+    shutil.rmtree(other / "brick")
+    with pytest.warns(UserWarning, match=r"there are no images of brick, which the model knows"):
+        validate.run(str(finished[0]), [f"--data.root={other}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "brick " in line and "nan" in line)
+    assert "10 images of 2 classes" in "".join(lines)
+    shutil.copytree(photos / "brick", other / "lion")
+    shutil.copytree(photos / "brick", other / "brick")
+    with pytest.raises(InputError, match=r"classes that the weights do not know: lion; they know brick, grass"):
+        validate.run(str(finished[0]), [f"--data.root={other}"])

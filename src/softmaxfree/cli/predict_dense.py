@@ -67,8 +67,8 @@ def predict_dense(
         inputs: further files that are read, such as the checkpoint.
         max_pixels: height times width from which an image is refused.
         size: shorter side that an image to be segmented is resized to; None takes it at its own size.
-        checkpoint: path of the weights, which the list tells.
         whole: images are segmented whole, not in windows: one that is much larger than in training is told.
+        checkpoint: path of the weights, which the list tells.
 
     Raises:
         InputError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable

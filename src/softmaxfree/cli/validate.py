@@ -54,11 +54,14 @@ def run(
     checkpoint = find_checkpoint(weights)
     overrides = [*trainer_options(device), *overrides]
     content, changes = with_record(path, read_recipe(path), checkpoint, overrides)
-    job = load_job(path, overrides, content, training=False)
-    load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
+    job = load_job(path, overrides, content, training=False, known_classes=names)
+    load_weights(job.task.model, checkpoint)
     folder = Path(checkpoint).parent
-    compare = LambdaCallback(on_validation_start=lambda trainer, task: _begin(trainer, task, names, folder))
+    compare = LambdaCallback(
+        setup=lambda trainer, task, stage: task.check_names(names),  # before their number, which tells less
+        on_validation_start=lambda trainer, task: _begin(trainer, folder),
+    )
     callbacks = [*as_list(job.trainer["callbacks"]), compare]
     quiet = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
     trainer = create_trainer({**job.trainer, **quiet})
@@ -75,9 +78,8 @@ def run(
     return dict(metrics)
 
 
-def _begin(trainer: Trainer, task: Any, names: Sequence[str], run_dir: Path) -> None:
+def _begin(trainer: Trainer, run_dir: Path) -> None:
     """Tell what the scores are of, once the data is found to have the classes of the training."""
-    task.check_names(names)
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     found = getattr(data, "found", "")
     if found and trainer.is_global_zero:

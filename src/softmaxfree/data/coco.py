@@ -229,7 +229,7 @@ class CocoDataModule(AbstractImagesDataModule):
         self._compared = [text for text in (*unused, equal) if text]
 
     def _annotations(self, files: CocoFiles) -> CocoAnnotations:
-        return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes)
+        return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes, self.known_classes)
 
     def _read_each(self, files: dict[str, CocoFiles], wanted: Sequence[str]) -> None:
         if self.split not in (None, EVERY):

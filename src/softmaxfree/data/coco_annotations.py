@@ -35,9 +35,10 @@ class CocoAnnotations:
         with_masks: whether each instance needs a mask (polygons, or a run-length code).
         bad: what a bad annotation does: it is left out, named and counted, or an error.
         zero_boxes: the same of a box without width or height.
+        known_classes: by which categories are numbered that are some of these, or these in another order.
 
     Attributes:
-        category_ids: of the file, sorted; label i stands for the i-th.
+        category_ids: of the file, sorted; without known classes label i stands for the i-th.
         class_names: in the order of labels.
         image_ids: one an image.
         names: file name of each image, within `folder`.
@@ -56,6 +57,7 @@ class CocoAnnotations:
         with_masks: bool,
         bad: Literal["drop", "fail"] = "fail",
         zero_boxes: Literal["drop", "fail"] = "fail",
+        known_classes: Sequence[str] = (),
     ) -> None:
         self.file = files.json
         content = _load(files.json)
@@ -72,7 +74,11 @@ class CocoAnnotations:
         self.tied = ""
         self.folder = self._choose(files)
         self._check_files((*files.folders, *files.others))
-        known = KnownIds(_positions(self.image_ids), _positions(self.category_ids), sizes)
+        labels = _positions(self.category_ids)
+        if set(self.class_names) <= set(known_classes):
+            labels = {key: known_classes.index(self.class_names[i]) for key, i in labels.items()}
+            self.class_names = tuple(known_classes)
+        known = KnownIds(_positions(self.image_ids), labels, sizes)
         instances = self._good(content["annotations"], known, with_masks, {"bad": bad, "zero": zero_boxes})
         owners = np.array([known.images[row["image_id"]] for row in instances], np.int64)
         order = np.argsort(owners, kind="stable").tolist()  # an image's instances side by side

@@ -223,6 +223,8 @@ class AbstractImagesDataModule(LightningDataModule):
         self._unreadable_told: dict[str, set[int]] = {}  # unreadable images, by split
         self.decided: dict[str, tuple[Any, str]] = {}
         """After `setup`: arguments that were "auto", each with its value and why."""
+        self.known_classes: tuple[str, ...] = ()
+        """To be set before `setup`: classes that weights know. Data of some of these are numbered as they are."""
         self.split_rows: list[tuple[str, str]] = []
         """After `setup`: file, relative to the root, and split, where the images were split here; else empty."""
         self.remarks: list[str] = []

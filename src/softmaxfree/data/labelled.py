@@ -55,7 +55,13 @@ class LabelledSplits:
 
 
 def find_splits(
-    root: str | None, train_csv: str | None, val_csv: str | None, split: str | None, seed: int, class_map: Any = None
+    root: str | None,
+    train_csv: str | None,
+    val_csv: str | None,
+    split: str | None,
+    seed: int,
+    class_map: Any = None,
+    known_classes: Sequence[str] = (),
 ) -> LabelledSplits:
     """Find training and validation images.
 
@@ -66,6 +72,7 @@ def find_splits(
         split: table of which image is in which split.
         seed: of the drawing of images that are held out.
         class_map: labels by class, or a text file with a class a line; None numbers the classes in natural order.
+        known_classes: by which images of some of these classes are numbered, where there is no class map.
 
     Returns:
         What was found.
@@ -77,7 +84,7 @@ def find_splits(
     listings, where, unused = _list(root, train_csv, val_csv)
     for place, left_out in {listing.root: listing.left_out for listing in listings.values()}.items():
         warn_left_out(place, left_out)
-    listings, class_to_idx, remarks = _with_labels(listings, class_map)
+    listings, class_to_idx, remarks = _with_labels(listings, class_map, known_classes)
     if len(class_to_idx) < 2:
         raise InputError(_one_class(listings, where) + kind_hint(where, "classification"))
     parts = [f"not used: {unused}"] if unused else []
@@ -139,11 +146,18 @@ def _require_classes(listings: dict[str, Listing], folder: Path) -> None:
         )
 
 
-def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int], list[str]]:
+def _with_labels(
+    listings: dict[str, Listing], class_map: Any, known_classes: Sequence[str]
+) -> tuple[dict[str, Listing], dict[str, int], list[str]]:
     """The listings with their labels, and what was warned of."""
     if not class_map:
         names = sorted({name for listing in listings.values() for name in listing.classes}, key=natural_key)
-        return listings, {name: i for i, name in enumerate(names)}, []
+        if not set(names) < set(known_classes):
+            return listings, {name: i for i, name in enumerate(names)}, []
+        absent = [name for name in known_classes if name not in names]
+        remark = f"{next(iter(listings.values())).root}: there are no images of {_named(absent)}, which the model knows"
+        rank_zero_warn(remark)
+        return listings, {name: i for i, name in enumerate(known_classes)}, [remark]
     root = next(iter(listings.values())).root
     try:
         class_to_idx = load_class_map(class_map, str(root))

@@ -173,7 +173,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
                 first.setdefault(value, str(path))
         if not pixels:
             raise InputError(f"data.root: none of the {len(masks)} masks can be read; the first is {masks[0]}")
-        return counts, found_classes(pixels, first, self.root, listing)
+        return counts, found_classes(pixels, first, self.root, listing, self.known_classes)
 
     def _split(self, folders: MaskFolders, by_label: dict[str, dict[int, int]]) -> tuple[dict[str, list[str]], str]:
         """The images of each split, and in words how they came there."""

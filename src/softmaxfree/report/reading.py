@@ -76,7 +76,7 @@ def _without_summary(folder: Path) -> Summary:
     labels = shown_labels(labels, model.get("num_classes") or math.inf)
     monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
-    best = max(scored, key=lambda row: row[monitor], default=None)
+    best = max(scored, key=lambda row: (row[monitor], -row.get("val/loss", 0), row["epoch"]), default=None)
     planned = trainer.get("max_epochs")
     told = (
         f"{len(rows)} of {planned} epochs are"

@@ -230,6 +230,11 @@ class AbstractTask(AbstractCurvatureTask):
         trained = [str(name) for name in trained]
         if names and trained and names != trained:
             wrong = next((i for i, pair in enumerate(zip(trained, names, strict=False)) if len(set(pair)) > 1), None)
+            unknown = [name for name in names if name not in trained]
+            if unknown and len(names) != len(trained):
+                known = ", ".join(trained[:_SHOWN]) + ", ..." * (len(trained) > _SHOWN)
+                told = f"{', '.join(unknown[:_SHOWN])}{', ...' * (len(unknown) > _SHOWN)}; they know {known}"
+                raise InputError(f"the data has classes that the weights do not know: {told}")
             where = f"class {wrong} is {trained[wrong]!r} there and {names[wrong]!r} here" if wrong is not None else ""
             raise InputError(
                 f"the weights were trained for other classes than the data has: {where or f'{trained}, {names}'}"

@@ -49,6 +49,15 @@ def test_bad_images_and_categories(root, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_categories_are_numbered_as_the_weights_know_them(root):
+    data = module(root)
+    data.known_classes = ("zebra", "cow", "ant")
+    data.setup("fit")
+    assert data.class_names == ("zebra", "cow", "ant")
+    assert data.class_counts == (1, 0, 1)
+    assert data._sets["val"].dataset[0][1]["labels"].tolist() == [2, 0]
+
+
 def test_categories_of_one_name(root):
     for split in ("train", "val"):
         write(root, split, bad(lambda d, a: d["categories"].append({"id": 7, "name": "ant "})))
