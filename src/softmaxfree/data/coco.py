@@ -337,7 +337,7 @@ class _CocoImages(Dataset):
         listed = tuple(self.annotations.sizes[self.chosen[index]].tolist())
         if size != listed:
             raise AnnotationError(
-                f"{name} is {height} high and {width} wide, {self.annotations.file} says {listed}"
+                f"{name} is {width} x {height} (width x height), {self.annotations.file} says {listed[1]} x {listed[0]}"
                 + frame_hint(name, listed)
             )
         check_side(name, height, width, self.size, "data.min_size and data.max_size")

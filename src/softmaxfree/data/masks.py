@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from softmaxfree.data.class_folders import Listing
-from softmaxfree.data.dense_sizes import decide_sizes
+from softmaxfree.data.dense_sizes import decide_sizes, shown_shapes
 from softmaxfree.data.images import frame_hint
 from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.label_scan import count_values
@@ -18,7 +17,7 @@ from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
 from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.data.telling import equal_images, shown
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, shown_shape
+from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["MaskFolderDataModule"]
 
@@ -214,16 +213,10 @@ class MaskFolderDataModule(AbstractMasksDataModule):
 
 def _shapes(pairs: dict[str, MaskPair]) -> list[_Shape]:
     """Height and width of each image whose head can be read; each is to be that of its mask."""
-
-    def shape(path: Path) -> _Shape | None:
-        try:
-            return shown_shape(path)
-        except Exception:  # decoders raise what they like; the loader names it
-            return None
-
-    with ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(shape, [pair.image for pair in pairs.values()]))
-        masks = list(pool.map(shape, [pair.mask for pair in pairs.values()]))
+    images, masks = (
+        shown_shapes(pair.image for pair in pairs.values()),
+        shown_shapes(pair.mask for pair in pairs.values()),
+    )
     rows = list(zip(pairs.values(), images, masks, strict=True))
     for pair, image, mask in rows:
         if not image or not mask or image == mask:

@@ -108,8 +108,16 @@ def test_missing_files(root, tmp_path):
 
 def test_an_image_of_another_size_than_listed(root):
     Image.new("RGB", (37, 42)).save(root / "val2017" / "5.jpg")
-    with pytest.raises(ValueError, match=r"5.jpg is 42 high and 37 wide, .*instances_val2017.json says \(41, 37\)"):
-        validate(root)
+    message = r"5.jpg is 37 x 42 \(width x height\), .*instances_val2017.json says 37 x 41 \(1 of 3 differ\)$"
+    with pytest.raises(InputError, match=message):
+        module(root).setup("validate")  # before a training begins
+
+
+def test_a_file_without_masks(root):
+    write(root, "val", bad(lambda d, a: [entry.pop("segmentation") for entry in d["annotations"]]))
+    with pytest.raises(InputError, match=r"instances_val2017.json has no masks: none of its 3 annotations has a segm"):
+        module(root).setup("validate")
+    assert len(validate(root, with_masks=False)[0][0]) == 3
 
 
 def test_images_that_are_too_small(root):
