@@ -163,6 +163,11 @@ class CocoDataModule(AbstractImagesDataModule):
         return self._counts("train")
 
     @property
+    def num_boxes(self) -> dict[str, int]:
+        """After `setup`: boxes of each split, without crowds."""
+        return {split: sum(self._counts(split)) for split in self._chosen}
+
+    @property
     def found(self) -> str:
         """After `setup`: images, boxes, splits and classes in one line."""
         images = ", ".join(f"{len(chosen)} {split}" for split, chosen in sorted(self._chosen.items()))

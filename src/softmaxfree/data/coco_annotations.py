@@ -240,7 +240,7 @@ class CocoAnnotations:
         ):
             raise InputError(
                 f"{self.file} has no masks: none of its {len(entries)} annotations has a segmentation, which "
-                "Mask R-CNN (data.with_masks) needs; --model.head retinanet --data.with_masks false takes the boxes alone"
+                "data.with_masks needs; --model.head retinanet --data.with_masks false takes the boxes alone"
             )
         good, left_out = [], []
         for i, entry in enumerate(entries):

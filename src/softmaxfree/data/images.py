@@ -328,5 +328,6 @@ class AbstractImagesDataModule(LightningDataModule):
             raise InputError(f"none of the {len(images)} images can be read; the first: {images.explain(new[0])}")
         names = "; ".join(images.explain(index) for index in new[:_NAMED])
         more = f"; and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
-        warnings.warn(f"{len(unreadable)} unreadable images left out: {names}{more}", stacklevel=3)
+        many = "image" if len(unreadable) == 1 else "images"
+        warnings.warn(f"{len(unreadable)} unreadable {many} left out: {names}{more}", stacklevel=3)
         told.update(new)

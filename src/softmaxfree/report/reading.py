@@ -58,7 +58,8 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is not of a run of softmaxfree, or of a later version of it")
     if lacking := [key for key in _KEYS if key not in summary]:
         raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
-    summary["data"] = {"left_out": {}, "remarks": [], "also_trained_on": 0, **summary["data"]}  # not in earlier ones
+    later: dict[str, Any] = {"left_out": {}, "remarks": [], "also_trained_on": 0, "num_boxes": {}}  # than earlier ones
+    summary["data"] = later | summary["data"]
     return {"resumed": [], **summary}
 
 
@@ -96,6 +97,7 @@ def _without_summary(folder: Path) -> Summary:
             "left_out": {},
             "remarks": [],
             "also_trained_on": 0,
+            "num_boxes": {},
             "drawn_split": (folder / "split.csv").is_file(),
         },
         "settings": {},

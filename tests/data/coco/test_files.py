@@ -136,7 +136,7 @@ def test_images_that_are_too_small(root):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_images_are_named_and_counted(root, workers):
     (root / "val2017" / "7.jpg").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*7.jpg cannot be read: it is no image"):
+    with pytest.warns(UserWarning, match=r"^1 unreadable image left out: .*7.jpg cannot be read: it is no image"):
         batches = validate(root, batch_size=1, num_workers=workers)
     assert [len(images) for images, _ in batches] == [1, 0, 1]  # a batch of nothing but the broken image is empty
     with pytest.raises(ValueError, match=r"unreadable image: .*7.jpg .*--data.on_error skip"):

@@ -81,7 +81,7 @@ def test_an_error_in_a_transform_counts_as_unreadable(root, workers):
         data.setup("fit")
         data._sets["val"].transform = Failing(data._sets["val"].transform)
         if on_error == "skip":
-            with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*dog/0.jpg: ZeroDivisionError: a"):
+            with pytest.warns(UserWarning, match=r"^1 unreadable image left out: .*dog/0.jpg: ZeroDivisionError: a"):
                 assert labels(data, data.val_dataloader()) == [0, 0, 1, 2, 2]
         else:
             with pytest.raises(InputError, match=r"^unreadable image: .*dog/0.jpg: ZeroDivisionError: a strip; with"):
