@@ -198,11 +198,12 @@ def test_what_is_counted_of_a_class(change, task, confusion, counted):
     assert ("1 class (9) is without objects in the validation" in page) == (task == "DetectionTask")
 
 
-def test_top5_of_five_classes_is_not_shown(finished):
+def test_top5_of_six_classes_is_not_shown(finished):
     labels = json.loads(text(finished / "summary.json"))["labels"]
     assert "val/top5" in labels
     assert "val/top5" not in shown_labels(labels, 5)
-    assert "val/top5" in shown_labels(labels, 6)
+    assert "val/top5" not in shown_labels(labels, 6)
+    assert "val/top5" in shown_labels(labels, 7)
 
 
 def test_parts_of_a_resumed_run(tmp_path, finished, change):

@@ -75,7 +75,7 @@ def with_record(
         for section, new in sections.items()
         for key, value in new.items()
         if key in (content.get(section) or {})
-        and _plain(content[section][key]) not in (value, AUTO)
+        and _differs(_plain(content[section][key]), value)
         and key != "model_args"
     ]
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
@@ -276,6 +276,13 @@ def _settings_text(leaves: _Leaves) -> str:
         ".".join(keys) + (" back to its default" if value is _TAKEN_OUT else f" = {value}")
         for keys, value in leaves.items()
     )
+
+
+def _differs(said: Any, value: Any) -> bool:
+    """Whether a recipe says another value, and not that it is to be decided."""
+    if isinstance(said, Mapping) and isinstance(value, Mapping):
+        return any(_differs(said.get(key), value.get(key)) for key in said.keys() | value.keys())
+    return said not in (value, AUTO)
 
 
 def _plain(value: Any) -> Any:

@@ -156,8 +156,8 @@ def data_name(config: Mapping[str, Any]) -> str:
 
 
 def shown_labels(labels: Mapping[str, Any], num_classes: float) -> dict[str, Any]:
-    """Return the labels without that of top-5 where no more classes are than five: it is 100 % always."""
-    return {name: label for name, label in labels.items() if name != "val/top5" or num_classes > _TOP}
+    """Return the labels without that of top-5 where no more classes are than six: it is near 100 % always."""
+    return {name: label for name, label in labels.items() if name != "val/top5" or num_classes > _TOP + 1}
 
 
 def _data_name(config: Mapping[str, Any], data: Any) -> str:
