@@ -2,12 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.data.class_folders import Listing, list_files
-from softmaxfree.data.splitting import equal_files
+from softmaxfree.data.splitting import equal_files, head_digest
 from softmaxfree.data.telling import MOST_COMPARED
 from softmaxfree.errors import InputError
 
@@ -16,17 +17,20 @@ __all__ = ["TRAINED", "TrainedFiles", "measured_before", "note_trained", "read_t
 TRAINED = "trained.json"
 """Its name in the folder of a run."""
 
+_MOST_READ = 10_000  # files that are opened for it
+
 
 class TrainedFiles(NamedTuple):
     """The training images of a run, or of a part of it.
 
     Attributes:
         root: folder or tar file, absolute.
-        files: bytes of each file, by its name below the root.
+        files: what is known of the content of each, by its name below the root: the number of bytes and, of up to
+            10,000 files, a digest of the first ones.
     """
 
     root: str
-    files: dict[str, int]
+    files: dict[str, str]
 
 
 def read_trained(run_dir: Path) -> list[TrainedFiles]:
@@ -88,7 +92,8 @@ def require_trained(run_dir: Path, data: Any) -> None:
 def measured_before(run_dir: Path, data: Any) -> str:
     """Return in words how many validation images are among those that a run was trained on.
 
-    Files are the same where their content is; where the trained one is gone, where name and size are.
+    Files are the same where their content is; where the trained one is gone, where its name and what is noted of its
+    content are.
 
     Args:
         run_dir: folder of the run.
@@ -117,12 +122,15 @@ def _among(part: TrainedFiles, val: Listing) -> set[str]:
     root = Path(part.root)
     if root.is_file():  # a tar file, whose members have places
         there = list_files(root)
+        there = replace(there, classes=[""] * len(there.names))
         train = there.select([i for i, name in enumerate(there.names) if name in part.files])
     else:
         train = Listing.of_files(root, [name for name in part.files if (root / name).is_file()])
     gone = part.files.keys() - set(train.names)
     moved = {
-        str(val.root / name) for i, name in enumerate(val.names) if name in gone and _size(val, i) == part.files[name]
+        str(val.root / name)
+        for i, name in enumerate(val.names)
+        if name in gone and part.files[name] == _content(val, i, deep=" " in part.files[name])
     }
     return moved | {second for _, second in equal_files(train, val)}
 
@@ -131,13 +139,13 @@ def _files_of(data: Any, split: str) -> TrainedFiles | None:
     listing = data.listing(split) if hasattr(data, "listing") else None
     if listing is None or len(listing.names) > MOST_COMPARED:
         return None
-    return TrainedFiles(
-        os.path.abspath(listing.root), {name: _size(listing, i) for i, name in enumerate(listing.names)}
-    )
+    deep = len(listing.names) <= _MOST_READ
+    files = {name: _content(listing, i, deep) for i, name in enumerate(listing.names)}
+    return TrainedFiles(os.path.abspath(listing.root), files)
 
 
-def _size(listing: Listing, index: int) -> int:
+def _content(listing: Listing, index: int, deep: bool) -> str:
     try:
-        return listing.size(index)
+        return f"{listing.size(index)}{f' {head_digest(listing, index).hex()[:32]}' if deep else ''}"
     except OSError:  # it is told when it is trained on
-        return -1
+        return ""
