@@ -40,6 +40,16 @@ _TRAINER = {  # in place of Lightning's words, where these are hard to read alon
     "deterministic": "Whether results repeat exactly, at some cost; `warn` warns of operations that cannot.",
     "gradient_clip_val": "Largest norm of the gradient, above which it is scaled down; null for no limit.",
 }
+_COMMON = {  # what other programs call a key
+    "model.learning_rate": "model.lr",
+    "model.pretrained": "model.init_from",
+    "trainer.epochs": "trainer.max_epochs",
+    "trainer.num_epochs": "trainer.max_epochs",
+    "data.batch": "data.batch_size",
+    "data.image_size": "data.img_size",
+    "data.workers": "data.num_workers",
+    "run.patience": "run.early_stopping",
+}
 _PRINTING = ("print_config", "print_shtab", "config", "cfg", "show", "list")
 
 
@@ -157,6 +167,9 @@ def _nearest(key: str, known: Mapping[str, Mapping[str, Key]], nested: Sequence[
     names = [f"{section}.{name}" for section, keys in known.items() for name in keys] + list(nested)
     names += [option.removeprefix("--") for option in options if dashes]
     scores = {name: _likeness(wanted, name.replace("-", "_")) for name in names}
+    for name, own in _COMMON.items():
+        if own in scores:
+            scores[own] = max(scores[own], _likeness(wanted, name))
     best = max(scores.values(), default=0)
     if best >= _CLOSE:
         close = sorted((n for n in names if scores[n] >= max(_CLOSE, best - 0.1)), key=lambda n: -scores[n])

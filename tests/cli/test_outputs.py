@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from softmaxfree.cli.outputs import common_folder, name_outputs
+from softmaxfree.cli.outputs import choose_folder, common_folder, name_outputs
 from softmaxfree.cli.predict_dense import predict_dense
 from softmaxfree.errors import InputError
 from softmaxfree_cli import main
@@ -149,6 +149,22 @@ def test_a_second_run_replaces_the_first_and_reads_none_of_it(tmp_path):
         ("a.jpg", "a.png", "a_classes.png"),
         ("a.jpg", "b/a.png", "b/a_classes.png"),
     ]
+
+
+def test_a_folder_holds_the_predictions_of_one_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = photo(tmp_path / "photos" / "a.jpg"), photo(tmp_path / "photos" / "b.jpg")
+    for out in (None, "drawn"):
+        assert choose_folder(out, "/one.ckpt", [first]) == Path(out or "predictions")
+        predict([first], out or "predictions", checkpoint="/one.ckpt")
+        assert choose_folder(out, "/one.ckpt", [first, second]) == Path(out or "predictions")  # more, and the same
+    assert (
+        choose_folder(None, "/two.ckpt", [first]) == choose_folder(None, "/one.ckpt", [second]) == Path("predictions-2")
+    )
+    with pytest.raises(InputError, match=r"--out: drawn holds predictions of /one.ckpt, which would stay"):
+        choose_folder("drawn", "/two.ckpt", [first])
+    with pytest.raises(InputError, match=r"--out: drawn holds predictions of other images, such as .*a.jpg, which"):
+        choose_folder("drawn", "/one.ckpt", [second])
 
 
 def test_an_image_named_twice_is_drawn_once(tmp_path):

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from softmaxfree.cli.checkpoint import load_classifier
+from softmaxfree.cli.predict import _agreed
+from softmaxfree.errors import InputError
 from softmaxfree_cli import main
 
 NAMES = ["ant", "bee", "cat", "dog"]
@@ -274,3 +276,10 @@ def test_a_model_that_contradicts_the_checkpoint_is_refused(model, images, tmp_p
     safetensors.torch.save_file(model.state_dict(), tmp_path / "a.safetensors", metadata)
     argv = [images, "--checkpoint", tmp_path / "a.safetensors", "--model", "soft_tiny"]
     assert "--model is soft_tiny, but" in refused(capsys, *argv)
+
+
+def test_the_usual_threshold_is_no_option_of_a_classifier_either():
+    given = {"threshold": 0.5, "overlap": None, "window": None}
+    with pytest.raises(InputError, match=r"--threshold is for detection, but a.ckpt is of classification"):
+        _agreed(None, "classification", "a.ckpt", given)
+    assert _agreed(None, "classification", "a.ckpt", {**given, "threshold": None}) == "classification"

@@ -13,6 +13,8 @@ from skimage import data as photographs
 
 from softmaxfree.cli import train, validate
 from softmaxfree.cli.checkpoint import load_classifier, load_task
+from softmaxfree.cli.recorded import _differs
+from softmaxfree.cli.settings import AUTO
 from softmaxfree.models.segmentation import Segmenter
 from softmaxfree.tasks import DetectionTask, loading
 from softmaxfree.weights import read_record
@@ -390,3 +392,10 @@ def test_a_recipe_that_is_its_own_base(tmp_path):
 def test_a_run_without_a_step(tmp_path):
     with pytest.raises(ValueError, match=r"no training step was run"):
         train.run("digits", overrides(trainer__limit_train_batches=0), out=str(tmp_path))
+
+
+def test_what_a_recipe_leaves_to_be_decided_is_no_difference():
+    for said, value in ((AUTO, 4), ({"fpn_channels": AUTO}, {"fpn_channels": 48}), ([1, 2], [1, 2])):
+        assert not _differs(said, value)
+    for said, value in ((3, 4), ({"fpn_channels": 64}, {"fpn_channels": 48}), ({}, {"fpn_channels": 48})):
+        assert _differs(said, value)

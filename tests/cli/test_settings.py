@@ -179,3 +179,69 @@ def test_other_data_is_measured_as_a_whole(photos, finished, tmp_path, capsys):
     shutil.copytree(photos / "brick", other / "brick", ignore=lambda folder, names: names[:15])
     validate.run(str(finished[0]), [f"--data.root={other}"])
     assert "0 to train, 15 to validate" in capsys.readouterr().out
+
+
+def test_validate_tells_how_many_images_were_trained_on(photos, finished, tmp_path, capsys):
+    run = finished[0]
+    validate.run(str(run))
+    assert "trained   none of the 6 images measured was trained on" in capsys.readouterr().out
+    validate.run(str(run), [f"--data.root={shutil.copytree(photos, tmp_path / 'copy')}"])
+    out = capsys.readouterr().out
+    assert f"trained   24 of the 30 images measured were trained on, such as {tmp_path / 'copy'}" in out
+    for i, path in enumerate(sorted((tmp_path / "copy").glob("*/*.png"))):
+        path.rename(path.with_name(f"renamed {i}.png"))
+    validate.run(str(run), [f"--data.root={tmp_path / 'copy'}"])
+    assert "trained   24 of the 30 images measured were trained on" in capsys.readouterr().out
+
+
+def test_images_that_were_trained_on_are_known_where_they_are_gone(finished, tmp_path, photos, capsys):
+    old = shutil.copytree(photos, tmp_path / "old")
+    options = [f"--data.root={old}", "--trainer.max_epochs=1", *NARROW]
+    run = train.run("classification", options, out=str(tmp_path / "runs"), device="cpu")
+    old.rename(tmp_path / "new")
+    validate.run(str(run), [f"--data.root={tmp_path / 'new'}"])
+    assert "trained   24 of the 30 images measured were trained on" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_rewritten_by_other_data(photos, finished, tmp_path, capsys):
+    run = shutil.copytree(finished[0], tmp_path / "0")
+    summary, report = ((run / name).read_bytes() for name in ("summary.json", "report.html"))
+    other = shutil.copytree(photos, tmp_path / "other")
+    with pytest.raises(InputError, match=rf"0 is finished, and was not trained by .*: data.root {photos} -> {other};"):
+        train.run("classification", [f"--data.root={other}"], resume=str(run))
+    with pytest.raises(InputError, match=r"was not trained by what is given now: model.lr 0.003 -> 0.5; "):
+        train.run("classification", ["--model.lr=0.5"], resume=str(run))
+    assert (run / "summary.json").read_bytes() == summary
+    assert (run / "report.html").read_bytes() == report
+    capsys.readouterr()
+    train.run("classification", ["--data.batch_size=4"], resume=str(run))
+    assert f"data      {photos}: 30 images of 2 classes" in capsys.readouterr().out
+
+
+def test_a_report_tells_of_earlier_training_images(photos, finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "0")
+    other = shutil.copytree(photos, tmp_path / "other")
+    (run / "split.csv").unlink()
+    for path in other.glob("*/*.png"):
+        path.rename(path.with_name(f"other {path.name}"))
+    train.run("classification", [f"--data.root={other}", "--trainer.max_epochs=3"], resume=str(run))
+    told = f"the run was begun on other images, 24 of {photos}, and went on with those of now"
+    assert told in (run / "report.html").read_text()
+    (other / "brick" / "new.png").write_bytes((other / "brick" / "other 1.png").read_bytes())
+    (run / "split.csv").unlink()
+    with pytest.raises(InputError, match=r"its training images are others now, such as brick/"):
+        train.run("classification", [], resume=str(run))
+
+
+def test_data_of_some_of_the_classes_are_measured_and_others_refused(photos, finished, tmp_path, capsys):
+    other = shutil.copytree(photos, tmp_path / "other")
+    shutil.rmtree(other / "brick")
+    with pytest.warns(UserWarning, match=r"there are no images of brick, which the model knows"):
+        validate.run(str(finished[0]), [f"--data.root={other}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "brick " in line and "nan" in line)
+    assert "10 images of 2 classes" in "".join(lines)
+    shutil.copytree(photos / "brick", other / "lion")
+    shutil.copytree(photos / "brick", other / "brick")
+    with pytest.raises(InputError, match=r"classes that the weights do not know: lion; they know brick, grass"):
+        validate.run(str(finished[0]), [f"--data.root={other}"])

@@ -196,7 +196,7 @@ def test_broken_images_are_named_and_counted(root):
     whole = (root / "images" / "validation" / "ADE_1.jpg").read_bytes()
     (root / "images" / "validation" / "ADE_1.jpg").write_bytes(whole[:-40])
     with pytest.warns(
-        UserWarning, match=r"^1 unreadable images left out: .*ADE_1.jpg cannot be read: image file is truncated"
+        UserWarning, match=r"^1 unreadable image left out: .*ADE_1.jpg cannot be read: image file is truncated"
     ):
         images, labels = validate(root)[0]
     assert len(images) == len(labels) == 3
@@ -315,7 +315,7 @@ def test_images_that_are_too_small(root):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         Image.new("L", (6000, 12), 1).save(root / kind / "validation" / f"ADE_2.{suffix}")
     message = (
-        r"^1 unreadable images left out: .*ADE_2.jpg is 12 high and 6000 wide, and 4 and 2048 when resized; the net"
+        r"^1 unreadable image left out: .*ADE_2.jpg is 12 high and 6000 wide, and 4 and 2048 when resized; the net"
     )
     with pytest.warns(UserWarning, match=message):
         images, labels = validate(root)[0]

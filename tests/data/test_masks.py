@@ -279,3 +279,11 @@ def test_many_classes_are_told_in_one_line(tmp_path):
     found = setup(tmp_path).found
     assert "class 11 0.0% and 188 more; no pixel in train of class 3, class 4, " in found
     assert "class 14 and 185 more" in found
+
+
+def test_masks_of_some_of_the_known_classes_are_numbered_as_these(tmp_path):
+    data = MaskFolderDataModule(str(plain(tmp_path, mask=stripes(0, 7))))
+    data.known_classes = ("0", "3", "7")
+    data.setup("fit")
+    assert data.class_names == ("0", "3", "7")
+    assert data._sets["val"].dataset[0][1].unique().tolist() == [0, 2]

@@ -40,7 +40,7 @@ def test_a_classified_image_is_as_bad_as_its_wrong_class_is_probable():
     assert wrong.paint()["image"].getextrema() == ((0, 0),) * 3
 
 
-def test_a_segmented_image_is_as_bad_as_its_areas_differ():
+def test_a_segmented_image_is_as_bad_as_pixels_are_wrong():
     truth = torch.zeros(40, 50, dtype=torch.long)
     truth[:, 25:] = 1
     truth[:10] = 255  # which counts nowhere
@@ -49,7 +49,7 @@ def test_a_segmented_image_is_as_bad_as_its_areas_differ():
     task = answering([logits], num_classes=3, ignore_index=255)
     (judged,) = judge_segmented(task, ([torch.rand(3, 40, 50)], [truth]), NAMES, CONFIG)
     assert judged.numbers == {"classes": [0, 1], "iou": 0.25, "accuracy": 0.5, "pixels": 1500}  # 1/2 of cat, no dog
-    assert judged.badness == 0.75
+    assert judged.badness == 0.5  # of its pixels, not of its classes: a stray pixel is no missed object
     assert {name: picture.size for name, picture in judged.paint().items()} == dict.fromkeys(
         ("image", "truth", "prediction"), (200, 160)
     )

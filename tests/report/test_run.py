@@ -132,6 +132,15 @@ def test_what_is_worth_knowing(finished):
     small = told(summary, [[10, 0, 0], [0, 6, 0], [0, 0, 4]], num_images={"val": 22, "train": 60})
     assert small[0].startswith("20 validation images were measured: one of them is 5.0 percentage points")
     assert "one of them is 5.0 percentage points" in told(summary, [[10, 0, 0], [1, 5, 0], [0, 0, 4]])[0]
+    dense = {**summary, "task": "SegmentationTask", "monitor": "val/miou", "labels": {"val/miou": ["mIoU (%)", 100, 2]}}
+    dense["data"] = {**dense["data"], "num_images": {"train": 60, "val": 25}}
+    assert findings(dense)[-1].startswith("The validation has 25 images, one image is 4.0 % of them: another choice of")
+    dense["data"]["num_boxes"] = {"val": 50}
+    dense |= {"task": "DetectionTask", "labels": {"val/miou": ["box AP (%)", 100, 2]}}
+    assert (
+        "has 50 boxes in 25 images, one box is 2.0 % of them: another choice of images may give a box AP that"
+        in (findings(dense)[-1])
+    )
     one_sided = told(summary, [[200, 0, 0], [200, 100, 0], [200, 0, 100]])
     assert one_sided[0] == "The model gives one class, good, to 75 % of the images, and 25 % are of it."
     weak = told(summary, [[300, 0, 0], [30, 270, 0], [250, 0, 50]])
@@ -189,11 +198,12 @@ def test_what_is_counted_of_a_class(change, task, confusion, counted):
     assert ("1 class (9) is without objects in the validation" in page) == (task == "DetectionTask")
 
 
-def test_top5_of_five_classes_is_not_shown(finished):
+def test_top5_of_six_classes_is_not_shown(finished):
     labels = json.loads(text(finished / "summary.json"))["labels"]
     assert "val/top5" in labels
     assert "val/top5" not in shown_labels(labels, 5)
-    assert "val/top5" in shown_labels(labels, 6)
+    assert "val/top5" not in shown_labels(labels, 6)
+    assert "val/top5" in shown_labels(labels, 7)
 
 
 def test_parts_of_a_resumed_run(tmp_path, finished, change):

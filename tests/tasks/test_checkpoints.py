@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from lightning.pytorch import Trainer
 from softmaxfree.models.conversion import convert
 from softmaxfree.models.downloads import cached
 from softmaxfree.tasks import ClassificationTask, DetectionTask, SegmentationTask
-from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, load_weights
+from softmaxfree.tasks.checkpoints import AtomicCheckpointIO, KeptCheckpoint, load_weights
 from softmaxfree.tasks.pretrained import save_pretrained
 from softmaxfree.weights import read_notes
 from tests.golden_files import released_weights
@@ -189,3 +190,17 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"epoch": 2, "weights": torch.zeros(100_000)}, path)
     assert io.load_checkpoint(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(("losses", "best"), [((3, 1, 2, 2), 1), ((3, 2, 1, 1), 3), ((None,) * 4, 3)])
+def test_of_equal_scores_the_lower_loss_is_kept_and_else_the_later(tmp_path, losses, best):
+    checkpoint = KeptCheckpoint(tmp_path, "best", monitor="val/score")
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda kept: kept))
+    kept = None
+    for epoch, (loss, score) in enumerate(zip(losses, (0.5, 1.0, 1.0, 1.0), strict=True)):
+        trainer.callback_metrics = {} if loss is None else {"val/loss": torch.tensor(float(loss))}
+        if checkpoint.check_monitor_top_k(trainer, torch.tensor(score)):
+            kept, checkpoint.best_model_score = epoch, torch.tensor(score)
+            checkpoint.best_k_models = {"a": checkpoint.best_model_score}
+            checkpoint.kth_best_model_path = "a"
+    assert kept == best

@@ -160,8 +160,8 @@ def test_the_schedule_needs_epochs():
         fit(task(), max_epochs=-1, max_steps=3)
 
 
-def test_no_top_5_of_five_classes():
-    few, many = task(num_classes=5), task(num_classes=6)
+def test_no_top_5_of_six_classes():
+    few, many = task(num_classes=6), task(num_classes=7)
     assert "val/top5" not in few.summary
     assert list(few.accuracy.keys()) == ["val/top1"]
     assert "val/top5" in many.summary

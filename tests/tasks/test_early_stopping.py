@@ -20,9 +20,8 @@ def scored(scores, patience=None, **arguments):
 def test_it_stops_in_the_second_half_and_says_why(capsys):
     scores = [0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.25, 0.1, 0.1, 0.1]  # the best of all is a lucky early one
     assert scored(scores, 2, max_epochs=12).current_epoch == 9
-    assert "stopped after epoch 9 of 12: val/score has not risen for 2 epochs, since 0.3000 in epoch 7" in (
-        capsys.readouterr().out
-    )
+    line = "in their second half val/score has not risen above 0.3000, that of epoch 7, for 2 epochs"
+    assert f"stopped after epoch 9 of 12: {line}" in (capsys.readouterr().out)
 
 
 def test_patience_is_a_quarter_of_the_epochs_and_ten_at_least():

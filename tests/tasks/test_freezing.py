@@ -12,6 +12,8 @@ from tests.tasks import test_detection, test_segmentation
 from tests.tasks.test_averaging import Saved
 from tests.tasks.test_classification import TINY, Squares, Steps, fit, task
 
+pytestmark = pytest.mark.filterwarnings("ignore:model.freeze is backbone")
+
 
 @pytest.mark.parametrize("kind", ["classifier", "detector", "segmenter"])
 def test_a_frozen_backbone_does_not_move(kind):
@@ -97,3 +99,13 @@ def test_wrong_arguments():
         task(backbone_lr_scale=0)
     with pytest.raises(InputError, match=r"model.freeze must be none or backbone, got 'all'"):
         DetectionTask("soft_nano", 2, freeze="all")
+
+
+def test_a_frozen_backbone_of_random_weights_is_warned_of_and_noted(tmp_path):
+    module = task(freeze="backbone")
+    with pytest.warns(UserWarning, match=r"^model.freeze is backbone, but the backbone has random weights"):
+        trainer = fit(module, max_epochs=1)
+    assert len(module.start_remarks) == 1
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = task(freeze="backbone", init_from=str(tmp_path / "a.ckpt"))
+    assert (again.start_remarks, task().start_remarks) == ([], [])

@@ -4,22 +4,68 @@ import itertools
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
 
-__all__ = ["LIST", "common_folder", "is_ours", "mark", "name_outputs", "require_free", "without_earlier"]
+__all__ = [
+    "LIST",
+    "choose_folder",
+    "common_folder",
+    "is_ours",
+    "mark",
+    "name_outputs",
+    "require_free",
+    "without_earlier",
+]
 
 LIST = "predictions.json"
 """What lists the pictures of a folder."""
 
+_FOLDER = "predictions"
 _MARK = "softmaxfree predict"  # in each picture, so that a later run may replace it
 _LONGEST_NAME = 255  # bytes, on all common file systems
 _ROOM_FOR_NUMBER = 8
+
+
+def choose_folder(out: str | Path | None, checkpoint: str, images: Iterable[Path]) -> Path:
+    """Return the folder for pictures, in which none stay of other images or of another checkpoint.
+
+    Args:
+        out: the folder that is named; None takes `predictions`, or `predictions-2` and so on where that is taken.
+        checkpoint: that draws them.
+        images: of which pictures will be drawn.
+
+    Returns:
+        The folder. An earlier run of the same command takes the same.
+
+    Raises:
+        InputError: the folder that is named is taken.
+    """
+    known = {os.path.abspath(image) for image in images}
+    if out is None:
+        names = itertools.chain([_FOLDER], (f"{_FOLDER}-{number}" for number in itertools.count(2)))
+        return next(Path(name) for name in names if not _others(Path(name), checkpoint, known))
+    if others := _others(Path(out), checkpoint, known):
+        raise InputError(f"--out: {out} holds {others}, which would stay among the new; name another folder")
+    return Path(out)
+
+
+def _others(folder: Path, checkpoint: str, known: Collection[str]) -> str:
+    """What a folder lists of others, in words; empty if nothing."""
+    if not is_ours(folder / LIST):
+        return ""
+    for entry in json.loads((folder / LIST).read_text(encoding="utf-8")):
+        if entry.get("checkpoint") != checkpoint:
+            return f"predictions of {entry.get('checkpoint', 'an earlier version')}"
+        if os.path.abspath(entry["file"]) not in known:
+            return f"predictions of other images, such as {entry['file']}"
+    return ""
 
 
 def name_outputs(images: Iterable[Path], root: str | Path, endings: Sequence[str]) -> dict[Path, list[Path]]:

@@ -1,6 +1,7 @@
 """`softmaxfree predict`: the likeliest classes of images, or pictures of what a dense task finds."""
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["run"]
 
-_OVERLAP = 1 / 3
+_OVERLAP, _SCORE = 1 / 3, 0.5
 _OF_ONE_TASK = {
     "model": "classification",
     "topk": "classification",
@@ -30,7 +31,7 @@ def run(
     topk: int | None = None,
     class_names: Path | None = None,
     format: Literal["table", "json", "csv"] = "table",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     size: int | None = None,
     window: int | None = None,
     overlap: float | None = None,
@@ -55,13 +56,14 @@ def run(
             with published weights, which are downloaded.
         task: Task that the checkpoint must be of. It can be left out: the checkpoint tells its task.
         out: Where the result goes. Classifier: a file; by default the result is printed. Detector and segmenter: a
-            folder; by default `predictions`.
+            folder, which holds no predictions of other images or of another checkpoint; by default `predictions`, or
+            where that holds such, `predictions-2` and so on.
         topk: Classifier: number of likeliest classes to tell of each image. By default half of the classes, 1 at least
             and 5 at most.
         class_names: Text file with the names of the classes, one on each line, in the order of the model's outputs. By
             default the names are those in the checkpoint; if it has none, numbers.
         format: Classifier: format of the result.
-        threshold: Detector: lowest score of an object that is shown, 0 to 1.
+        threshold: Detector: lowest score of an object that is shown, 0 to 1; by default 0.5.
         size: Length, in pixels, to which the shorter side of each image is resized for the network. By default it is
             that of the training; a segmenter takes each image at its own size.
         window: Segmenter: height and width, in pixels, of windows that slide over the image. By default the network
@@ -87,7 +89,7 @@ def run(
     for name in ("topk", "batch_size", "size", "window", "max_pixels"):
         if given[name] is not None and given[name] < 1:
             raise InputError(f"{_option(name)} must be 1 or more, got {given[name]}")
-    if not 0 <= threshold <= 1:  # nan too
+    if threshold is not None and not 0 <= threshold <= 1:  # nan too
         raise InputError(f"--threshold must be 0 to 1, got {threshold}")
     if overlap is not None and not 0 <= overlap < 1:
         raise InputError(f"--overlap must be from 0 to below 1, a part of the window, got {overlap}")
@@ -122,23 +124,28 @@ def run(
             device=where,
         )
     else:
+        from softmaxfree.cli.outputs import choose_folder
         from softmaxfree.cli.predict_dense import predict_dense
 
+        checkpoint_path = os.path.abspath(weights or "")
+        folder = choose_folder(out, checkpoint_path, images)
         shared = _OVERLAP if overlap is None else overlap
-        loaded = load_task(weights, kind, size, window=window, overlap=shared, threshold=threshold)
+        score = _SCORE if threshold is None else threshold
+        loaded = load_task(weights, kind, size, window=window, overlap=shared, threshold=score)
         loaded = loaded._replace(class_names=_read_names(class_names, loaded.class_names))
         loaded.task.to(where)
         predict_dense(
             images,
             loaded,
-            out or "predictions",
-            threshold,
+            folder,
+            score,
             on_error,
             files,
             inputs,
             max_pixels=max_pixels,
             size=size,
             whole=window is None,
+            checkpoint=checkpoint_path,
         )
     tell(left_out)
 

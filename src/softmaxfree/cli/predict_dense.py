@@ -48,6 +48,7 @@ def predict_dense(
     max_pixels: int = MAX_PIXELS,
     size: int | None = None,
     whole: bool = True,
+    checkpoint: str = "",
 ) -> None:
     """Write each image with what is found in it drawn, and `predictions.json`, which names these pictures.
 
@@ -67,6 +68,7 @@ def predict_dense(
         max_pixels: height times width from which an image is refused.
         size: shorter side that an image to be segmented is resized to; None takes it at its own size.
         whole: images are segmented whole, not in windows: one that is much larger than in training is told.
+        checkpoint: path of the weights, which the list tells.
 
     Raises:
         InputError: no image can be read, a picture would replace an input or a foreign file, or an image is unreadable
@@ -97,7 +99,8 @@ def predict_dense(
             _write_png(folder / name, picture)
         written_as = {key: str(name) for key, name in zip(pictures, names[path], strict=True)}
         height, width = image.shape[1:]
-        results.append({"file": str(path), "height": height, "width": width, **written_as, "predictions": predictions})
+        entry = {"file": str(path), "checkpoint": checkpoint, "height": height, "width": width, **written_as}
+        results.append({**entry, "predictions": predictions})
         empty += not predictions
         if size is None and whole and min(height, width) > _MUCH_LARGER * loaded.size[0]:
             large.append(min(height, width))

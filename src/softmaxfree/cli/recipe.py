@@ -46,7 +46,12 @@ class Job:
 
 
 def load_job(
-    recipe: str, overrides: Sequence[str], content: Mapping[str, Any] | None = None, *, training: bool = True
+    recipe: str,
+    overrides: Sequence[str],
+    content: Mapping[str, Any] | None = None,
+    *,
+    training: bool = True,
+    known_classes: Sequence[str] = (),
 ) -> Job:
     """Build what a recipe describes, with its seed set and what is "auto" decided.
 
@@ -55,6 +60,7 @@ def load_job(
         overrides: `--section.key=value`, for any key of the recipe.
         content: what `read_recipe` returned, if it is to be another than it says now.
         training: whether a training follows; else what is "auto" in it is left undecided.
+        known_classes: of weights that are there, by which data of some of these classes are numbered.
 
     Returns:
         The job.
@@ -82,6 +88,7 @@ def load_job(
     if config.run.keep_memory:
         keep_freed_memory()
     data = classes["datamodule"](**_plain(config.data))
+    data.known_classes = tuple(known_classes)
     settings = given | of_files(own.values, given)
     if autos or AUTO in _plain(config.data).values():
         data.prepare_data()

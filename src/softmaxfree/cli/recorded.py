@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from softmaxfree.cli.recipe import class_of, read_recipe
 from softmaxfree.cli.settings import AUTO
 from softmaxfree.data.images import PLACES
@@ -15,13 +17,15 @@ from softmaxfree.tasks.training import AbstractTask
 from softmaxfree.weights import read_notes, read_record
 from softmaxfree_cli.recipes import leaves
 
-__all__ = ["SPLIT", "moved", "resumed_recipe", "trained_names", "with_record", "with_split"]
+__all__ = ["SPLIT", "moved", "require_same", "resumed_recipe", "trained_names", "with_record", "with_split"]
 
 SPLIT = "split.csv"
 """In the folder of a run: which file is of which split, where the run drew them."""
 
 _Content = dict[str, Any]
 _TAKEN_OUT = object()
+_HARMLESS = (("data", "batch_size"), ("data", "num_workers"), ("model", "init_from"))
+_OF_CHECKPOINT = ("name", "model_args", "detector_args", "head_args")
 _TIED = ("solver", "landmark_grid")
 
 
@@ -71,7 +75,7 @@ def with_record(
         for section, new in sections.items()
         for key, value in new.items()
         if key in (content.get(section) or {})
-        and _plain(content[section][key]) not in (value, AUTO)
+        and _differs(_plain(content[section][key]), value)
         and key != "model_args"
     ]
     return {**content, **{key: {**(content.get(key) or {}), **new} for key, new in sections.items()}}, changes
@@ -119,6 +123,35 @@ def moved(run_dir: Path, overrides: Sequence[str]) -> list[str]:
             if old is None or Path(str(old)).expanduser().resolve() != Path(new).expanduser().resolve():
                 changes.append(f"data.{rest[0]} {old} -> {new}")
     return changes
+
+
+def require_same(run_dir: Path, config: str) -> None:
+    """Refuse to go on with a finished run by another model or on other data: nothing would be trained by these.
+
+    Args:
+        run_dir: folder of the run.
+        config: the whole recipe by which it would go on, as YAML.
+
+    Raises:
+        InputError: they differ from its `config.yaml`.
+    """
+    before, now = (leaves(yaml.safe_load(text)) for text in ((run_dir / "config.yaml").read_text("utf-8"), config))
+    known = {str(run_dir / SPLIT), str((run_dir / SPLIT).resolve())}
+    changes = [
+        f"{'.'.join(keys)} {before[keys]} -> {value}"
+        for keys, value in now.items()
+        if keys in before
+        and before[keys] != value
+        and keys[0] in ("model", "data")
+        and keys not in _HARMLESS
+        and keys[1] not in _OF_CHECKPOINT
+        and not (keys == ("data", "split") and value in known)
+    ]
+    if changes:
+        raise InputError(
+            f"the run in {run_dir} is finished, and was not trained by what is given now: {', '.join(changes)}; "
+            "`softmaxfree validate` measures it on other data, and a larger trainer.max_epochs goes on"
+        )
 
 
 def trained_names(checkpoint: str) -> list[str]:
@@ -199,7 +232,7 @@ def resumed_recipe(
 def _model(checkpoint: Path) -> _Content:
     """The arguments of a task that say what its model is, where a checkpoint tells them."""
     arguments = read_record(checkpoint).arguments
-    return {k: _plain(arguments[k]) for k in ("name", "model_args", "detector_args", "head_args") if k in arguments}
+    return {k: _plain(arguments[k]) for k in _OF_CHECKPOINT if k in arguments}
 
 
 def _without_start(content: Mapping[str, Any]) -> _Content:
@@ -243,6 +276,13 @@ def _settings_text(leaves: _Leaves) -> str:
         ".".join(keys) + (" back to its default" if value is _TAKEN_OUT else f" = {value}")
         for keys, value in leaves.items()
     )
+
+
+def _differs(said: Any, value: Any) -> bool:
+    """Whether a recipe says another value, and not that it is to be decided."""
+    if isinstance(said, Mapping) and isinstance(value, Mapping):
+        return any(_differs(said.get(key), value.get(key)) for key in said.keys() | value.keys())
+    return said not in (value, AUTO)
 
 
 def _plain(value: Any) -> Any:

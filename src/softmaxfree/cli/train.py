@@ -18,8 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.device import trainer_options
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
-from softmaxfree.cli.recorded import SPLIT, resumed_recipe
+from softmaxfree.cli.recorded import SPLIT, require_same, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
+from softmaxfree.data.trained import note_trained, require_trained
 from softmaxfree.errors import InputError
 from softmaxfree.printing import printable
 from softmaxfree.report import note_part
@@ -112,8 +113,13 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
         content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
     done = read_record(checkpoint).epoch + 1 if checkpoint is not None else None
+    epochs = job.trainer["max_epochs"]
+    finished = done is not None and epochs is not None and done >= epochs >= 0
     if done is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(_goes_on(checkpoint, done, job.trainer["max_epochs"]), flush=True)
+        more = f"is of epoch {done} of {epochs}: a larger trainer.max_epochs would go on"
+        print(f"resume    {checkpoint}{f' {more}' if finished else f', from epoch {done + 1} on'}", flush=True)
+    if finished and (run_dir / "config.yaml").is_file():
+        require_same(run_dir, job.config)
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     resumed = ["--resume", str(checkpoint)] if checkpoint else []
     begun = _Begun(shlex.join(["softmaxfree", "train", recipe, *overrides, *resumed]), done)
@@ -122,15 +128,12 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     with resumable(run_dir):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
+        if finished:  # nothing has begun that would have told
+            require_trained(run_dir, job.data)
+            _tell(told, job, trainer, run_dir)
         if not job.trainer["fast_dev_run"]:  # which keeps nothing
             _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), begun)
     return run_dir
-
-
-def _goes_on(checkpoint: Path | None, done: int, epochs: int | None) -> str:
-    if epochs is not None and done >= epochs >= 0:
-        return f"resume    {checkpoint} is of epoch {done} of {epochs}: a larger trainer.max_epochs would go on"
-    return f"resume    {checkpoint}, from epoch {done + 1} on"
 
 
 @contextmanager
@@ -202,6 +205,7 @@ def _begin(
     begun: _Begun,
 ) -> None:
     """Note and tell what is run, once model, data and what a run goes on from are found to be good."""
+    others: list[str] = []
     if trainer.is_global_zero:
         with atomic_write(run_dir / "config.yaml") as part:
             part.write_text(job.config, encoding="utf-8")
@@ -211,8 +215,17 @@ def _begin(
         if rows := getattr(job.data, "split_rows", ()):
             write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
         note_part(run_dir, job.settings, *begun)
-        for line in [*told, *_first_lines(job, trainer, run_dir)]:
-            print(printable(line), flush=True)
+        others = note_trained(run_dir, job.data, begun.resumed_from is not None)
+        if others:
+            job.data.remarks = [*job.data.remarks, *others]
+    _tell([*told, *others], job, trainer, run_dir)
+
+
+def _tell(told: Sequence[str], job: Job, trainer: Trainer, run_dir: Path) -> None:
+    if not trainer.is_global_zero:
+        return
+    for line in [*told, *_first_lines(job, trainer, run_dir)]:
+        print(printable(line), flush=True)
 
 
 def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:

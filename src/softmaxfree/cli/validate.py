@@ -1,6 +1,7 @@
 """`softmaxfree validate`: measures weights on a recipe's data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -12,6 +13,7 @@ from softmaxfree.cli.device import trainer_options
 from softmaxfree.cli.recipe import as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import trained_names, with_record
 from softmaxfree.cli.table import print_table, summary_rows
+from softmaxfree.data.trained import measured_before
 from softmaxfree.tasks.checkpoints import load_weights
 from softmaxfree_cli.recipes import recipe_and_weights
 
@@ -52,10 +54,14 @@ def run(
     checkpoint = find_checkpoint(weights)
     overrides = [*trainer_options(device), *overrides]
     content, changes = with_record(path, read_recipe(path), checkpoint, overrides)
-    job = load_job(path, overrides, content, training=False)
-    load_weights(job.task.model, checkpoint)
     names = trained_names(checkpoint)
-    compare = LambdaCallback(on_validation_start=lambda trainer, task: _begin(trainer, task, names))
+    job = load_job(path, overrides, content, training=False, known_classes=names)
+    load_weights(job.task.model, checkpoint)
+    folder = Path(checkpoint).parent
+    compare = LambdaCallback(
+        setup=lambda trainer, task, stage: task.check_names(names),  # before their number, which tells less
+        on_validation_start=lambda trainer, task: _begin(trainer, folder),
+    )
     callbacks = [*as_list(job.trainer["callbacks"]), compare]
     quiet = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
     trainer = create_trainer({**job.trainer, **quiet})
@@ -72,12 +78,14 @@ def run(
     return dict(metrics)
 
 
-def _begin(trainer: Trainer, task: Any, names: Sequence[str]) -> None:
+def _begin(trainer: Trainer, run_dir: Path) -> None:
     """Tell what the scores are of, once the data is found to have the classes of the training."""
-    task.check_names(names)
-    found = getattr(trainer.datamodule, "found", "")  # type: ignore[attr-defined]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    found = getattr(data, "found", "")
     if found and trainer.is_global_zero:
         print(f"data      {found}", flush=True)
+    if trainer.is_global_zero and (told := measured_before(run_dir, data)):
+        print(f"trained   {told}", flush=True)
 
 
 def _percent(values: Tensor) -> list[str]:

@@ -24,6 +24,7 @@ from softmaxfree.data.images import (
     collate_lists,
     frame_hint,
 )
+from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.data.telling import equal_images, shown, unused_images
 from softmaxfree.data.turns import AnyOrientation
@@ -162,6 +163,11 @@ class CocoDataModule(AbstractImagesDataModule):
         return self._counts("train")
 
     @property
+    def num_boxes(self) -> dict[str, int]:
+        """After `setup`: boxes of each split, without crowds."""
+        return {split: sum(self._counts(split)) for split in self._chosen}
+
+    @property
     def found(self) -> str:
         """After `setup`: images, boxes, splits and classes in one line."""
         images = ", ".join(f"{len(chosen)} {split}" for split, chosen in sorted(self._chosen.items()))
@@ -195,7 +201,8 @@ class CocoDataModule(AbstractImagesDataModule):
         wanted = [split for split in ("val", "train") if split == "val" or stage == "fit"]
         if all(split in self._sets for split in wanted):
             return
-        files = find_coco(self.root, self.train_json, self.val_json, self.train_images, self.val_images)
+        with hinting_at_kind(self.root, "detection"):
+            files = find_coco(self.root, self.train_json, self.val_json, self.train_images, self.val_images)
         if "" in files:
             self._read_one(files[""], wanted)
         else:
@@ -227,7 +234,7 @@ class CocoDataModule(AbstractImagesDataModule):
         self._compared = [text for text in (*unused, equal) if text]
 
     def _annotations(self, files: CocoFiles) -> CocoAnnotations:
-        return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes)
+        return CocoAnnotations(files, self.with_masks, self.bad_annotations, self.zero_boxes, self.known_classes)
 
     def _read_each(self, files: dict[str, CocoFiles], wanted: Sequence[str]) -> None:
         if self.split not in (None, EVERY):
@@ -319,6 +326,11 @@ class _CocoImages(Dataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def listing(self) -> Listing:
+        """The files."""
+        return Listing.of_files(self.annotations.folder, [self.annotations.names[i] for i in self.chosen])
+
     def filename(self, index: int, absolute: bool = True) -> str:
         name = self.annotations.names[self.chosen[index]]
         return str(self.annotations.folder / name) if absolute else name
@@ -330,7 +342,7 @@ class _CocoImages(Dataset):
         listed = tuple(self.annotations.sizes[self.chosen[index]].tolist())
         if size != listed:
             raise AnnotationError(
-                f"{name} is {height} high and {width} wide, {self.annotations.file} says {listed}"
+                f"{name} is {width} x {height} (width x height), {self.annotations.file} says {listed[1]} x {listed[0]}"
                 + frame_hint(name, listed)
             )
         check_side(name, height, width, self.size, "data.min_size and data.max_size")

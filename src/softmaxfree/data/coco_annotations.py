@@ -21,10 +21,14 @@ from softmaxfree.data.coco_checks import (
     repeated,
 )
 from softmaxfree.data.coco_layout import CocoFiles
+from softmaxfree.data.dense_sizes import shown_shapes
+from softmaxfree.data.images import frame_hint
 from softmaxfree.data.telling import shown
 from softmaxfree.errors import InputError
 
 __all__ = ["CocoAnnotations"]
+
+_MOST_HEADS = 10_000  # image files whose heads are read
 
 
 class CocoAnnotations:
@@ -35,9 +39,10 @@ class CocoAnnotations:
         with_masks: whether each instance needs a mask (polygons, or a run-length code).
         bad: what a bad annotation does: it is left out, named and counted, or an error.
         zero_boxes: the same of a box without width or height.
+        known_classes: by which categories are numbered that are some of these, or these in another order.
 
     Attributes:
-        category_ids: of the file, sorted; label i stands for the i-th.
+        category_ids: of the file, sorted; without known classes label i stands for the i-th.
         class_names: in the order of labels.
         image_ids: one an image.
         names: file name of each image, within `folder`.
@@ -56,6 +61,7 @@ class CocoAnnotations:
         with_masks: bool,
         bad: Literal["drop", "fail"] = "fail",
         zero_boxes: Literal["drop", "fail"] = "fail",
+        known_classes: Sequence[str] = (),
     ) -> None:
         self.file = files.json
         content = _load(files.json)
@@ -72,7 +78,12 @@ class CocoAnnotations:
         self.tied = ""
         self.folder = self._choose(files)
         self._check_files((*files.folders, *files.others))
-        known = KnownIds(_positions(self.image_ids), _positions(self.category_ids), sizes)
+        labels = _positions(self.category_ids)
+        if set(self.class_names) <= set(known_classes):
+            labels = {key: known_classes.index(self.class_names[i]) for key, i in labels.items()}
+            self.class_names = tuple(known_classes)
+        self._check_sizes()
+        known = KnownIds(_positions(self.image_ids), labels, sizes)
         instances = self._good(content["annotations"], known, with_masks, {"bad": bad, "zero": zero_boxes})
         owners = np.array([known.images[row["image_id"]] for row in instances], np.int64)
         order = np.argsort(owners, kind="stable").tolist()  # an image's instances side by side
@@ -206,8 +217,31 @@ class CocoAnnotations:
                 + (f" and {len(folders) - 6} more" if len(folders) > 6 else "")
             )
 
+    def _check_sizes(self) -> None:
+        """Compare the heads of image files with what is listed; of very many files, some from all parts of the list."""
+        some = range(0, len(self), len(self) // _MOST_HEADS + 1)
+        shapes = shown_shapes(self.folder / self.names[i] for i in some)
+        wrong = [(i, own) for i, own in zip(some, shapes, strict=True) if own and own != tuple(self.sizes[i].tolist())]
+        if wrong:
+            i, (height, width) = wrong[0]
+            listed = tuple(self.sizes[i].tolist())
+            name = str(self.folder / self.names[i])
+            raise InputError(
+                f"{name} is {width} x {height} (width x height), {self.file} says {listed[1]} x {listed[0]} "
+                f"({len(wrong)} of {len(some)} differ){frame_hint(name, listed)}"
+            )
+
     def _good(self, entries: list, known: KnownIds, with_masks: bool, what_to_do: dict[str, str]) -> list[dict]:
         """The annotations that can be used."""
+        if (
+            with_masks
+            and entries
+            and not any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
+        ):
+            raise InputError(
+                f"{self.file} has no masks: none of its {len(entries)} annotations has a segmentation, which "
+                "data.with_masks needs; --model.head retinanet --data.with_masks false takes the boxes alone"
+            )
         good, left_out = [], []
         for i, entry in enumerate(entries):
             problem = annotation_problem(entry, known, with_masks)

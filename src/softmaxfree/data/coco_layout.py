@@ -8,7 +8,7 @@ from softmaxfree.data.mask_folders import SPLITS
 from softmaxfree.errors import InputError
 from softmaxfree.images import is_hidden, natural_key
 
-__all__ = ["CocoFiles", "find_coco"]
+__all__ = ["CocoFiles", "find_coco", "is_coco"]
 
 _ROBOFLOW = "_annotations.coco.json"
 _SECTIONS = (b'"images"', b'"annotations"', b'"categories"')
@@ -73,6 +73,12 @@ def find_coco(
     return _in_folder(root)
 
 
+def is_coco(path: Path) -> bool:
+    """Return whether a JSON file has the sections of a COCO file."""
+    content = path.read_bytes()
+    return all(section in content for section in _SECTIONS)
+
+
 def _in_folder(root: Path) -> dict[str, CocoFiles]:
     coco = {split: root / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     candidates = _candidates(root)
@@ -114,7 +120,7 @@ def _candidates(root: Path) -> list[Path]:
     there = [path for folder in (root, root / "annotations") if folder.is_dir() for path in folder.iterdir()]
     files = [path for path in there if path.suffix.lower() == ".json" and path.is_file() and not is_hidden(path.name)]
     files.sort(key=lambda path: natural_key(path.as_posix()))
-    return [path for path in files if all(section in path.read_bytes() for section in _SECTIONS)] or files[:1]
+    return [path for path in files if is_coco(path)] or files[:1]
 
 
 def _near(json: Path, root: Path | None, split: str) -> CocoFiles:

@@ -1,13 +1,16 @@
-"""Sizes of batches and images of dense tasks where they are "auto"."""
+"""Sizes of images of dense tasks: those of files, and those of batches and images where they are "auto"."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 from softmaxfree.data import automatic
 from softmaxfree.data.images import MIN_SIDE
+from softmaxfree.images import shown_shape
 
-__all__ = ["decide_sizes"]
+__all__ = ["decide_sizes", "shown_shapes"]
 
 _MOST = 512  # of the shorter side, pixels
 _BATCH = 2, 8  # least and most
@@ -75,3 +78,23 @@ def _needed(ratios: Sequence[float], side: int) -> int:
 
 def _common(ratios: Sequence[float]) -> int:
     return int(_COMMON * (len(ratios) - 1))
+
+
+def shown_shapes(files: Iterable[Path]) -> list[tuple[int, int] | None]:
+    """Return height and width of images by their heads alone; None for one whose head cannot be read.
+
+    Args:
+        files: of images.
+
+    Returns:
+        The shapes.
+    """
+
+    def shape(path: Path) -> tuple[int, int] | None:
+        try:
+            return shown_shape(path)
+        except Exception:  # decoders raise what they like; the loader names it
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(shape, files))

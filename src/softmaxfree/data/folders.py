@@ -185,7 +185,13 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         if unknown := self.source_args.keys() - {"class_map"}:
             raise InputError(f"data.source_args without a data.source may be class_map, got {', '.join(unknown)}")
         splits = find_splits(
-            self.root, self.train_csv, self.val_csv, self.split, self.seed, self.source_args.get("class_map")
+            self.root,
+            self.train_csv,
+            self.val_csv,
+            self.split,
+            self.seed,
+            self.source_args.get("class_map"),
+            self.known_classes,
         )
         self.class_names = tuple(splits.class_to_idx)
         self.split_rows = splits.rows

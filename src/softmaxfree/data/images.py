@@ -13,6 +13,7 @@ from timm.data.dataset import ImageDataset
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from softmaxfree.arguments import require_whole
+from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
@@ -222,6 +223,8 @@ class AbstractImagesDataModule(LightningDataModule):
         self._unreadable_told: dict[str, set[int]] = {}  # unreadable images, by split
         self.decided: dict[str, tuple[Any, str]] = {}
         """After `setup`: arguments that were "auto", each with its value and why."""
+        self.known_classes: tuple[str, ...] = ()
+        """To be set before `setup`: classes that weights know. Data of some of these are numbered as they are."""
         self.split_rows: list[tuple[str, str]] = []
         """After `setup`: file, relative to the root, and split, where the images were split here; else empty."""
         self.remarks: list[str] = []
@@ -241,6 +244,10 @@ class AbstractImagesDataModule(LightningDataModule):
     def num_images(self) -> dict[str, int]:
         """After `setup`: number of images of each split that was set up."""
         return {split: len(images) for split, images in self._sets.items()}  # type: ignore[arg-type]
+
+    def listing(self, split: str) -> Listing | None:
+        """Return the files of a split that was set up; None where it is not of files."""
+        return getattr(getattr(self._sets.get(split), "dataset", None), "listing", None)
 
     @property
     def class_counts(self) -> tuple[int, ...]:
@@ -321,5 +328,6 @@ class AbstractImagesDataModule(LightningDataModule):
             raise InputError(f"none of the {len(images)} images can be read; the first: {images.explain(new[0])}")
         names = "; ".join(images.explain(index) for index in new[:_NAMED])
         more = f"; and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
-        warnings.warn(f"{len(unreadable)} unreadable images left out: {names}{more}", stacklevel=3)
+        many = "image" if len(unreadable) == 1 else "images"
+        warnings.warn(f"{len(unreadable)} unreadable {many} left out: {names}{more}", stacklevel=3)
         told.update(new)

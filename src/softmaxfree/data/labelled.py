@@ -12,6 +12,8 @@ from timm.data.readers.class_map import load_class_map
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.class_tables import check_labels, list_table
 from softmaxfree.data.images import warn_left_out
+from softmaxfree.data.kinds import hinting_at_kind, kind_hint
+from softmaxfree.data.mask_folders import holds_masks
 from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
 from softmaxfree.data.splitting import list_folder
 from softmaxfree.data.telling import MOST_COMPARED, equal_images
@@ -53,7 +55,13 @@ class LabelledSplits:
 
 
 def find_splits(
-    root: str | None, train_csv: str | None, val_csv: str | None, split: str | None, seed: int, class_map: Any = None
+    root: str | None,
+    train_csv: str | None,
+    val_csv: str | None,
+    split: str | None,
+    seed: int,
+    class_map: Any = None,
+    known_classes: Sequence[str] = (),
 ) -> LabelledSplits:
     """Find training and validation images.
 
@@ -64,6 +72,7 @@ def find_splits(
         split: table of which image is in which split.
         seed: of the drawing of images that are held out.
         class_map: labels by class, or a text file with a class a line; None numbers the classes in natural order.
+        known_classes: by which images of some of these classes are numbered, where there is no class map.
 
     Returns:
         What was found.
@@ -75,9 +84,9 @@ def find_splits(
     listings, where, unused = _list(root, train_csv, val_csv)
     for place, left_out in {listing.root: listing.left_out for listing in listings.values()}.items():
         warn_left_out(place, left_out)
-    listings, class_to_idx, remarks = _with_labels(listings, class_map)
+    listings, class_to_idx, remarks = _with_labels(listings, class_map, known_classes)
     if len(class_to_idx) < 2:
-        raise InputError(_one_class(listings, where))
+        raise InputError(_one_class(listings, where) + kind_hint(where, "classification"))
     parts = [f"not used: {unused}"] if unused else []
     rows: list[tuple[str, str]] = []
     how = f" (in {listings['val'].place.name})" if len({listing.place for listing in listings.values()}) > 1 else ""
@@ -108,7 +117,9 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
         if val_csv:
             raise InputError("data.val_csv needs data.train_csv")
         assert folder is not None
-        listings, unused = list_folder(folder)
+        with hinting_at_kind(folder, "classification"):
+            listings, unused = list_folder(folder)
+        _require_classes(listings, folder)
         return listings, folder, unused
     table = Path(train_csv).expanduser()
     if folder is not None and not folder.is_dir():
@@ -125,11 +136,28 @@ def _list(root: str | None, train_csv: str | None, val_csv: str | None) -> tuple
     return {"train": listings["all"], "val": of_val["all"]}, table, ", ".join(filter(None, (unused, more)))
 
 
-def _with_labels(listings: dict[str, Listing], class_map: Any) -> tuple[dict[str, Listing], dict[str, int], list[str]]:
+def _require_classes(listings: dict[str, Listing], folder: Path) -> None:
+    """Images and their masks would be trained on as two classes."""
+    names = {name for listing in listings.values() for name in listing.classes}
+    if len(names) == 2 and folder.is_dir() and holds_masks(folder):
+        raise InputError(
+            f"data.root: {folder} holds images and masks of equal names ({' and '.join(sorted(names))}), not folders "
+            f"of classes; such data is for `softmaxfree train segmentation`"
+        )
+
+
+def _with_labels(
+    listings: dict[str, Listing], class_map: Any, known_classes: Sequence[str]
+) -> tuple[dict[str, Listing], dict[str, int], list[str]]:
     """The listings with their labels, and what was warned of."""
     if not class_map:
         names = sorted({name for listing in listings.values() for name in listing.classes}, key=natural_key)
-        return listings, {name: i for i, name in enumerate(names)}, []
+        if not set(names) < set(known_classes):
+            return listings, {name: i for i, name in enumerate(names)}, []
+        absent = [name for name in known_classes if name not in names]
+        remark = f"{next(iter(listings.values())).root}: there are no images of {_named(absent)}, which the model knows"
+        rank_zero_warn(remark)
+        return listings, {name: i for i, name in enumerate(known_classes)}, [remark]
     root = next(iter(listings.values())).root
     try:
         class_to_idx = load_class_map(class_map, str(root))

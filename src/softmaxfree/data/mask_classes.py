@@ -124,7 +124,11 @@ def listed_classes(file: Path) -> Listing:
 
 
 def found_classes(
-    pixels: Mapping[int, int], first: Mapping[int, str], where: Path, listing: Listing | None
+    pixels: Mapping[int, int],
+    first: Mapping[int, str],
+    where: Path,
+    listing: Listing | None,
+    known_classes: Sequence[str] = (),
 ) -> MaskClasses:
     """Decide what the classes are.
 
@@ -136,6 +140,7 @@ def found_classes(
         first: a mask that has it.
         where: the data are, for messages.
         listing: of the classes, if there is one.
+        known_classes: numbers that are the classes where the masks have no other value, and there is no listing.
 
     Returns:
         The classes.
@@ -145,6 +150,15 @@ def found_classes(
     """
     values = sorted(pixels)
     binary = values == [0, IGNORED]
+    numbers = {name for name in known_classes if name.isdecimal()}
+    if (
+        listing is None
+        and numbers
+        and numbers == set(known_classes)
+        and {str(v) for v in values if v != IGNORED} <= numbers
+    ):
+        own = {int(name): name for name in known_classes}
+        return MaskClasses(tuple(own), tuple(own.values()), frozenset({IGNORED}), f"the model knows {list(own)}")
     if listing is None:
         return _by_values(pixels, first, where, binary)
     file, listed, names = listing.file, list(listing.values or ()), list(listing.names)

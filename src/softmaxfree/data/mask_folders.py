@@ -10,7 +10,7 @@ from softmaxfree.data.telling import unused_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import find_images, is_hidden, natural_key
 
-__all__ = ["SPLITS", "MaskFolders", "by_name", "pair_by_name"]
+__all__ = ["SPLITS", "MaskFolders", "by_name", "holds_masks", "pair_by_name"]
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "test")}
 """What folders of splits are called, in any case; of those that validate the first that is there is taken."""
@@ -89,6 +89,23 @@ class MaskFolders:
         if not found.files:
             raise InputError(f"data.root: there are no {what} in {folder}")
         return by_name(found.files, folder)
+
+
+def holds_masks(root: Path) -> bool:
+    """Return whether a folder, or one of its splits, has images and masks of which half have equal names at least."""
+    for folder in (root, *_split_folders(root).values()):
+        images, masks = _find(folder, _IMAGES), _find(folder, _MASKS)
+        if images is None or masks is None:
+            continue
+        found, others = (
+            {path.relative_to(place).with_suffix("").as_posix(): path for path in find_images(place).files}
+            for place in (images, masks)
+        )
+        if found and others:
+            image_end, mask_end = _endings(found, others)
+            both = _without(found, image_end).keys() & _without(others, mask_end).keys()
+            return 2 * len(both) >= min(len(found), len(others))
+    return False
 
 
 def by_name(files: Collection[Path], folder: Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Images and their masks, read in pairs."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.images import AnnotationError, check_side, frame_hint
 from softmaxfree.data.mask_classes import COLOUR, IGNORED, MaskClasses, show_value
 from softmaxfree.images import open_upright, read_image
@@ -86,6 +88,13 @@ class MaskImages(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def listing(self) -> Listing:
+        """The files of the images, below the folder that holds all."""
+        paths = [os.path.abspath(pair.image) for pair in self.pairs]
+        root = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+        return Listing.of_files(root, [Path(path).relative_to(root).as_posix() for path in paths])
 
     def filename(self, index: int, absolute: bool = True) -> str:
         """Return the name of an image."""

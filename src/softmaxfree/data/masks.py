@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from softmaxfree.data.class_folders import Listing
-from softmaxfree.data.dense_sizes import decide_sizes
+from softmaxfree.data.dense_sizes import decide_sizes, shown_shapes
 from softmaxfree.data.images import frame_hint
+from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.label_scan import count_values
 from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_classes
 from softmaxfree.data.mask_folders import MaskFolders
@@ -17,7 +17,7 @@ from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
 from softmaxfree.data.splits import EVERY, draw_split, read_split
 from softmaxfree.data.telling import equal_images, shown
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, shown_shape
+from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["MaskFolderDataModule"]
 
@@ -132,7 +132,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         wanted = ("val", "train") if stage == "fit" else ("val",)
         if all(split in self._sets for split in wanted):
             return
-        folders = MaskFolders(self.root)
+        with hinting_at_kind(self.root, "segmentation"):
+            folders = MaskFolders(self.root)
         pairs = {name: pair for own in folders.pairs.values() for name, pair in own.items()}
         shapes = _shapes(pairs)
         counts, classes = self._scan(list(pairs.values()))
@@ -171,7 +172,7 @@ class MaskFolderDataModule(AbstractMasksDataModule):
                 first.setdefault(value, str(path))
         if not pixels:
             raise InputError(f"data.root: none of the {len(masks)} masks can be read; the first is {masks[0]}")
-        return counts, found_classes(pixels, first, self.root, listing)
+        return counts, found_classes(pixels, first, self.root, listing, self.known_classes)
 
     def _split(self, folders: MaskFolders, by_label: dict[str, dict[int, int]]) -> tuple[dict[str, list[str]], str]:
         """The images of each split, and in words how they came there."""
@@ -212,16 +213,10 @@ class MaskFolderDataModule(AbstractMasksDataModule):
 
 def _shapes(pairs: dict[str, MaskPair]) -> list[_Shape]:
     """Height and width of each image whose head can be read; each is to be that of its mask."""
-
-    def shape(path: Path) -> _Shape | None:
-        try:
-            return shown_shape(path)
-        except Exception:  # decoders raise what they like; the loader names it
-            return None
-
-    with ThreadPoolExecutor(8) as pool:
-        images = list(pool.map(shape, [pair.image for pair in pairs.values()]))
-        masks = list(pool.map(shape, [pair.mask for pair in pairs.values()]))
+    images, masks = (
+        shown_shapes(pair.image for pair in pairs.values()),
+        shown_shapes(pair.mask for pair in pairs.values()),
+    )
     rows = list(zip(pairs.values(), images, masks, strict=True))
     for pair, image, mask in rows:
         if not image or not mask or image == mask:

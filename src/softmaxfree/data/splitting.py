@@ -11,7 +11,7 @@ from softmaxfree.data.class_tables import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, is_hidden, is_of_system
 
-__all__ = ["equal_files", "list_folder"]
+__all__ = ["equal_files", "head_digest", "list_folder"]
 
 _SHOWN = 10  # folders in one message
 _NAMES = [name for names in SPLIT_NAMES.values() for name in names]
@@ -125,10 +125,15 @@ def equal_files(train: Listing, val: Listing) -> list[tuple[str, str]]:
     """
     sides = (train, val)
     groups = [tuple([(listing, i) for i in range(len(listing.names))] for listing in sides)]
-    for step in (Listing.size, lambda listing, i: _digest(listing, i, _HEAD), _digest):
+    for step in (Listing.size, head_digest, _digest):
         groups = [part for group in groups for part in _parted(group, step)]
     pairs = [(left[0], image) for left, right in groups for image in right]
     return [tuple(str(listing.root / listing.names[i]) for listing, i in pair) for pair in pairs]  # type: ignore[misc]
+
+
+def head_digest(listing: Listing, index: int) -> bytes:
+    """Return a digest of the first 64 KiB of a file; raises OSError where it cannot be read."""
+    return _digest(listing, index, _HEAD)
 
 
 def _parted(group: tuple, key: Callable[[Listing, int], Hashable]) -> list[tuple]:

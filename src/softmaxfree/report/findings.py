@@ -162,11 +162,27 @@ def _weak(summary: Summary) -> str:
 def _small_validation(summary: Summary) -> str:
     counts = confusion_counts(summary)
     images = 0 if counts is None else int(counts.sum())  # those that were measured
+    if summary["task"] != "ClassificationTask":
+        return _small_dense_validation(summary)
     if not images or images >= _FEW_IMAGES or "val/top1" not in summary["metrics"]:
         return ""
     return (
         f"{images} validation images were measured: one of them is {100 / images:.1f} percentage points of top-1, and "
         "another choice of images may give a score that differs by several of these."
+    )
+
+
+def _small_dense_validation(summary: Summary) -> str:
+    data, score = summary["data"], summary["labels"].get(summary["monitor"])
+    images = data["num_images"].get("val", 0) - (data["left_out"].get("val") or {"images": 0})["images"]
+    if not score or not summary["metrics"] or not 0 < images < _FEW_IMAGES:
+        return ""
+    boxes = data["num_boxes"].get("val")
+    of, unit, total = (f"{boxes} boxes in ", "box", boxes) if boxes else ("", "image", images)
+    name, many = score[0].removesuffix(" (%)"), "images" if images > 1 else "image"
+    return (
+        f"The validation has {of}{images} {many}, one {unit} is {100 / total:.1f} % of them: another choice of images "
+        f"may give a {name} that differs by several percentage points."
     )
 
 

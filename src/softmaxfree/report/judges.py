@@ -57,7 +57,10 @@ def judge_classified(
 def judge_segmented(
     task: Any, batch: tuple[list[Tensor], list[Tensor]], class_names: Sequence[str], config: dict[str, Any]
 ) -> list[Judged]:
-    """Return how much of the area of an image's classes is wrong: one less mean IoU."""
+    """Return which share of an image's pixels is wrong.
+
+    Not the mean IoU, by which a few stray pixels of a class that is not there are as bad as an object that is missed.
+    """
     judged = []
     classes, ignored = task.hparams["num_classes"], task.hparams["ignore_index"]
     images, labels = batch
@@ -78,7 +81,7 @@ def judge_segmented(
             "pixels": int(counted.sum()),
         }
         paint = partial(_paint_dense, image, truth, predicted, class_names, with_image=True)
-        judged.append(Judged(1 - iou, numbers, paint))
+        judged.append(Judged(float((confusion.sum() - right.sum()) / max(confusion.sum(), 1)), numbers, paint))
     return judged
 
 

@@ -58,7 +58,8 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is not of a run of softmaxfree, or of a later version of it")
     if lacking := [key for key in _KEYS if key not in summary]:
         raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
-    summary["data"] = {"left_out": {}, "remarks": [], "also_trained_on": 0, **summary["data"]}  # not in earlier ones
+    later: dict[str, Any] = {"left_out": {}, "remarks": [], "also_trained_on": 0, "num_boxes": {}}  # than earlier ones
+    summary["data"] = later | summary["data"]
     return {"resumed": [], **summary}
 
 
@@ -76,7 +77,7 @@ def _without_summary(folder: Path) -> Summary:
     labels = shown_labels(labels, model.get("num_classes") or math.inf)
     monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
-    best = max(scored, key=lambda row: row[monitor], default=None)
+    best = max(scored, key=lambda row: (row[monitor], -row.get("val/loss", 0), row["epoch"]), default=None)
     planned = trainer.get("max_epochs")
     told = (
         f"{len(rows)} of {planned} epochs are"
@@ -96,6 +97,7 @@ def _without_summary(folder: Path) -> Summary:
             "left_out": {},
             "remarks": [],
             "also_trained_on": 0,
+            "num_boxes": {},
             "drawn_split": (folder / "split.csv").is_file(),
         },
         "settings": {},

@@ -85,7 +85,8 @@ def collect(
                 "found": getattr(data, "found", ""),
                 "num_images": _num_images(data),
                 "left_out": {split: {"images": len(all_), "first": all_[:_NAMED]} for split, all_ in left_out.items()},
-                "remarks": getattr(data, "remarks", ()),
+                "remarks": [*getattr(data, "remarks", ()), *getattr(task, "start_remarks", ())],
+                "num_boxes": getattr(data, "num_boxes", {}),
                 "also_trained_on": getattr(data, "also_trained_on", 0),
                 "class_names": names,
                 "class_counts": getattr(data, "class_counts", ()),
@@ -107,6 +108,7 @@ def collect(
                 "looked_at": mistakes.looked_at,
                 "of": mistakes.of,
                 "wrong": mistakes.wrong,
+                "by": "wrong pixels" if isinstance(task, SegmentationTask) else "",
                 "items": _keep_pictures(run_dir, mistakes),
             },
             "machine": machine(device) | {"processes": trainer.world_size if trainer is not None else 1},
@@ -154,8 +156,8 @@ def data_name(config: Mapping[str, Any]) -> str:
 
 
 def shown_labels(labels: Mapping[str, Any], num_classes: float) -> dict[str, Any]:
-    """Return the labels without that of top-5 where no more classes are than five: it is 100 % always."""
-    return {name: label for name, label in labels.items() if name != "val/top5" or num_classes > _TOP}
+    """Return the labels without that of top-5 where no more classes are than six: it is near 100 % always."""
+    return {name: label for name, label in labels.items() if name != "val/top5" or num_classes > _TOP + 1}
 
 
 def _data_name(config: Mapping[str, Any], data: Any) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints: written whole, read without running code, and refused with a reason if they do not fit."""
 
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +72,8 @@ class KeptCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint under one name: the best one, or the last.
 
     Lightning's own forgets its score when the folder was moved or copied, and when an argument of a resumed run is
-    another; then it replaces the best checkpoint by a worse one. Of equal scores the later is kept: in small data the
-    first to reach the highest is of weights that still change much.
+    another; then it replaces the best checkpoint by a worse one. Of equal scores that of the lower `val/loss` is kept,
+    and the later where there is none: the first weights to reach the highest in small data still change much.
 
     Args:
         folder: where it lies.
@@ -91,6 +92,7 @@ class KeptCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.file = Path(folder) / f"{name}{self.FILE_EXTENSION}"
+        self.best_loss = math.inf
 
     @property
     def state_key(self) -> str:
@@ -103,14 +105,23 @@ class KeptCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether a score is the best so far, or equals it."""
+        """Whether a score is the best so far, or equals it with a lower loss."""
+        loss = float(trainer.callback_metrics.get("val/loss", -math.inf))
         equal = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        return equal or super().check_monitor_top_k(trainer, current)
+        kept = loss <= self.best_loss if equal else super().check_monitor_top_k(trainer, current)
+        if kept:
+            self.best_loss = loss
+        return kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on."""
+        return {**super().state_dict(), "best_loss": self.best_loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the score of a run that goes on, wherever that run lay before."""
         if not self.file.exists():  # the run was copied without it: any score is the best
             return
+        self.best_loss = state_dict.get("best_loss", math.inf)  # not in those of earlier versions
         path, score = str(Path(self.dirpath or "") / self.file.name), state_dict["best_model_score"]
         moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path, "last_model_path": ""}
         super().load_state_dict({**state_dict, **moved, "best_k_models": {} if score is None else {path: score}})

@@ -95,7 +95,7 @@ class ClassificationTask(AbstractTask):
             )
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
-        ranks = [1, _TOP] if num_classes > _TOP else [1]  # any answer is among as many classes
+        ranks = [1, _TOP] if num_classes > _TOP + 1 else [1]  # of six, all but the least likely are among five
         self.summary = {key: row for key, row in self.summary.items() if key != f"val/top{_TOP}" or _TOP in ranks}  # type: ignore[misc]
         # Over all images, as papers count, not the mean over classes.
         self.accuracy = MetricCollection(

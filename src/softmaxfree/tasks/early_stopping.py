@@ -83,6 +83,6 @@ class LateEarlyStopping(EarlyStopping):
             label, factor, digits = getattr(task, "summary", {}).get(self.monitor, (self.monitor, 1, 4))
             best = f"{factor * self.best_score.item():.{digits}f}"
             task.print(
-                f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {label} has not "
-                f"risen for {waited} epochs, since {best} in epoch {self._best_epoch + 1}"
+                f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: in their second half "
+                f"{label} has not risen above {best}, that of epoch {self._best_epoch + 1}, for {waited} epochs"
             )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -21,6 +22,7 @@ from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
 from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.class_names import require_same_names
 from softmaxfree.tasks.curvature import AbstractCurvatureTask, require_single_batches
 from softmaxfree.tasks.freezing import freeze_backbone, frozen_modules, scale_backbone_lr
 from softmaxfree.tasks.optimization import (
@@ -39,6 +41,7 @@ from softmaxfree.weights import complete
 
 __all__ = ["AbstractTask"]
 
+_AT_RANDOM = " with random weights"  # a frozen backbone, in what `loaded` says
 _SHOWN = 4  # classes named in a line
 _log = logging.getLogger(__name__)
 _HIGHEST = dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "warmup_lr", "min_lr", "mixup", "cutmix"), math.inf)
@@ -184,7 +187,9 @@ class AbstractTask(AbstractCurvatureTask):
             self.loaded, self._first = started.told, (source.class_names, started)
         if h["freeze"] == "backbone":
             freeze_backbone(self.model)
-            frozen = f"the backbone is frozen, {self.num_trained:,} parameters train"
+            given = self._init_from or (h["model_args"] or {}).keys() & {"pretrained", "checkpoint_path"}
+            random = "" if given else _AT_RANDOM
+            frozen = f"the backbone is frozen{random}, {self.num_trained:,} parameters train"
             self.loaded = "; ".join(filter(None, (self.loaded, frozen)))
             self.train(self.training)
             warnings.filterwarnings("ignore", r".*module\(s\) in eval mode at the start of training")  # as intended
@@ -196,6 +201,13 @@ class AbstractTask(AbstractCurvatureTask):
             for module in frozen_modules(self.model):
                 module.training = False
         return self
+
+    @property
+    def start_remarks(self) -> list[str]:
+        """What somebody who reads the scores should know of what the model started from, a sentence each."""
+        if _AT_RANDOM not in self.loaded:
+            return []
+        return ["model.freeze is backbone, but the backbone has random weights, and keeps them: give model.init_from"]
 
     @property
     def class_scores(self) -> dict[str, Tensor]:
@@ -227,13 +239,7 @@ class AbstractTask(AbstractCurvatureTask):
             InputError: they differ.
         """
         names = [str(name) for name in getattr(getattr(self._trainer, "datamodule", None), "class_names", None) or ()]
-        trained = [str(name) for name in trained]
-        if names and trained and names != trained:
-            wrong = next((i for i, pair in enumerate(zip(trained, names, strict=False)) if len(set(pair)) > 1), None)
-            where = f"class {wrong} is {trained[wrong]!r} there and {names[wrong]!r} here" if wrong is not None else ""
-            raise InputError(
-                f"the weights were trained for other classes than the data has: {where or f'{trained}, {names}'}"
-            )
+        require_same_names([str(name) for name in trained], names)
 
     def _renew_head(self) -> None:
         """Make the layers of the classes anew where the weights had as many, but others than the data."""
@@ -312,9 +318,8 @@ class AbstractTask(AbstractCurvatureTask):
 
     def on_train_start(self) -> None:
         """Tell what the run is too short for."""
-        given = (self.hparams["model_args"] or {}).keys() & {"pretrained", "checkpoint_path"}
-        if self.hparams["freeze"] == "backbone" and not (self._init_from or given or self.trainer.ckpt_path):
-            self._tell("model.freeze is backbone, but the backbone has random weights: give model.init_from")
+        for remark in self.start_remarks:
+            rank_zero_warn(remark)
         for line in too_short_for(self.trainer, dict(self.hparams)):
             self._tell(line)
 

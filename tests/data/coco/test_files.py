@@ -49,6 +49,15 @@ def test_bad_images_and_categories(root, change, message):
     assert "\n" not in str(caught.value)
 
 
+def test_categories_are_numbered_as_the_weights_know_them(root):
+    data = module(root)
+    data.known_classes = ("zebra", "cow", "ant")
+    data.setup("fit")
+    assert data.class_names == ("zebra", "cow", "ant")
+    assert data.class_counts == (1, 0, 1)
+    assert data._sets["val"].dataset[0][1]["labels"].tolist() == [2, 0]
+
+
 def test_categories_of_one_name(root):
     for split in ("train", "val"):
         write(root, split, bad(lambda d, a: d["categories"].append({"id": 7, "name": "ant "})))
@@ -99,8 +108,16 @@ def test_missing_files(root, tmp_path):
 
 def test_an_image_of_another_size_than_listed(root):
     Image.new("RGB", (37, 42)).save(root / "val2017" / "5.jpg")
-    with pytest.raises(ValueError, match=r"5.jpg is 42 high and 37 wide, .*instances_val2017.json says \(41, 37\)"):
-        validate(root)
+    message = r"5.jpg is 37 x 42 \(width x height\), .*instances_val2017.json says 37 x 41 \(1 of 3 differ\)$"
+    with pytest.raises(InputError, match=message):
+        module(root).setup("validate")  # before a training begins
+
+
+def test_a_file_without_masks(root):
+    write(root, "val", bad(lambda d, a: [entry.pop("segmentation") for entry in d["annotations"]]))
+    with pytest.raises(InputError, match=r"instances_val2017.json has no masks: none of its 3 annotations has a segm"):
+        module(root).setup("validate")
+    assert len(validate(root, with_masks=False)[0][0]) == 3
 
 
 def test_images_that_are_too_small(root):
@@ -119,7 +136,7 @@ def test_images_that_are_too_small(root):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_images_are_named_and_counted(root, workers):
     (root / "val2017" / "7.jpg").write_text("not an image")
-    with pytest.warns(UserWarning, match=r"^1 unreadable images left out: .*7.jpg cannot be read: it is no image"):
+    with pytest.warns(UserWarning, match=r"^1 unreadable image left out: .*7.jpg cannot be read: it is no image"):
         batches = validate(root, batch_size=1, num_workers=workers)
     assert [len(images) for images, _ in batches] == [1, 0, 1]  # a batch of nothing but the broken image is empty
     with pytest.raises(ValueError, match=r"unreadable image: .*7.jpg .*--data.on_error skip"):

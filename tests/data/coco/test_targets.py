@@ -100,7 +100,7 @@ def test_boxes_of_the_image_as_it_is_shown(root):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_boxes_of_the_image_as_it_is_stored(root, workers):
     turn(root, 6)
-    message = r"^\S*11.jpg is 60 high and 40 wide, \S*json says \(40, 60\); that is the image as stored, which .*EXIF"
+    message = r"^\S*11.jpg is 40 x 60 \(width x height\), \S*json says 60 x 40 \(.*\); that is .* as stored, .*EXIF"
     with pytest.raises(InputError, match=message) as caught:
         validate(root, num_workers=workers)
     assert "\n" not in str(caught.value)

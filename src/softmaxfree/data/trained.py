@@ -1,0 +1,151 @@
+"""Which files a run was trained on, kept in its folder: so that later scores can tell whether they are of these."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.data.class_folders import Listing, list_files
+from softmaxfree.data.splitting import equal_files, head_digest
+from softmaxfree.data.telling import MOST_COMPARED
+from softmaxfree.errors import InputError
+
+__all__ = ["TRAINED", "TrainedFiles", "measured_before", "note_trained", "read_trained", "require_trained"]
+
+TRAINED = "trained.json"
+"""Its name in the folder of a run."""
+
+_MOST_READ = 10_000  # files that are opened for it
+
+
+class TrainedFiles(NamedTuple):
+    """The training images of a run, or of a part of it.
+
+    Attributes:
+        root: folder or tar file, absolute.
+        files: what is known of the content of each, by its name below the root: the number of bytes and, of up to
+            10,000 files, a digest of the first ones.
+    """
+
+    root: str
+    files: dict[str, str]
+
+
+def read_trained(run_dir: Path) -> list[TrainedFiles]:
+    """Return what a run was trained on, the last part last; empty where it does not tell."""
+    try:
+        parts = json.loads((run_dir / TRAINED).read_text(encoding="utf-8"))
+        return [TrainedFiles(str(part["root"]), dict(part["files"])) for part in parts]
+    except (OSError, ValueError, KeyError, TypeError):  # an earlier version's, or cut off by a full disk
+        return []
+
+
+def note_trained(run_dir: Path, data: Any, goes_on: bool) -> list[str]:
+    """Note what a run, or a part of it, trains on.
+
+    Args:
+        run_dir: folder of the run.
+        data: its data module, set up. Of more than 100,000 files nothing is noted, nor of data without files.
+        goes_on: whether parts were before, whose images stay noted.
+
+    Returns:
+        Of each earlier part with other images a sentence.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    now = _files_of(data, "train")
+    before = read_trained(run_dir) if goes_on else []
+    others = [part for part in before if now is None or part.files != now.files]
+    parts = [*others, *([now] if now is not None else [])]  # the same images elsewhere take the place of these
+    if parts:
+        with atomic_write(run_dir / TRAINED) as file:
+            file.write_text(json.dumps([part._asdict() for part in parts], indent=0), encoding="utf-8")
+    return [
+        f"the run was begun on other images, {len(part.files)} of {part.root}, and went on with those of now: its "
+        "weights are trained on both"
+        for part in others
+    ]
+
+
+def require_trained(run_dir: Path, data: Any) -> None:
+    """Refuse data whose training images are not those that a finished run was trained on.
+
+    Args:
+        run_dir: folder of the run.
+        data: its data module, set up to train.
+
+    Raises:
+        InputError: files were added, taken away or changed since.
+    """
+    before, now = read_trained(run_dir), _files_of(data, "train")
+    if before and now is not None and before[-1].files != now.files:
+        changed = sorted(name for name, _ in before[-1].files.items() ^ now.files.items())
+        raise InputError(
+            f"the run in {run_dir} is finished, and its training images are others now, such as {changed[0]}: its "
+            "report stays as it is; `softmaxfree validate` measures it, and a larger trainer.max_epochs goes on"
+        )
+
+
+def measured_before(run_dir: Path, data: Any) -> str:
+    """Return in words how many validation images are among those that a run was trained on.
+
+    Files are the same where their content is; where the trained one is gone, where its name and what is noted of its
+    content are.
+
+    Args:
+        run_dir: folder of the run.
+        data: data module, set up to validate.
+
+    Returns:
+        One line; empty where the run or the data does not tell its files.
+    """
+    parts, val = read_trained(run_dir), data.listing("val") if hasattr(data, "listing") else None
+    total = len(val.names) if val is not None else 0
+    if not parts or not total:
+        return ""
+    if total + sum(len(part.files) for part in parts) > MOST_COMPARED:
+        return f"not compared with those of the training, as there are more than {MOST_COMPARED:,} images"
+    trained: set[str] = set()
+    for part in parts:
+        trained |= _among(part, val)
+    if not trained:
+        return f"none of the {total} images measured was trained on"
+    return (
+        f"{len(trained)} of the {total} images measured were trained on, such as {min(trained)}: the score is too good"
+    )
+
+
+def _among(part: TrainedFiles, val: Listing) -> set[str]:
+    root = Path(part.root)
+    if root.is_file():  # a tar file, whose members have places
+        there = list_files(root)
+        there = replace(there, classes=[""] * len(there.names))
+        train = there.select([i for i, name in enumerate(there.names) if name in part.files])
+    else:
+        train = Listing.of_files(root, [name for name in part.files if (root / name).is_file()])
+    gone = part.files.keys() - set(train.names)
+    moved = {
+        str(val.root / name)
+        for i, name in enumerate(val.names)
+        if name in gone and part.files[name] == _content(val, i, deep=" " in part.files[name])
+    }
+    return moved | {second for _, second in equal_files(train, val)}
+
+
+def _files_of(data: Any, split: str) -> TrainedFiles | None:
+    listing = data.listing(split) if hasattr(data, "listing") else None
+    if listing is None or len(listing.names) > MOST_COMPARED:
+        return None
+    deep = len(listing.names) <= _MOST_READ
+    files = {name: _content(listing, i, deep) for i, name in enumerate(listing.names)}
+    return TrainedFiles(os.path.abspath(listing.root), files)
+
+
+def _content(listing: Listing, index: int, deep: bool) -> str:
+    try:
+        return f"{listing.size(index)}{f' {head_digest(listing, index).hex()[:32]}' if deep else ''}"
+    except OSError:  # it is told when it is trained on
+        return ""

@@ -1,0 +1,98 @@
+"""Which files a run was trained on, and which of those that are measured are among them."""
+
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from softmaxfree.data import CocoDataModule, ImageFolderDataModule, MaskFolderDataModule
+from softmaxfree.data.splits import EVERY
+from softmaxfree.data.trained import measured_before, note_trained, read_trained, require_trained
+from softmaxfree.errors import InputError
+
+rng = np.random.default_rng(0)
+
+
+def picture(path, values=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8) if values is None else values).save(path)
+
+
+def masks(root):
+    for i in range(10):
+        picture(root / "images" / f"{i}.png")
+        picture(root / "masks" / f"{i}.png", np.eye(40, dtype=np.uint8))
+    return MaskFolderDataModule
+
+
+def boxes(root):
+    for i in range(10):
+        picture(root / "images" / f"{i}.png")
+    images = [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 40} for i in range(10)]
+    one = [{"id": i, "image_id": i, "category_id": i % 2, "bbox": [1, 1, 20, 20]} for i in range(10)]
+    kinds = [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]
+    (root / "mine.json").write_text(json.dumps({"images": images, "annotations": one, "categories": kinds}))
+    return CocoDataModule
+
+
+def classes(root):
+    for i in range(10):
+        picture(root / "ab"[i % 2] / f"{i}.png")
+    return ImageFolderDataModule
+
+
+def tarred(root):
+    classes(root / "inside")
+    with tarfile.open(root / "all.tar", "w") as tar:
+        tar.add(root / "inside", ".")
+    return lambda place, **arguments: ImageFolderDataModule(f"{place}/all.tar", **arguments)
+
+
+def ready(kind, root, stage="fit", **arguments):
+    data = kind(str(root), **arguments)
+    data.setup(stage)
+    return data
+
+
+@pytest.mark.parametrize("make", [masks, boxes, classes, tarred])
+def test_images_of_the_training_are_counted_by_content(tmp_path, make):
+    kind = make(tmp_path / "data")
+    data = ready(kind, tmp_path / "data")
+    assert note_trained(tmp_path, data, goes_on=False) == []
+    require_trained(tmp_path, data)
+    count = data.num_images["train"]
+    assert count == len(read_trained(tmp_path)[0].files) < 10
+    assert "none of the" in measured_before(tmp_path, data)
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    copy = ready(kind, tmp_path / "copy", "validate", split=EVERY)
+    assert measured_before(tmp_path, copy).startswith(f"{count} of the 10 images measured were trained on, such as ")
+    shutil.rmtree(tmp_path / "data")  # what is left is names and sizes
+    assert measured_before(tmp_path, copy).startswith(f"{count} of the 10 images measured were trained on")
+
+
+def test_parts_on_other_images_stay_noted(tmp_path):
+    for name in ("one", "two"):
+        classes(tmp_path / name)
+    one, two = (ready(ImageFolderDataModule, tmp_path / name) for name in ("one", "two"))
+    note_trained(tmp_path, one, goes_on=False)
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    moved = ready(ImageFolderDataModule, tmp_path / "moved")
+    require_trained(tmp_path, moved)  # the same images elsewhere
+    assert note_trained(tmp_path, moved, goes_on=True) == []
+    with pytest.raises(InputError, match=r"finished, and its training images are others now, such as"):
+        require_trained(tmp_path, two)
+    assert "begun on other images, 8 of" in note_trained(tmp_path, two, goes_on=True)[0]
+    assert [part.root for part in read_trained(tmp_path)] == [str(tmp_path / "moved"), str(tmp_path / "two")]
+    assert note_trained(tmp_path, two, goes_on=False) == []  # a run that begins anew
+
+
+def test_a_run_that_does_not_tell_is_no_error(tmp_path):
+    classes(tmp_path / "data")
+    data = ready(ImageFolderDataModule, tmp_path / "data")
+    assert measured_before(tmp_path, data) == ""
+    (tmp_path / "trained.json").write_text("[{")
+    assert read_trained(tmp_path) == []
+    require_trained(tmp_path, data)
