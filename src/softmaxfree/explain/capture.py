@@ -211,7 +211,9 @@ def _of_softmax(layer: Layer, args: tuple, kwargs: dict[str, Any], size: Sequenc
     except _Reached as at:
         call = at.inputs
     rows, columns = (-(-side // layer.stride) for side in size)
-    given: Any = {} if call is None else dict(zip(("query", "key", "value", "attn_mask"), call[0], strict=False)) | call[1]
+    given: Any = (
+        {} if call is None else dict(zip(("query", "key", "value", "attn_mask"), call[0], strict=False)) | call[1]
+    )
     q: Any = given.get("query")
     k: Any = given.get("key")
     whole = q is not None and k is not None and q.shape == k.shape and len(q) == 1 and q.ndim == 4
