@@ -15,6 +15,7 @@ from softmaxfree.bench import peers
 from softmaxfree.layers.landmarks import Landmarks
 from softmaxfree.mixers import create_mixer, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
+from softmaxfree.models.released import RELEASED_LANDMARK_GRID, RELEASED_SOLVER
 from softmaxfree.ops import Cholesky, Newton, gaussian_gram
 
 FORWARD, TRAIN = "forward", "forward+backward"
@@ -113,7 +114,7 @@ def _sized_model(name: str) -> Callable[[int], nn.Module]:
 
 
 def _published_model(pixels: int) -> nn.Module:
-    return peers.PublishedModel(timm.create_model("soft_tiny", landmark_grid="unbounded"))
+    return peers.PublishedModel(timm.create_model("soft_tiny", landmark_grid="unbounded", solver=RELEASED_SOLVER))
 
 
 SUITES = {
@@ -148,12 +149,16 @@ SUITES = {
     ),
     "model": Suite(
         size="pixels a side",
-        shapes=[(8, 224), (1, 224), (1, 448), (1, 896), (1, 1792), (1, 4096)],
+        shapes=[(8, 224), (1, 224), (1, 448), (1, 512), (1, 640), (1, 896), (1, 1792), (1, 4096)],
         check_size=224,
         inputs=_images,
         contestants={
-            "soft_tiny": Contestant(_model("soft_tiny"), peers.PublishedModel),
+            "soft_tiny": Contestant(_model("soft_tiny")),
+            "soft_tiny, as released weights": Contestant(
+                _model("soft_tiny", landmark_grid=RELEASED_LANDMARK_GRID, solver=RELEASED_SOLVER), peers.PublishedModel
+            ),
             "soft_tiny, published formulation": Contestant(_published_model),
+            "convnext_nano": Contestant(_model("convnext_nano")),
             "pvt_v2_b1": Contestant(_model("pvt_v2_b1")),
             "swin_tiny": Contestant(_sized_model("swin_tiny_patch4_window7_224")),
             "deit_tiny": Contestant(_sized_model("deit_tiny_patch16_224")),

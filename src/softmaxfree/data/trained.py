@@ -103,9 +103,9 @@ def measured_before(run_dir: Path, data: Any) -> str:
         One line; empty where the run or the data does not tell its files.
     """
     parts, val = read_trained(run_dir), data.listing("val") if hasattr(data, "listing") else None
-    total = len(val.names) if val is not None else 0
-    if not parts or not total:
+    if not parts or val is None or not val.names:
         return ""
+    total = len(val.names)
     if total + sum(len(part.files) for part in parts) > MOST_COMPARED:
         return f"not compared with those of the training, as there are more than {MOST_COMPARED:,} images"
     trained: set[str] = set()
