@@ -102,7 +102,7 @@ def test_a_worker_ends_when_the_benchmark_is_killed():
 
 def test_halves_are_judged_by_the_reference_in_halves():
     suite = registry.SUITES["attention"]
-    bench = Trial(suite, suite.contestants["soft"], CPU, torch.bfloat16, False)
+    bench = Trial(suite, suite.contestants["soft, as released"], CPU, torch.bfloat16, False)
     error, allowed = bench.errors()
     assert ALLOWED_ERROR < error <= allowed
 
@@ -166,8 +166,8 @@ def test_slope_of_a_square():
 
 def test_command_measures_and_reports(tmp_path, capsys):
     arguments = ["bench", "attention", "--size", "784", "--out", str(tmp_path)]
-    assert main([*arguments, "--only", "soft", "published formulation"]) == 0
-    assert "soft, 1 x 784, forward+backward" in capsys.readouterr().out
+    assert main([*arguments, "--only", "soft, as released", "published formulation"]) == 0
+    assert "soft, as released, 1 x 784, forward+backward" in capsys.readouterr().out
     with (tmp_path / "results" / "attention-cpu.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 4
     table = (tmp_path / "README.md").read_text()
@@ -176,6 +176,13 @@ def test_command_measures_and_reports(tmp_path, capsys):
     (tmp_path / "README.md").unlink()
     assert main(["bench", "attention", "--report", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "README.md").read_text() == table
+
+
+def test_command_reports_a_forward_pass_alone(tmp_path):
+    own = ["--only", "soft", "--size", "784", "--forward-only"]
+    assert main(["bench", "attention", *own, "--out", str(tmp_path)]) == 0
+    assert "forward+backward" not in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "attention-cpu.png").stat().st_size > 10_000
 
 
 def test_command_explains(capsys):

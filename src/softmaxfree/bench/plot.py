@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softmaxfree.atomic import atomic_write
-from softmaxfree.bench.results import label, slope
-from softmaxfree.bench.run import FORWARD, TRAIN, Row
+from softmaxfree.bench.results import label, passes, slope
+from softmaxfree.bench.run import Row
 
 _VALUES = {"median_ms": "time, ms (20th to 80th percentile)", "peak_mib": "peak memory, MiB"}
 
@@ -21,10 +21,10 @@ def plot(rows: Sequence[Row], path: Path, size_name: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 10), layout="constrained")
-    panels = figure.subplots(2, 2)
+    panels = figure.subplots(2, len(passes(rows)), squeeze=False)
     names = list(dict.fromkeys(label(row) for row in rows))
     for line, value in zip(panels, _VALUES, strict=True):
-        for axes, what in zip(line, (FORWARD, TRAIN), strict=True):
+        for axes, what in zip(line, passes(rows), strict=True):
             for i, name in enumerate(names):
                 curve = [r for r in rows if label(r) == name and r.what == what and r.batch == 1]
                 if not curve:

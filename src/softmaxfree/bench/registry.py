@@ -70,11 +70,11 @@ def _tokens(batch: int, tokens: int) -> list[Tensor]:
     return [q * _WIDTH**-0.25, v]
 
 
-def _mix(name: str) -> Contestant:
+def _mix(name: str, **given: Any) -> Contestant:
     """A mixer; one with a `ratio` has as many landmarks at each size as the paper, 49."""
 
     def build(tokens: int) -> nn.Module:
-        own: dict[str, Any] = {}
+        own = dict(given)
         arguments = own_arguments(mixer_class(name))
         if "ratio" in arguments:
             own["ratio"] = math.isqrt(tokens) // _SIDE
@@ -125,7 +125,8 @@ SUITES = {
         check_size=784,
         inputs=_tokens,
         contestants={
-            "soft": dataclasses.replace(_mix("soft"), reference=_published),
+            "soft": _mix("soft"),
+            "soft, as released": dataclasses.replace(_mix("soft", solver=RELEASED_SOLVER), reference=_published),
             "published formulation": Contestant(lambda n: peers.Published(_landmarks(n))),
             "its four matrix products": Contestant(lambda n: peers.FourProducts(_SIDE**2), reference=None),
             **{name: _mix(name) for name in _MIXERS},
@@ -154,7 +155,7 @@ SUITES = {
         inputs=_images,
         contestants={
             "soft_tiny": Contestant(_model("soft_tiny")),
-            "soft_tiny, as released weights": Contestant(
+            "soft_tiny, as released": Contestant(
                 _model("soft_tiny", landmark_grid=RELEASED_LANDMARK_GRID, solver=RELEASED_SOLVER), peers.PublishedModel
             ),
             "soft_tiny, published formulation": Contestant(_published_model),

@@ -11,7 +11,7 @@ import torch
 from softmaxfree.atomic import write_csv
 from softmaxfree.bench.run import Row
 
-__all__ = ["is_table", "label", "path_of", "pivot", "read", "slope", "write"]
+__all__ = ["is_table", "label", "passes", "path_of", "pivot", "read", "slope", "write"]
 
 _KEY = ("suite", "name", "batch", "size", "dtype", "compiled", "what")
 _COLUMNS = {field.name: field.type for field in dataclasses.fields(Row)}
@@ -41,6 +41,11 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     """Writes measurements; of two of the same thing the later one stays, in the place of the earlier."""
     unique = {tuple(getattr(row, key) for key in _KEY): row for row in rows}
     write_csv(path, [dataclasses.asdict(row) for row in unique.values()])
+
+
+def passes(rows: Sequence[Row]) -> list[str]:
+    """Returns the passes that were measured, in the order of the rows."""
+    return list(dict.fromkeys(row.what for row in rows))
 
 
 def pivot(rows: Sequence[Row], what: str, value: str, relative_to: str = "") -> tuple[list[str], list[list[str]]]:

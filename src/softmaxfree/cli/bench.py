@@ -9,7 +9,7 @@ import torch
 from softmaxfree.atomic import atomic_write
 from softmaxfree.bench import results
 from softmaxfree.bench.plot import plot
-from softmaxfree.bench.registry import FORWARD, SUITES, TRAIN
+from softmaxfree.bench.registry import SUITES
 from softmaxfree.bench.run import run as measure
 from softmaxfree.cli.device import find_device
 from softmaxfree.cli.outputs import require_free
@@ -141,7 +141,7 @@ def _report(folder: Path) -> None:
         text.append(f"torch {about.torch}, timm {about.timm}, softmaxfree {about.softmaxfree}.\n")
         text.append(f"![time and memory over the {suite.size}]({path.stem}.png)\n")
         own = next(iter(suite.contestants))
-        for what in (FORWARD, TRAIN):
+        for what in results.passes(rows):
             for title, value, relative_to in (
                 (f"{what}: ms by {suite.size}", "median_ms", ""),
                 (f"{what}: time in units of {own}", "median_ms", own),
