@@ -145,7 +145,16 @@ def model() -> str:
 
 def bench(suite: str, unit: str) -> str:
     """Forward passes of a suite of `softmaxfree bench`: milliseconds and MiB by size."""
-    name = f"results/{suite}-cpu"
+    return forward(f"results/{suite}-cpu", unit)
+
+
+def defaults() -> str:
+    """Time and memory of a new `soft_tiny` and of one as released, beside other networks."""
+    return forward("defaults-cpu", "pixels a side")
+
+
+def forward(name: str, unit: str) -> str:
+    """Forward passes of one image: milliseconds and MiB by size."""
     rows = [row for row in read(name) if row["what"] == "forward" and row["batch"] == "1"]
     sizes = sorted({int(row["size"]) for row in rows})
     parts = []
