@@ -167,6 +167,27 @@ def forward(name: str, unit: str) -> str:
     return "\n\n".join(parts) + told(name, rows)
 
 
+def mixers_digits() -> str:
+    """Accuracy of all mixers on digits after equal training."""
+    return accuracy("mixers-digits-cpu", "mixer")
+
+
+def landmarks_digits() -> str:
+    """Accuracy of `soft` on digits over the number of landmarks."""
+    return accuracy("landmarks-digits-cpu", "landmarks")
+
+
+def accuracy(name: str, what: str) -> str:
+    """Scores of `softmaxfree compare`: mean, least and largest over the seeds; the best first."""
+    rows = read(name)
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["name"], []).append(100 * float(row["score"]))
+    ranked = sorted(scores.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    lines = [[who, f"{sum(own) / len(own):.2f}", f"{min(own):.1f} to {max(own):.1f}", len(own)] for who, own in ranked]
+    return markdown([what, "top-1 (%)", "least to largest", "seeds"], lines) + told(name, rows)
+
+
 def recipes() -> str:
     """The recipes and what their headers say; first those that need no large machine."""
     lines = []

@@ -28,6 +28,8 @@ MINIMAL = {
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],
     "report": ["runs/digits/0"],
+    "export": ["runs/digits/0", "digits.onnx"],
+    "push": ["runs/digits/0", "user/name"],
     "recipes": [],
     "models": [],
     "convert": ["a.pth", "b.safetensors"],
