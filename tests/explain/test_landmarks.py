@@ -92,7 +92,7 @@ def test_spectrum_and_residual():
         ("stages.3.blocks.0.attn", "soft"),
     ]
     first = found[0]
-    assert first.solver == "cholesky, ridge 0.01"
+    assert first.solver == "newton, iters 20, ridge 0.01, start rowsum"
     assert first.spectrum.shape[0] == first.residual.shape[0] == 2
     assert (first.spectrum.diff(dim=1) <= 1e-12).all()
     # a kernel matrix has ones on its diagonal

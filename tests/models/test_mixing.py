@@ -7,7 +7,7 @@ from timm.models import save_for_hf
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
-from softmaxfree.ops import Newton
+from softmaxfree.ops import Cholesky, Newton
 
 
 def nano(name="soft_nano", **arguments):
@@ -32,9 +32,9 @@ def test_an_argument_goes_to_the_mixers_that_have_it():
     model = nano(mixer=("soft", "mala", "soft", "softmax"), mixer_args={"normalize": True, "gate": True})
     assert [getattr(mixer, "normalize", None) for mixer in model.mixers] == [True, None, True, None]
     assert [mixer.gate is not None for mixer in model.mixers] == [False, True, False, True]
-    each = nano(mixer="soft", mixer_args=[{"ratio": 2}, None, {}, {"solver": "newton"}])
+    each = nano(mixer="soft", mixer_args=[{"ratio": 2}, None, {}, {"solver": "cholesky"}])
     assert [mixer.ratio for mixer in each.mixers] == [2, 2, 1, 1]
-    assert each.mixers[3].solver == Newton()
+    assert each.mixers[3].solver == Cholesky()
 
 
 def test_what_a_variant_is_by_default_counts_where_a_mixer_has_it():
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_named(arguments, message):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("soft_nano", {"solver": "newton"}),
+        ("soft_nano", {"solver": "cholesky"}),
         ("soft_nano", {"mixer": "soft", "mixer_args": {"landmark_grid": (4, 4)}}),
         ("soft_nano", {"mixer": ("soft", "mala", "nystrom", "softmax")}),
         ("soft_norm_tiny", {"mixer": "performer"}),

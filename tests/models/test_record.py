@@ -70,7 +70,7 @@ def through_torchs_average(model, folder):
 def through_a_prefix(model, folder):
     state = torch.nn.ModuleDict({"net": model}).state_dict()
     holder = torch.nn.ModuleDict({"net": copy.deepcopy(model)})
-    holder["net"].set_solver("cholesky")
+    holder["net"].set_solver("newton")
     holder.load_state_dict(state)
     return holder["net"].state_dict()
 
@@ -151,12 +151,12 @@ def test_a_load_that_fails_changes_nothing(released):
     with pytest.raises(ValueError, match="1 weights missing"):
         new.load_state_dict(weights)
     torch.testing.assert_close(new.state_dict(), before, rtol=0, atol=0)
-    assert new.solver == Cholesky()
+    assert new.solver == Newton()
     weights = {f"net.{name}": weight for name, weight in model.state_dict().items()}
     weights["net.stages.3.norm.weight"] = torch.ones(7)
     with pytest.raises(RuntimeError, match=r"size mismatch"):
         torch.nn.ModuleDict({"net": new}).load_state_dict(weights)
-    assert new.solver == Cholesky()
+    assert new.solver == Newton()
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_weights_of_another_function_are_refused(trained, made, strict):
 
 
 def test_another_choice_by_hand_is_undone_with_a_warning():
-    model = nano(solver="newton")
-    with pytest.warns(UserWarning, match=r"trained with solver=.*cholesky.*set_solver\(\)"):
+    model = nano(solver="cholesky")
+    with pytest.warns(UserWarning, match=r"trained with solver=.*newton.*set_solver\(\)"):
         model.load_state_dict(nano().state_dict())
-    assert model.solver == Cholesky()
-    model.set_solver(Newton())
-    assert decode(model.state_dict()[NAME])["mixers"][0]["solver"] == Newton().to_dict()
+    assert model.solver == Newton()
+    model.set_solver(Cholesky())
+    assert decode(model.state_dict()[NAME])["mixers"][0]["solver"] == Cholesky().to_dict()
 
 
 def test_weights_without_a_record_load_and_say_so():
@@ -194,9 +194,9 @@ def test_weights_without_a_record_load_and_say_so():
     with pytest.warns(UserWarning, match=r"do not tell the solver.*its default then, Newton\(.*\), is used"):
         model.load_state_dict(weights)
     assert (model.solver, model.landmark_grid) == (Newton(), (16, 16))
-    chosen = nano(solver=Newton(iters=7))
+    chosen = nano(solver="cholesky")
     chosen.load_state_dict(weights)
-    assert chosen.solver == Newton(iters=7)
+    assert chosen.solver == Cholesky()
 
 
 def test_position_tables_keep_their_shape():
@@ -226,10 +226,10 @@ def test_a_refused_load_changes_nothing_at_any_depth():
 
 def test_a_record_without_the_attention_it_is_of_sets_nothing():
     trained, model = nano(), nano()
-    trained.set_solver("newton")
+    trained.set_solver("cholesky")
     state = trained.state_dict()
     model.load_state_dict({name: state[name] for name in (NAME, "head.weight", "head.bias")}, strict=False)
-    assert model.solver == Cholesky()
+    assert model.solver == Newton()
 
 
 def test_a_damaged_record_is_refused():

@@ -314,7 +314,7 @@ def test_images_below_the_minimum():
 
 def test_a_checkpoint_keeps_the_solver_that_its_weights_are_tied_to():
     task = ClassificationTask("soft_nano", 10, {"in_chans": 1})
-    task.model.set_solver("newton")
+    task.model.set_solver("cholesky")
     checkpoint = {"hyper_parameters": dict(task.hparams)}
     task.on_save_checkpoint(checkpoint)
     arguments = checkpoint["hyper_parameters"]["model_args"]

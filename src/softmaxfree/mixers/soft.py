@@ -11,10 +11,10 @@ from torch.types import Device
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.mixers.mixer import AbstractMixer, require_flag, require_odd, valid_tokens
 from softmaxfree.mixers.registry import register
-from softmaxfree.ops import AbstractPinvSolver, Cholesky, as_solver
+from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
 from softmaxfree.ops.nystrom import nystrom
 
-_SOLVER, _GRID = Cholesky(), (8, 8)
+_SOLVER, _GRID = Newton(), (8, 8)
 
 
 @register
