@@ -61,7 +61,8 @@ def _missing(error: ModuleNotFoundError, command: str) -> str | None:
     found = next((name for name in names if name in extras), None)
     if found is None:
         return None
-    extra = next((extra for extra in (command, "train") if extra in extras[found]), extras[found][0])
+    of_users = [extra for extra in extras[found] if extra != "dev"] or extras[found]  # which brings all others
+    extra = next((extra for extra in (command, "train") if extra in of_users), of_users[0])
     package = f"softmaxfree[{extra}]" if extra else "softmaxfree"
     return f"{error.name or found} is not installed; run: pip install '{package}'"
 

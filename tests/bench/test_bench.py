@@ -27,7 +27,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", registry.SUITES["attention"].contestants)
-def test_every_attention_is_right_and_measured(name: str):
+def test_every_attention_is_right(name: str):
+    suite = registry.SUITES["attention"]
+    error, allowed = Trial(suite, suite.contestants[name], CPU, torch.float32, False).errors()
+    assert error <= allowed
+    assert error <= ALLOWED_ERROR
+    Trial(suite, suite.contestants[name], CPU, torch.float32, False).prepare(FORWARD, 1, 784)()
+
+
+@pytest.mark.parametrize("name", ["soft", "its four matrix products"])
+def test_an_attention_is_measured(name: str):
     rows = list(bench_run.run("attention", CPU, only=[name], sizes=[784]))
     assert [row.what for row in rows] == [FORWARD] if "products" in name else [FORWARD, TRAIN]
     for row in rows:

@@ -251,7 +251,8 @@ sys.exit(cli.main(["models"]))
         ("mlxtend", "softmaxfree[train]"),
         ("segmentation_models_pytorch", "softmaxfree[train]"),
         ("transformers", "softmaxfree[train]"),
-        ("nystrom_attention", "softmaxfree[bench]"),
+        ("pytorch_grad_cam", "softmaxfree[explain]"),
+        ("onnxruntime", "softmaxfree[export]"),
         ("timm", "softmaxfree"),
     ],
 )

@@ -171,9 +171,9 @@ def test_a_shape_that_cannot_vary_and_networks_that_cannot_be_exported(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_compiler(tmp_path, monkeypatch):
+def test_no_compiler(tmp_path):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler, and none is found: install g\+\+"):
+    told = r"needs a C\+\+ compiler, and none is found: install g\+\+"
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(InputError, match=told):
         export(small(), tmp_path / "a.aoti.pt2", CONFIG)

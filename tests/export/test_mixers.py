@@ -10,9 +10,9 @@ runtime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
 class OnMap(torch.nn.Module):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **own: str) -> None:
         super().__init__()
-        self.mixer = create_mixer(name, dim=16, num_heads=2)
+        self.mixer = create_mixer(name, dim=16, num_heads=2, **own)
 
     def forward(self, x):
         return self.mixer(x.flatten(2).transpose(1, 2), [x.shape[2], x.shape[3]])
@@ -20,9 +20,11 @@ class OnMap(torch.nn.Module):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", list_mixers())
-def test_onnx_is_the_mixer(name, tmp_path):
-    model, dim = OnMap(name).eval(), torch.export.Dim
+@pytest.mark.parametrize(
+    ("name", "own"), [(name, {}) for name in list_mixers()] + [("soft", {"landmark_sampling": "random"})]
+)
+def test_onnx_is_the_mixer(name, own, tmp_path):
+    model, dim = OnMap(name, **own).eval(), torch.export.Dim
     least = max(5, model.mixer.min_grid)
     shapes = {0: dim("batch"), 2: dim("height", min=least, max=4096), 3: dim("width", min=least, max=4096)}
     program = torch.onnx.export(
