@@ -149,13 +149,18 @@ def bench(suite: str, unit: str) -> str:
 
 
 def defaults() -> str:
-    """Time and memory of `soft_tiny` with 8 x 8 landmarks and Cholesky, and as released, beside other networks."""
+    """Time and memory of `soft_tiny` as it is by default, and as released, beside other networks."""
     return forward("defaults-cpu", "pixels a side")
 
 
-def forward(name: str, unit: str) -> str:
+def bfloat16() -> str:
+    """Time and memory of `soft_tiny` and other networks under bfloat16 autocast."""
+    return forward("defaults-cpu", "pixels a side", "bfloat16")
+
+
+def forward(name: str, unit: str, dtype: str = "float32") -> str:
     """Forward passes of one image: milliseconds and MiB by size."""
-    rows = [row for row in read(name) if row["what"] == "forward" and row["batch"] == "1"]
+    rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", dtype)]
     sizes = sorted({int(row["size"]) for row in rows})
     parts = []
     for key, what in (("median_ms", "ms"), ("peak_mib", "MiB")):
