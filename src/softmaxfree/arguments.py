@@ -40,7 +40,8 @@ def require_whole_numbers(name: str, given: Any, count: int, least: int) -> None
     """Raises InputError unless `given` is a sequence of `count` ints of at least `least`."""
     fits = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
     fits = fits and all(isinstance(n, int) and not isinstance(n, bool) and n >= least for n in given)
-    require(fits, name, given, f"{count} numbers of {least} or more, whole ones")
+    many = "a list of one whole number" if count == 1 else f"a list of {count} whole numbers"
+    require(fits, name, given, f"{many}, {least} or more")
 
 
 def require_number(name: str, given: Any, least: float, below: float = math.inf) -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from softmaxfree.compare import training
 from softmaxfree.compare.measures import grid_of
@@ -344,3 +345,12 @@ def test_another_folder_is_not_written_to(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["compare", "--out", str(tmp_path)]) == 2
     assert "is neither empty nor a comparison" in capsys.readouterr().err
+
+
+def test_two_comparisons_never_write_to_one_folder(tmp_path, capsys):
+    arguments = ["compare", "--mixers", "softmax", "--out", str(tmp_path / "c"), "--tokens", "4"]
+    assert main(arguments) == 0
+    with FileLock(tmp_path / "c" / ".lock"):
+        assert main(arguments) == 2
+    assert f"another comparison writes to {tmp_path / 'c'} now" in capsys.readouterr().err
+    assert main(arguments) == 0

@@ -105,5 +105,5 @@ def test_its_switches_keep_the_contract():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="focusing_factor must be 0 or more, got -1"):
         create_mixer("focused", dim=24, num_heads=3, focusing_factor=-1)
-    with pytest.raises(ValueError, match="position_grid must be 2 numbers of 1 or more, whole ones, got 7"):
+    with pytest.raises(ValueError, match="position_grid must be a list of 2 whole numbers, 1 or more, got 7"):
         create_mixer("focused", dim=24, num_heads=3, position_grid=7)

@@ -66,9 +66,9 @@ def test_a_sequence_with_learned_sums():
     [
         ({"ratio": 0}, "ratio must be 1 or more, got 0"),
         ({"landmark_grid": 16}, "landmark_grid must be one number for a sequence, or two for an image, got 16"),
-        ({"landmark_grid": (0, 4)}, "landmark_grid must be 2 numbers of 1 or more"),
+        ({"landmark_grid": (0, 4)}, "landmark_grid must be a list of 2 whole numbers, 1 or more"),
         ({"rank": -1}, "rank must be 0 or more, got -1"),
-        ({"rank": 4, "max_grid": (0, 4)}, "max_grid must be 2 numbers of 1 or more"),
+        ({"rank": 4, "max_grid": (0, 4)}, "max_grid must be a list of 2 whole numbers, 1 or more"),
         ({"max_grid": 4}, "max_grid must be a sequence of numbers, got 4"),
     ],
 )
@@ -100,3 +100,9 @@ def test_learned_sums_export_with_dynamic_sizes_up_to_the_largest_grid():
     for size in ((7, 9), (16, 20), (5, 20)):
         x = torch.randn(1, 24, *size, dtype=torch.float64)
         torch.testing.assert_close(program(x), model(x), rtol=0, atol=MAX_ERROR)
+
+
+@pytest.mark.parametrize("other", [{"ratio": 2}, {"landmark_grid": (8, 8)}])
+def test_learned_sums_take_nothing_of_means(other):
+    with pytest.raises(InputError, match="ratio and landmark_grid must be left out with rank"):
+        mixer(rank=4, **other)

@@ -128,9 +128,9 @@ def test_the_released_denominator_leaves_padding_out_too():
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"block_grid": (4, 0)}, "block_grid must be 2 numbers of 1 or more"),
-        ({"block_grid": (2, 2, 2)}, "block_grid must be 2 numbers of 1 or more"),
-        ({"block_grid": 4}, "block_grid must be 2 numbers of 1 or more"),
+        ({"block_grid": (4, 0)}, "block_grid must be a list of 2 whole numbers, 1 or more"),
+        ({"block_grid": (2, 2, 2)}, "block_grid must be a list of 2 whole numbers, 1 or more"),
+        ({"block_grid": 4}, "block_grid must be a list of 2 whole numbers, 1 or more"),
         ({"start": "sine"}, "start must be one of linear, cos, exp, gaussian, local"),
         ({"denominator": "none"}, "denominator must be 'formula' or 'released'"),
         ({"norm": 1}, "norm must be True or False"),

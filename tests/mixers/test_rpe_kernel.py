@@ -106,7 +106,7 @@ def test_a_sequence_is_a_grid_of_one_row():
 def test_what_it_cannot_be_is_refused():
     with pytest.raises(InputError, match="num_features must be 1 or more, got 0"):
         mixer(num_features=0)
-    with pytest.raises(InputError, match="bias_grid must be 2 numbers of 1 or more"):
+    with pytest.raises(InputError, match="bias_grid must be a list of 2 whole numbers, 1 or more"):
         mixer(bias_grid=(3,))
     with pytest.raises(InputError, match="rpe_kernel takes no prefix tokens"):
         mixer()(torch.randn(1, 37, 24, dtype=torch.float64), [6, 6])

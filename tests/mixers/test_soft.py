@@ -109,9 +109,15 @@ def test_stochastic_depth_drops_whole_images():
             dict(dim=12, num_heads=3, ratio=2, landmark_sampling="max"),
             "landmark_sampling must be one of conv, mean",
         ),
-        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(4,)), "landmark_grid must be 2 numbers"),
-        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(16.5, 2)), "landmark_grid must be 2 numbers"),
-        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=16), "landmark_grid must be 2 numbers of 1 or more"),
+        (dict(dim=12, num_heads=3, ratio=2, landmark_grid=(4,)), "landmark_grid must be a list of 2 whole numbers"),
+        (
+            dict(dim=12, num_heads=3, ratio=2, landmark_grid=(16.5, 2)),
+            "landmark_grid must be a list of 2 whole numbers",
+        ),
+        (
+            dict(dim=12, num_heads=3, ratio=2, landmark_grid=16),
+            "landmark_grid must be a list of 2 whole numbers, 1 or more",
+        ),
         (dict(dim=12, num_heads=3, ratio=2, value_kernel=-1), "value_kernel must be 0 or more, got -1"),
         (dict(dim=12, num_heads=3, ratio=0), "ratio must be 1 or more, got 0"),
         (dict(dim=12, num_heads=0, ratio=2), "num_heads must be 1 or more, got 0"),

@@ -274,9 +274,9 @@ def test_weights_of_the_backbone_that_do_not_decay():
         ({"num_classes": 0}, r"num_classes must be 1 or more, got 0"),
         (
             {"anchor_sizes": (8, 16)},
-            r"anchor_sizes, one a level, must be 5 numbers of 1 or more, whole ones, got \(8, 16\)",
+            r"anchor_sizes, one a level, must be a list of 5 whole numbers, 1 or more, got \(8, 16\)",
         ),
-        ({"anchor_sizes": (0, 1, 2, 3, 4)}, r"anchor_sizes, one a level, must be 5 numbers of 1 or more"),
+        ({"anchor_sizes": (0, 1, 2, 3, 4)}, r"anchor_sizes, one a level, must be a list of 5 whole numbers, 1 or more"),
         ({"fpn_channels": 0}, r"fpn_channels must be 1 or more, got 0"),
         ({"num_classes": True}, r"num_classes must be a whole number, 1 or more, got True"),
         ({"scor_thresh": 0.1}, r"retinanet has no argument scor_thresh; there are .*score_thresh"),

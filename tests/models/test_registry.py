@@ -138,7 +138,7 @@ def test_budget_leaves_256_as_released_and_bounds_beyond():
         (dict(depths=(1.5, 1, 1, 1)), r"depths must be a whole number for each stage, got \(1.5, 1, 1, 1\)"),
         (dict(num_heads=1), "num_heads must be a whole number for each stage, got 1"),
         (dict(num_classes=2.5), "num_classes must be a whole number, 0 or more, got 2.5"),
-        (dict(img_size="a"), "img_size must be 2 numbers of 1 or more, whole ones, got 'a'"),
+        (dict(img_size="a"), "img_size must be a list of 2 whole numbers, 1 or more, got 'a'"),
         (dict(drop_rate=2), r"drop_rate must be in \[0, 1\), got 2"),
         (dict(last_stage="none"), "last_stage must be 'softmax' or 'softmax_free', got 'none'"),
         (dict(landmark_sampling="conf"), "landmark_sampling must be one of"),

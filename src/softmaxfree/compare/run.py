@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.compare.measures import cost, facts, grid_of
@@ -97,6 +98,14 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
     if comparison.sizes and not comparison.data:
         raise InputError("sizes needs data: it is trained networks that are validated at other sizes")
     _keep_settings(comparison, out)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield from _run(comparison, rows, out, photograph)
+    except Timeout:
+        raise InputError(f"out: another comparison writes to {out} now; wait for it, or give another folder") from None
+
+
+def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[str]:
     tables = {name: read_table(out, name) for name in TABLES}
     trials = [trial for trial in _trials(comparison, rows, out, photograph) if not _done(trial, tables[trial.table])]
     about = describe(torch.device("cpu"))

@@ -62,6 +62,10 @@ class LinformerAttention(AbstractAttention):
         require(isinstance(max_grid, Sequence), "max_grid", max_grid, "a sequence of numbers")
         require_whole_numbers("max_grid", max_grid, 1 if len(max_grid) == 1 else 2, 1)
         self.landmarks = window_means(ratio, landmark_grid)
+        if rank and (ratio != 1 or tuple(landmark_grid) != (16, 16)):
+            raise InputError(
+                "ratio and landmark_grid must be left out with rank: they are of means, not of learned sums"
+            )
         self.ratio, self.landmark_grid, self.rank, self.max_grid = ratio, tuple(landmark_grid), rank, tuple(max_grid)
         self.ndims = (len(landmark_grid),)
         if rank:
