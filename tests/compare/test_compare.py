@@ -37,6 +37,8 @@ def test_the_tables_tell_cost_size_and_errors(compared):
     assert facts["soft"]["approximates"] == "gaussian"
     assert float(facts["soft"]["error_to_exact"]) < 0.1  # a convolution with random weights would make it 1
     assert [facts[name]["landmarks"] for name in MIXERS] == ["mean", "", ""]
+    assert 1e-4 < float(facts["soft"]["residual"]) < 0.02  # of 20 Newton steps with a ridge of 0.01
+    assert [facts[name]["residual"] for name in MIXERS[1:]] == ["", ""]
     assert [facts[name]["linear"] for name in MIXERS] == ["True", "False", "True"]
     assert facts["softmax"]["parameters"] == facts["mala"]["parameters"] > facts["soft"]["parameters"]
     cost = read_table(compared, "cost")

@@ -16,8 +16,10 @@ from softmaxfree.bench.macs import macs
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.compare.studies import Variant
 from softmaxfree.errors import InputError
-from softmaxfree.mixers import AbstractMixer, create_mixer
+from softmaxfree.mixers import AbstractMixer, SoftmaxFreeAttention, create_mixer
 from softmaxfree.mixers.mixer import own_arguments
+from softmaxfree.ops import gaussian_gram, pinv
+from softmaxfree.ops.pinv import residual
 
 __all__ = ["NETWORK", "cost", "facts", "grid_of"]
 
@@ -109,7 +111,8 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
         random weights, and with `landmarks` by the mean where the variant does not say how: `approximates`, and
         `error_to_exact`, the relative distance of the result to that of what it approximates; `padding_error`, the
         largest difference between a padded image and the image alone over the largest value, or "refused";
-        `bfloat16_error`, the relative distance under autocast to float32.
+        `bfloat16_error`, the relative distance under autocast to float32; `residual`, `|A Y A - A| / |A|` of the
+        inverse `Y` of the landmarks' matrix `A`, the mean over the heads (SOFT, section 4.4).
     """
     tokens = _tokens(image)
     mixer = _mixer(variant)
@@ -129,6 +132,7 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
         with torch.autocast("cpu", torch.bfloat16):
             narrow = mixer(tokens, list(_GRID)).float()
         row |= _to_exact(mixer, tokens) | {"padding_error": _padding_error(mixer, tokens)}
+        row |= {"residual": _residual(mixer, tokens) if isinstance(mixer, SoftmaxFreeAttention) else ""}
     return row | {"bfloat16_error": _digits((narrow - exact).norm() / exact.norm())}
 
 
@@ -140,6 +144,11 @@ def _to_exact(mixer: AbstractMixer, tokens: Tensor) -> dict[str, Any]:
     exact = other.mix(q, k, v, list(_GRID))
     error = (mixer.mix(q, k, v, list(_GRID)) - exact).norm() / exact.norm()
     return {"approximates": mixer.approximates, "error_to_exact": _digits(error)}
+
+
+def _residual(mixer: SoftmaxFreeAttention, tokens: Tensor) -> float:
+    gram = gaussian_gram(mixer.landmarks(mixer.project(tokens)[0], list(_GRID)))
+    return _digits(residual(gram, pinv(gram, mixer.solver)).mean())
 
 
 def _padding_error(mixer: AbstractMixer, tokens: Tensor) -> float | str:

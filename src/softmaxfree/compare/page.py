@@ -22,7 +22,7 @@ _Rows = list[dict[str, Any]]
 _FACTS = {
     "name": "mixer", "linear": "linear", "parameters": "parameters", "gmacs": "GMACs", "approximates": "comes near to",
     "error_to_exact": "error to it", "padding_error": "padding error", "bfloat16_error": "error in bfloat16",
-    "landmarks": "landmarks by", "not_measured": "not measured",
+    "residual": "residual of the inverse", "landmarks": "landmarks by", "not_measured": "not measured",
 }  # fmt: skip
 _FACTS_ARE = (
     "Errors are those of a single mixer with random weights, not of a trained one, on the patches of one photograph. "
@@ -50,6 +50,10 @@ def write_page(out: Path) -> Path:
             if any(len(points) > 1 for points in curves.values()):
                 title = f"{label.partition(',')[0]} of an image over its tokens, {what}"
                 figures.append((title, _svg(partial(_draw_curves, curves, label), title)))
+    residuals = {row["name"]: float(row["residual"]) for row in facts if row.get("residual")}
+    if len(set(residuals.values())) > 1:
+        title = "Residual of the inverse"
+        figures.append((title, _svg(partial(_draw_residuals, residuals), title)))
     scores = accuracies(accuracy)
     for data in dict.fromkeys(row["data"] for row in scores):
         own = [row for row in scores if row["data"] == data]
@@ -98,6 +102,15 @@ def _draw_curves(curves: dict[str, list[tuple[float, float]]], label: str) -> Fi
     axes.xaxis.set_minor_formatter("")
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.legend(fontsize=7, ncols=2, frameon=False)
+    return figure
+
+
+def _draw_residuals(residuals: dict[str, float]) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(residuals), list(residuals.values()), "o-")
+    axes.set(yscale="log", ylabel="|A Y A - A| / |A|")
+    axes.tick_params("x", rotation=30)
     return figure
 
 
