@@ -177,20 +177,45 @@ def mixers_digits() -> str:
     return accuracy("mixers-digits-cpu", "mixer")
 
 
+def mixers_solar() -> str:
+    """Accuracy of eight mixers on the solar cells after equal training."""
+    return accuracy("mixers-solar-cpu", "mixer")
+
+
+def mixers_scenes() -> str:
+    """Segmentation of the made scenes with eight mixers after equal training."""
+    return accuracy("mixers-scenes-cpu", "mixer", "mIoU (%)")
+
+
 def landmarks_digits() -> str:
     """Accuracy of `soft` on digits over the number of landmarks."""
     return accuracy("landmarks-digits-cpu", "landmarks")
 
 
-def accuracy(name: str, what: str) -> str:
-    """Scores of `softmaxfree compare`: mean, least and largest over the seeds; the best first."""
+def studies_digits() -> str:
+    """Accuracy of the ways of `soft` on digits, one study after the other."""
+    return accuracy("studies-digits-cpu", "changed", ranked=False)
+
+
+def residuals() -> str:
+    """The residual of the landmarks' inverse, and the error of the whole, over the Newton steps."""
+    rows = read("newton-facts-cpu")
+    lines = [[row["name"].split()[0], row["residual"], row["error_to_exact"]] for row in rows]
+    head = ["Newton steps", "residual of the inverse", "error to the exact Gaussian"]
+    return markdown(head, lines) + told("newton-facts-cpu", rows)
+
+
+def accuracy(name: str, what: str, metric: str = "top-1 (%)", ranked: bool = True) -> str:
+    """Scores of `softmaxfree compare`: mean, least and largest over the seeds; if ranked, the best first."""
     rows = read(name)
     scores: dict[str, list[float]] = {}
     for row in rows:
         scores.setdefault(row["name"], []).append(100 * float(row["score"]))
-    ranked = sorted(scores.items(), key=lambda item: -sum(item[1]) / len(item[1]))
-    lines = [[who, f"{sum(own) / len(own):.2f}", f"{min(own):.1f} to {max(own):.1f}", len(own)] for who, own in ranked]
-    return markdown([what, "top-1 (%)", "least to largest", "seeds"], lines) + told(name, rows)
+    each = list(scores.items())
+    if ranked:
+        each.sort(key=lambda item: -sum(item[1]) / len(item[1]))
+    lines = [[who, f"{sum(own) / len(own):.2f}", f"{min(own):.1f} to {max(own):.1f}", len(own)] for who, own in each]
+    return markdown([what, metric, "least to largest", "seeds"], lines) + told(name, rows)
 
 
 def recipes() -> str:
