@@ -9,7 +9,7 @@ demo: .venv/.train
 	$(BIN)/softmaxfree train digits
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev .venv-lint/.done
 	$(LINT)/ruff check .
