@@ -1,0 +1,87 @@
+"""What every network of bags takes: features, which of them are valid, and where the patches lie."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softmaxfree.arguments import require
+from softmaxfree.errors import InputError
+
+__all__ = ["Bags", "as_bags"]
+
+
+class Bags(NamedTuple):
+    """A batch of bags: `x (B, N, D)`, 0 in the padding; `mask (B, N)` bool, None without padding; `coords (B, N, 2)`.
+
+    `coords` are pixels `(x, y)`, float64, None where they are not known; `lengths` the number of patches of each bag.
+    """
+
+    x: Tensor
+    mask: Tensor | None
+    coords: Tensor | None
+    lengths: list[int]
+
+    @property
+    def valid(self) -> Tensor:
+        """`mask`, also where there is no padding."""
+        return self.x.new_ones(self.x.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+
+
+def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) -> Bags:
+    """Checks what a network is given.
+
+    Args:
+        x: features `(B, N, in_dim)` or, of one bag, `(N, in_dim)`, any float dtype; the padding may hold anything.
+        mask: `(B, N)` or `(N,)` bool or uint8, True for a patch; padding is on the right.
+        coords: `(B, N, 2)` or `(N, 2)`, any real dtype.
+        in_dim: the width that the network has.
+
+    Returns:
+        The bags, `B` = 1 for one bag.
+
+    Raises:
+        InputError: shapes or dtypes do not fit, a bag is empty, or padding is not on the right.
+    """
+    require(isinstance(x, Tensor) and x.is_floating_point(), "x", getattr(x, "dtype", x), "a tensor of floats")
+    if x.ndim == 2:
+        x, mask, coords = x[None], _batched(mask, 1), _batched(coords, 2)
+    if x.ndim != 3 or x.shape[2] != in_dim:
+        raise InputError(f"x must be features (B, N, {in_dim}) or (N, {in_dim}), got {tuple(x.shape)}")
+    lengths = [x.shape[1]] * len(x)
+    if mask is not None:
+        mask, lengths = _checked_mask(mask, x)
+    if 0 in lengths or not lengths:
+        where = f"bag {lengths.index(0)} of the batch" if lengths else "the batch"
+        raise InputError(f"x must hold at least one patch in each bag, but {where} is empty")
+    if min(lengths) == x.shape[1]:
+        mask = None
+    if coords is not None:
+        coords = _checked_coords(coords, x, mask)
+    return Bags(x if mask is None else x.masked_fill(~mask[..., None], 0.0), mask, coords, lengths)
+
+
+def _batched(given: Tensor | None, ndim: int) -> Tensor | None:
+    return given[None] if given is not None and given.ndim == ndim else given
+
+
+def _checked_mask(mask: Tensor, x: Tensor) -> tuple[Tensor, list[int]]:
+    if mask.dtype not in (torch.bool, torch.uint8) or mask.shape != x.shape[:2]:
+        raise InputError(f"mask must be bool or uint8 {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
+    mask = mask.to(x.device).bool()
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise InputError("mask must be True for the first patches of each bag: padding is on the right")
+    return mask, mask.sum(1).tolist()
+
+
+def _checked_coords(coords: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    shape = (*x.shape[:2], 2)
+    if coords.shape != shape or coords.is_complex() or coords.dtype == torch.bool:
+        raise InputError(
+            f"coords must be numbers {shape}, (x, y) of each patch, got {coords.dtype} {tuple(coords.shape)}"
+        )
+    coords = coords.to(x.device, torch.float64)
+    if mask is not None:
+        coords = coords.masked_fill(~mask[..., None], 0.0)
+    require(bool(coords.isfinite().all()), "coords", "NaN or infinity", "finite numbers")
+    return coords
