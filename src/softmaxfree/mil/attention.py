@@ -127,9 +127,9 @@ class ClassRow(nn.Module):
 
     def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the weights `(B, H, N)` of patches behind the norm, 0 in the padding; those of a head sum to 1."""
+        q, k = (self._heads(self.q(each)) for each in (self.norm(token), x))
         with full_precision(x):
-            q, k = (widen(self._heads(self.q(each))) * (x.shape[2] // self.num_heads) ** -0.25
-                    for each in (self.norm(token), x))  # fmt: skip
+            q, k = (widen(each) * each.shape[3] ** -0.25 for each in (q, k))
             logits = (k - q).square().sum(-1) * -0.5
             if mask is not None:
                 logits = logits.masked_fill(~mask[:, None], -torch.inf)
