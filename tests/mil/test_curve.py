@@ -71,5 +71,5 @@ def test_one_cell_for_all_is_refused():
         lattice(torch.tensor([[0.0, 0.0], [512.0, 0.0], [0.0, 512.0]]).double(), 4096, "slide s7")
     with pytest.raises(InputError, match=r"fall into one cell at step 1 \(inferred\)"):
         lattice(torch.zeros(5, 2, dtype=torch.float64))
-    with pytest.raises(InputError, match="step must be pixels between neighbours, above 0, got 0.0"):
+    with pytest.raises(InputError, match=r"step must be pixels between neighbours, above 0, got 0\.0"):
         lattice(torch.rand(5, 2).double(), 0)

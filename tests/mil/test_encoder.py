@@ -1,5 +1,7 @@
 """The encoder of bags: what may change nothing, its mixers, its class token's row."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -121,7 +123,7 @@ def test_segment_attention_is_its_formula():
     own, x = SegmentAttention(16, 2, num_landmarks=5).double(), torch.randn(1, 23, 16).double()
     q, k, v = own.project(x)
     ends = [-(-23 * i // 5) for i in range(6)]
-    landmarks = torch.stack([q[:, :, a:b].mean(2) for a, b in zip(ends[:-1], ends[1:], strict=True)], 2)
+    landmarks = torch.stack([q[:, :, a:b].mean(2) for a, b in pairwise(ends)], 2)
     kernel = torch.exp(-torch.cdist(q, landmarks).square() / 2)
     inverse = ops.pinv(ops.gaussian_gram(landmarks), own.solver)
     torch.testing.assert_close(own.mix(q, k, v, [23]), kernel @ inverse @ kernel.mT @ v / 23, rtol=0, atol=1e-12)

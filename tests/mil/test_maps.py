@@ -114,7 +114,7 @@ def test_bad_input_is_named():
         attention(model, bag, head=8)
     with pytest.raises(InputError, match=r"x must be one bag, \(N, D\) or \(1, N, D\), got \(2, 5, 12\)"):
         contributions(model, torch.zeros(2, 5, 12))
-    with pytest.raises(InputError, match="model must be a network of softmaxfree.mil, got Linear"):
+    with pytest.raises(InputError, match=r"model must be a network of softmaxfree\.mil, got Linear"):
         attention(nn.Linear(12, 2), bag)
     mean = create_bag_model("mean", num_classes=2, in_dim=12)
     with pytest.raises(InputError, match="layer must be -1: this network has one layer with a class token, got 1"):

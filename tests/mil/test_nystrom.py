@@ -1,5 +1,7 @@
 """The drop-in for nystrom-attention: golden files, matrices, masks and batches, bad arguments."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def test_without_zero_rows_segments_are_of_equal_length():
     own, x = layer(pad_mode="none"), tensors("nystrom_remainder")["x"].double()
     parts = own.parts(x)
     ends = [37 * i // 8 + (37 * i % 8 > 0) for i in range(9)]  # ceil(37 i / 8)
-    expected = torch.stack([parts.q[0, :, a:b].mean(1) for a, b in zip(ends[:-1], ends[1:], strict=True)], 1)
+    expected = torch.stack([parts.q[0, :, a:b].mean(1) for a, b in pairwise(ends)], 1)
     torch.testing.assert_close(parts.of_queries[0], expected, rtol=0, atol=1e-15)
     assert own.parts(x[:, :5]).of_keys.shape[2] == 5
 

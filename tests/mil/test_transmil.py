@@ -215,13 +215,13 @@ def test_bad_checkpoints_are_named(tmp_path):
     torch.save({"fc.weight": torch.zeros(2, 3)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"other.pt is no TransMIL of a known origin: .*; found are fc.weight"):
         TransMIL.from_checkpoint(tmp_path / "other.pt")
-    with pytest.raises(InputError, match="there is no file .*none.pt"):
+    with pytest.raises(InputError, match=r"there is no file .*none\.pt"):
         TransMIL.from_checkpoint(tmp_path / "none.pt")
     torch.save({"model": nn.Linear(2, 2)}, tmp_path / "code.pt")
-    with pytest.raises(InputError, match="code.pt is refused: torch.nn"):
+    with pytest.raises(InputError, match=r"code\.pt is refused: torch\.nn"):
         TransMIL.from_checkpoint(tmp_path / "code.pt")
     state = weights("transmil_torchmil") | {"layers.0.mlp.weight": torch.zeros(2)}
-    with pytest.raises(InputError, match="the weight layers.0.mlp.weight belongs to no part of the network"):
+    with pytest.raises(InputError, match=r"the weight layers\.0\.mlp\.weight belongs to no part of the network"):
         TransMIL.from_checkpoint(state, num_heads=4)
     state = weights("transmil") | {"norm.bias": torch.zeros(3)}
     with pytest.raises(InputError, match=r"the weight norm.bias is \(3,\), not \(16,\)"):
