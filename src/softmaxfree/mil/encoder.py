@@ -33,8 +33,9 @@ class BagEncoder(nn.Module):
     encoding, and landmarks are of patches that follow each other in the file: their order has an effect.
 
     The logits are those of the class token, which sees how much there is, and of the most telling patch, see
-    `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing, and sums over patches are
-    divided by their number.
+    `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing. The sums of "soft" are divided
+    by the number of patches; other mixers are as they are, and of those whose rows do not sum to 1 (`row_sum`) some
+    grow with it.
 
     Args:
         num_classes: outputs.
