@@ -111,7 +111,7 @@ def test_the_class_token_has_its_exact_row_of_the_kernel():
     ])  # fmt: skip
     torch.testing.assert_close(read.row(token, x)[0], kernel / kernel.sum(1, keepdim=True), rtol=0, atol=1e-10)
     values = read.v(x)[0].view(50, 2, 8)
-    expected = torch.einsum("hn,nhd->hd", read.row(token, x)[0], values).flatten()
+    expected = torch.einsum("hn,nhd->hd", read.row(token, x)[0], values).flatten() + read.peak(x)[0].amax(0)
     torch.testing.assert_close(read(token, x)[0], expected, rtol=0, atol=1e-10)
 
 
@@ -133,9 +133,14 @@ def test_at_first_a_patch_is_itself_and_a_share_of_its_neighbours():
     expected = h[4] + 0.5 * (h.sum(0) - h[4])
     torch.testing.assert_close(own.tokens(x, coords=cells)[0, 4], own.patch_norm(expected))
     torch.testing.assert_close(own.tokens(x)[0], own.patch_norm(h))
-    of_patches = own.patch_head(own.patch_norm(h))
-    telling = of_patches[(of_patches[:, 1] - of_patches[:, 0]).argmax()]
-    torch.testing.assert_close(own(x)[0], telling + own.head.bias)
+
+
+def test_the_logits_are_those_of_the_class_token_and_of_the_most_telling_patch():
+    own, (x, coords) = model(), bag()
+    patches = own.tokens(x, coords=coords)
+    of_patches = own.patch_head(patches)[0].amax(0)  # of three classes the highest of each
+    expected = own.head(own.norm(own.read(patches, None)))[0] + of_patches
+    torch.testing.assert_close(own(x, coords=coords)[0], expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(

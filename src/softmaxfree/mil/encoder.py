@@ -47,7 +47,8 @@ class BagEncoder(nn.Module):
         mixer_args: its arguments.
         num_landmarks: of mixers with landmarks.
         mlp_ratio: hidden width of the feed-forward part over `C`.
-        peaks: whether the logits of the most telling patch are added.
+        peaks: whether the greatest value of each channel is added to the class token, see `ClassRow`, and the logits of
+            the most telling patch to its own.
         embed: see `make_embedding`.
         dropout: behind the embedding.
         drop_path: probability that a bag skips a branch of a block in training.
@@ -94,14 +95,14 @@ class BagEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         trunc_normal_(self.cls_token, std=0.02)
         self.patch_norm = nn.LayerNorm(embed_dim)
-        self.readout = ClassRow(embed_dim, num_heads)
+        self.readout = ClassRow(embed_dim, num_heads, peaks)
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
         self.patch_head = nn.Linear(embed_dim, num_classes) if peaks else None
         self._start_simple()
 
     def _start_simple(self) -> None:
-        """Sets first weights: blocks change nothing, neighbours count alike in all directions, one patch decides.
+        """Sets first weights: blocks that change nothing, and neighbours that count alike in all directions.
 
         Labels of bags are too few to undo how random weights mix the patches.
         """
@@ -111,8 +112,6 @@ class BagEncoder(nn.Module):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
         self.pos_layer.start_as_neighbours(_NEIGHBOURS)
-        if self.patch_head is not None:
-            nn.init.zeros_(self.head.weight)
 
     def encode(self, bags: Bags, step: Any = None) -> Tensor:
         """Returns the patches behind the blocks and a norm, `(B, N, C)`, in the order that they come in.

@@ -198,6 +198,9 @@ def _(model: BagEncoder, bags: Bags, step: float | None) -> Contributions:
     values = read.v(patches)[0].unflatten(1, (read.num_heads, -1))  # (N, H, D)
     per_head = through.unflatten(1, (read.num_heads, -1))
     parts = torch.einsum("nhd,chd,hn->cn", values, per_head, read.row(model.cls_token, patches)[0])
+    if read.peak is not None:
+        greatest, at = read.peak(patches)[0].max(0)
+        parts = parts.index_add(1, at, through * greatest)
     if model.patch_head is not None:
         of_patches, bias = model.patch_head(patches)[0], model.patch_head.bias
         chosen = most_telling(of_patches[None], None)[0]
