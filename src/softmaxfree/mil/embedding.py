@@ -84,7 +84,7 @@ def make_embedding(
         embed_dim: width of the network.
         layers: of "linear": how many, each followed by the activation; 0 for the features as they are.
         act: of "linear": see `activation`.
-        dropout: of "linear": behind each activation but the last; with one layer, behind that.
+        dropout: of "linear": behind each activation but the last; with one layer, behind that. Of "lenet": behind it.
 
     Returns:
         The module.
@@ -101,7 +101,7 @@ def make_embedding(
     require(embed in ("linear", "lenet"), "embed", embed, "'linear', 'lenet' or a module")
     if embed == "lenet":
         require(in_dim == _SIDE**2, "in_dim", in_dim, f"{_SIDE**2}, pixels of a digit, with embed='lenet'")
-        return LeNet(embed_dim)
+        return nn.Sequential(LeNet(embed_dim), nn.Dropout(dropout)) if dropout else LeNet(embed_dim)
     if layers == 0:
         require(in_dim == embed_dim, "embed_layers", layers, "1 or more where in_dim is not embed_dim")
         return _Wide()
