@@ -106,11 +106,12 @@ class BagEncoder(nn.Module):
 
         Labels of bags are too few to undo how random weights mix the patches.
         """
-        for block in self.blocks:
-            for linear in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
-                nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+        blocks: Any = self.blocks
+        for block in blocks:
+            for linear in (block.attn.proj, block.mlp.fc2):
+                nn.init.zeros_(linear.weight)
                 if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+                    nn.init.zeros_(linear.bias)
         self.pos_layer.start_as_neighbours(_NEIGHBOURS)
 
     def encode(self, bags: Bags, step: Any = None) -> Tensor:

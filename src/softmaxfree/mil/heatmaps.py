@@ -99,8 +99,8 @@ def draw_heatmap(
         coords, size = coords - first, tuple((last - first).tolist())
     inside = bool((coords >= 0).all()) and bool((coords < torch.tensor(size)).all())
     if not inside:
-        low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
-        raise InputError(f"coords must lie in the slide of {size[0]:g} x {size[1]:g} pixels, got {low} to {high}")
+        corners = f"{coords.amin(0).tolist()} to {coords.amax(0).tolist()}"
+        raise InputError(f"coords must lie in the slide of {size[0]:g} x {size[1]:g} pixels, got {corners}")
     shape = _picture_shape(size)
     values = rasterised(rank_scaled(scores) if scaling == "rank" else scores, coords, patch_size, size, shape)
     height = _INCHES * shape[0] / shape[1]

@@ -178,7 +178,7 @@ def _(model: TransMIL, bags: Bags, step: float | None) -> Contributions:
     mixed = (weights[:, None] @ values).flatten()[None]
     out = own.attn.to_out(mixed)[0]
     through, base = _linearised(model.norm, model.head, tokens[0, 0] + out)
-    linear = own.attn.to_out[0] if isinstance(own.attn.to_out, nn.Sequential) else None
+    linear: Any = own.attn.to_out[0] if isinstance(own.attn.to_out, nn.Sequential) else None
     behind = tokens[0, 0] if linear is None else tokens[0, 0] + linear.bias
     per_head = (through if linear is None else through @ linear.weight).unflatten(1, (len(values), -1))
     parts = torch.einsum("hnd,chd,hn->cn", values, per_head, weights)
