@@ -8,6 +8,7 @@ from torch import nn
 from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mil.pooling import GatedAttention, InstanceMax, MaxPooling, MeanPooling
+from softmaxfree.mil.transmil import TransMIL
 
 __all__ = ["create_bag_model", "list_bag_models"]
 
@@ -16,6 +17,7 @@ _MODELS: dict[str, type[nn.Module]] = {
     "max": MaxPooling,
     "instance_max": InstanceMax,
     "gated_attention": GatedAttention,
+    "transmil": TransMIL,
 }
 
 
