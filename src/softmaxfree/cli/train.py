@@ -271,6 +271,8 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         arguments: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True, "verbose": False}
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
+        if getattr(job.data, "tests", False):
+            metrics.update(trainer.test(job.task, datamodule=job.data, **arguments)[0])
     classifier = isinstance(job.task, ClassificationTask)
     if validates and hasattr(job.task, "confusion"):
         job.task.confusion.compute()  # by all processes together; the result is kept for the report
@@ -279,7 +281,7 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     whole, record = load_task(checkpoint)  # the task's own model may be sharded
     if classifier:
         save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
-    elif validates:
+    elif validates and job.task.of_timm:
         draw_samples(whole, job.data, run_dir / "predictions.png")
     page = write_report(
         run_dir,
@@ -309,4 +311,5 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         print(remark)
     print(f"run      {run_dir}")
     print(f"report   {page}")
-    print(f"predict  softmaxfree predict IMAGES --checkpoint {shlex.quote(str(run_dir))}")
+    what = "IMAGES" if job.task.of_timm else "FEATURES"
+    print(f"predict  softmaxfree predict {what} --checkpoint {shlex.quote(str(run_dir))}")

@@ -126,10 +126,6 @@ class BagsDataModule(LightningDataModule):
         """Whether there is a test split."""
         return bool(len(self.bags.get("test", ())))
 
-    def slide_name(self, split: str, number: int) -> str:
-        """Return the name of a bag."""
-        return self.bags[split].slides[number].name
-
     def setup(self, stage: str) -> None:
         """Find the slides, split and label them.
 
@@ -148,7 +144,10 @@ class BagsDataModule(LightningDataModule):
         if self.coords is not None:
             beside["coords"] = Path(self.coords).expanduser()
         more = {name: find_files(path, f"data.{name}") for name, path in beside.items()}
-        given, of_file = (None, {}) if self.split in (None, EVERY) else self._read_split(str(self.split))
+        given: Split | None = None
+        of_file: dict[str, str] = {}
+        if self.split not in (None, EVERY):
+            given, of_file = read_split(find_split(str(self.split), self.fold))
         labels = self._labels(folder, files, of_file)
         names = self._names(labels, files, given)
         slides = look_at(names, files, more.get("coords", {}), more.get("inst_labels", {}))
@@ -165,33 +164,21 @@ class BagsDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of the training bags."""
-        workers: Any = {"num_workers": self.num_workers, "prefetch_factor": 1 if self.num_workers else None}
-        return train_loader(
-            self.bags["train"],
-            batch_size=self.batch_size,
-            seed=self.seed,
-            trainer=self.trainer,
-            collate_fn=collate,
-            **workers,
-        )
+        return train_loader(self.bags["train"], seed=self.seed, **self._loading)
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of the validation bags."""
-        return self._eval_loader("val")
+        return eval_loader(self.bags["val"], **self._loading)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of the test bags."""
-        return self._eval_loader("test")
+        return eval_loader(self.bags["test"], **self._loading)
 
-    def _eval_loader(self, split: str) -> DataLoader:
-        workers: Any = {"num_workers": self.num_workers, "prefetch_factor": 1 if self.num_workers else None}
-        own: Any = {"batch_size": self.batch_size, "collate_fn": collate, "trainer": self.trainer}
-        return eval_loader(self.bags[split], **own, **workers)
-
-    def _read_split(self, given: str) -> tuple[Split, dict[str, str]]:
-        path = find_split(given, self.fold)
-        split, labels = read_split(path)
-        return split, labels
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """Each worker holds one batch: bags are large."""
+        own = {"batch_size": self.batch_size, "num_workers": self.num_workers, "collate_fn": collate}
+        return {**own, "trainer": self.trainer, "prefetch": 1}
 
     def _labels(self, folder: Path, files: dict[str, Path], of_file: dict[str, str]) -> Labels:
         if self.labels is not None:
@@ -209,15 +196,17 @@ class BagsDataModule(LightningDataModule):
         """The slides that are used: those of the split, or of the table."""
         if given is not None and (unknown := [name for name in given if name not in labels.values]):
             more = f" ({len(unknown)} such slides)" if len(unknown) > 1 else ""
-            raise InputError(f"data.split: {self.split} has slide {unknown[0]}, which has no label in {labels.path}{more}")
+            raise InputError(
+                f"data.split: {self.split} has slide {unknown[0]}, which has no label in {labels.path}{more}"
+            )
         names = list(labels.values if given is None else given)
         if absent := [name for name in names if name not in files]:
             shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
             if given is not None or len(absent) == len(names):
                 where = self.split if given is not None else labels.path
                 raise InputError(
-                    f"data.features: {self.features} has no file of {len(absent)} of the {len(names)} slides of {where}: "
-                    f"{shown}"
+                    f"data.features: {self.features} has no file of {len(absent)} of the {len(names)} slides of "
+                    f"{where}: {shown}"
                 )
             self._remark(f"{len(absent)} of the {len(names)} slides of {labels.path} have no features: {shown}")
         return [name for name in names if name in files]

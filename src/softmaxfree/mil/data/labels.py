@@ -170,6 +170,4 @@ def _column(path: Path, head: Sequence[str], names: Sequence[str], what: str, re
             return lower.index(name.lower())
     if not required:
         return None
-    raise InputError(
-        f"data.labels: {path} has no column for {what}: {' or '.join(names)}; it has {', '.join(head)}"
-    )
+    raise InputError(f"data.labels: {path} has no column for {what}: {' or '.join(names)}; it has {', '.join(head)}")

@@ -8,9 +8,7 @@ import numpy as np
 
 from softmaxfree.errors import InputError
 
-__all__ = ["infer_step", "require_cells", "step_of"]
-
-_FREQUENT = 0.25  # of how often the most frequent difference is there, from which a smaller one counts
+__all__ = ["require_cells", "step_of"]
 
 
 def step_of(attributes: Mapping[str, Any]) -> float | None:
@@ -32,29 +30,6 @@ def step_of(attributes: Mapping[str, Any]) -> float | None:
     scale = level0 / target if target else 0.0
     step = round(size * scale) - round(overlap * scale)
     return float(step) if step > 0 else None
-
-
-def infer_step(coords: np.ndarray) -> float | None:
-    """Return the smallest frequent distance of neighbours in a row or a column.
-
-    Each contour of CLAM has an origin of its own, so distances across contours are of any size, but seldom.
-
-    Args:
-        coords: (N, 2) pixels (x, y).
-
-    Returns:
-        Pixels; None where no two patches share a row or a column.
-    """
-    gaps = []
-    for along, across in ((0, 1), (1, 0)):
-        order = np.lexsort((coords[:, along], coords[:, across]))
-        line, place = coords[order, across], coords[order, along]
-        gap = np.diff(place)[np.diff(line) == 0]
-        gaps.append(gap[gap > 0])
-    sizes, counts = np.unique(np.concatenate(gaps), return_counts=True)
-    if not len(sizes):
-        return None
-    return float(sizes[counts >= _FREQUENT * counts.max()][0])
 
 
 def require_cells(coords: np.ndarray, step: float, how: str, slide: str, path: object) -> None:

@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from softmaxfree.errors import InputError
+from softmaxfree.mil.curve import infer_step
 from softmaxfree.mil.data.arrays import SUFFIXES, Array, look, names_in, read
 from softmaxfree.mil.data.bag import Bag
-from softmaxfree.mil.data.lattice import infer_step, require_cells, step_of
+from softmaxfree.mil.data.lattice import require_cells, step_of
 
 __all__ = ["Slide", "SlideBags", "find_files", "look_at", "read_coords", "slide_id"]
 
@@ -131,7 +132,7 @@ def _beside(name: str, path: Path, keys: Sequence[str], key: str, other: Path | 
     return look(path, key, name) if key in keys else None
 
 
-def read_coords(slide: Slide, step: float | None = None) -> tuple[np.ndarray, float | None]:
+def read_coords(slide: Slide, step: float | None = None) -> tuple[np.ndarray, float]:
     """Read coordinates.
 
     Args:
@@ -139,7 +140,7 @@ def read_coords(slide: Slide, step: float | None = None) -> tuple[np.ndarray, fl
         step: of the lattice, which is given; None takes it from attributes or else from the coordinates.
 
     Returns:
-        (N, 2) float64 pixels (x, y) at level 0; and the step, None where nothing tells it.
+        (N, 2) float64 pixels (x, y) at level 0; and the step.
 
     Raises:
         InputError: there are none, they are not finite, or patches fall together; that names slide and file.
@@ -153,9 +154,8 @@ def read_coords(slide: Slide, step: float | None = None) -> tuple[np.ndarray, fl
     if step is None:
         step, how = step_of(slide.coords.attributes), "by the attributes of the file"
     if step is None:
-        step, how = infer_step(coords), "inferred from the distances"
-    if step is not None:
-        require_cells(coords, step, how, slide.name, slide.coords.path)
+        step, how = infer_step(torch.from_numpy(coords)), "inferred from the distances"
+    require_cells(coords, step, how, slide.name, slide.coords.path)
     return coords, step
 
 
@@ -183,6 +183,10 @@ class SlideBags(Dataset[Bag]):
 
     def __len__(self) -> int:
         return len(self.slides)
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        """Return the name of a slide, as reports call it; it is the same whether `absolute` or not."""
+        return self.slides[index].name
 
     def __getitem__(self, index: int) -> Bag:
         slide = self.slides[index]

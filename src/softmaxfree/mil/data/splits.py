@@ -73,13 +73,9 @@ def read_split(path: Path) -> tuple[Split, dict[str, str]]:
         at = head.index("split")
         listed = [(row[1 if at == 0 else 0], row[at].lower()) for row in rows[1:] if len(row) > at]
     elif columns and _is_bool(rows, columns):
-        listed = [
-            (row[0], split) for row in rows[1:] for split, at in columns.items() if row[at].lower() in _TRUE
-        ]
+        listed = [(row[0], split) for row in rows[1:] for split, at in columns.items() if row[at].lower() in _TRUE]
     elif columns:
-        listed = [
-            (row[at], split) for split, at in columns.items() for row in rows[1:] if len(row) > at and row[at]
-        ]
+        listed = [(row[at], split) for split, at in columns.items() for row in rows[1:] if len(row) > at and row[at]]
     else:
         raise InputError(
             f"data.split: {path} must have the columns train, val and, if wanted, test; or slide_id and split; it has "
@@ -161,7 +157,6 @@ def draw(
         case: "val" if held else "train" for case, held in zip(rest, drawn, strict=True)
     }
     return {name: side[case] for name, case in cases.items()}
-
 
 
 def _parts(order: list[str], own: Mapping[str, Counter[str]], folds: int, seed: int) -> list[set[str]]:

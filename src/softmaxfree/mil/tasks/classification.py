@@ -42,7 +42,12 @@ class BagClassificationTask(AbstractBagTask):
         "val/auc": ("macro AUC", 1, 4),
         "val/balanced_accuracy": ("balanced accuracy (%)", 100, 2),
         "val/kappa": ("kappa", 1, 4),
+        "val/instance_auc": ("AUC of instances", 1, 4),
         "val/loss": ("validation loss", 1, 4),
+        "test/auc": ("test macro AUC", 1, 4),
+        "test/balanced_accuracy": ("test balanced accuracy (%)", 100, 2),
+        "test/kappa": ("test kappa", 1, 4),
+        "test/instance_auc": ("test AUC of instances", 1, 4),
     }
     measured: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "kappa")
     """Scores of a test."""

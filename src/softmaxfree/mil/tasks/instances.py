@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from softmaxfree.mil.data.bag import BagBatch
@@ -23,8 +22,10 @@ def instance_scores(model: nn.Module, batch: BagBatch) -> Tensor:
     Returns:
         (B, N) float32; what stands in the padding has no meaning.
     """
-    logits = pseudo_bags(model, batch)
-    return logits[..., -1] - logits[..., 0]
+    own: Any = model
+    h = own.embed(batch.features)
+    terms = own.patch_logits(h) if hasattr(own, "patch_logits") else own.terms(h, batch.mask)
+    return (terms[..., -1] - terms[..., 0]).float()
 
 
 class InstanceScores:
@@ -41,7 +42,7 @@ class InstanceScores:
 
     def update(self, model: nn.Module, batch: BagBatch) -> None:
         """Take the instances of a batch, if they have labels."""
-        if batch.instances is None or self.count >= _MOST:
+        if batch.instances is None or self.count >= _MOST or not hasattr(model, "terms"):
             return
         scores = instance_scores(model, batch)
         valid = batch.instances >= 0
@@ -52,7 +53,3 @@ class InstanceScores:
     def compute(self) -> dict[str, float]:
         """Return `instance_auc`; nothing where no instance has a label."""
         return {"instance_auc": instance_auc(self.scores, self.labels)} if self.scores else {}
-
-
-def pseudo_bags(model: Any, batch: BagBatch) -> Tensor:
-    raise NotImplementedError

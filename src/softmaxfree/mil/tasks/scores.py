@@ -115,7 +115,9 @@ def size_table(logits: Tensor, labels: Tensor, sizes: Tensor) -> list[dict[str, 
     if len(own) <= _FEW_SIZES:
         groups = [sizes == size for size in own]
     else:
-        cuts = torch.quantile(sizes.double(), torch.arange(1, _GROUPS, dtype=torch.double, device=sizes.device) / _GROUPS)
+        cuts = torch.quantile(
+            sizes.double(), torch.arange(1, _GROUPS, dtype=torch.double, device=sizes.device) / _GROUPS
+        )
         number = torch.bucketize(sizes.double(), cuts)
         groups = [number == i for i in range(_GROUPS) if bool((number == i).any())]
     rows = []

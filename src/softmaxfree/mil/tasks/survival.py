@@ -32,7 +32,11 @@ class BagSurvivalTask(AbstractBagTask):
     """
 
     monitor = "val/c_index"
-    summary: ClassVar = {"val/c_index": ("c-index", 1, 4), "val/loss": ("validation loss", 1, 4)}
+    summary: ClassVar = {
+        "val/c_index": ("c-index", 1, 4),
+        "val/loss": ("validation loss", 1, 4),
+        "test/c_index": ("test c-index", 1, 4),
+    }
     measured: ClassVar[tuple[str, ...]] = ("c_index",)
     """Scores of a test."""
 
@@ -148,5 +152,7 @@ def concordance(risk: Tensor, seen: Tensor, times: Tensor) -> float:
             warnings.filterwarnings("ignore", category=FutureWarning)  # of torch.jit, at its import
             from torchsurv.metrics.cindex import ConcordanceIndex
     except ModuleNotFoundError as error:
-        raise InputError("torchsurv is not installed, which measures c-index: pip install 'softmaxfree[mil]'") from error
+        raise InputError(
+            "torchsurv is not installed, which measures c-index: pip install 'softmaxfree[mil]'"
+        ) from error
     return float(ConcordanceIndex()(risk.cpu(), seen.cpu(), times.cpu(), instate=False))
