@@ -58,11 +58,10 @@ def judge_bags(task: Any, batch: Any, class_names: Sequence[str], config: dict[s
     """Return the probability of the predicted class of each bag where that is wrong; there is nothing to paint."""
     probabilities = task.probabilities(task.transfer_batch_to_device(batch, task.device, 0)).cpu()
     highest, predicted = probabilities.max(1)
-    told = zip(
-        batch.labels.tolist(), highest.tolist(), predicted.tolist(), probabilities, batch.sizes.tolist(), strict=True
-    )
     judged = []
-    for label, p, c, all_p, size in told:
+    for label, p, c, all_p, size in zip(
+        batch.labels.tolist(), highest.tolist(), predicted.tolist(), probabilities, batch.sizes.tolist(), strict=True
+    ):
         numbers = {"true": label, "predicted": c, "probability": p, "true_probability": all_p[label].item()}
         judged.append(Judged(p if c != label else 0, {**numbers, "instances": size}, dict))
     return judged

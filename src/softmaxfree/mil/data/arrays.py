@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softmaxfree.errors import InputError
 
-__all__ = ["SUFFIXES", "Array", "look", "names_in", "read", "require_h5py"]
+__all__ = ["SUFFIXES", "Array", "look", "names_in", "read"]
 
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
 """Of the files that are read, in the order in which they are looked for."""
@@ -35,15 +35,6 @@ class Array(NamedTuple):
     key: str
     shape: tuple[int, ...]
     attributes: dict[str, Any]
-
-
-def require_h5py() -> Any:
-    """Return the module; raises InputError where it is not installed."""
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise InputError("h5py is not installed, which reads .h5 files: pip install 'softmaxfree[mil]'") from error
-    return h5py
 
 
 def names_in(path: Path) -> list[str]:
@@ -136,14 +127,15 @@ def _opened(path: Path, slide: str = "") -> Iterator[Any]:
     whose = f"slide {slide}: " if slide else ""
     if not path.is_file():
         raise FileNotFoundError(f"{whose}there is no file {path}")
-    h5py = require_h5py() if path.suffix in _H5 else None
     try:
-        if h5py is not None:
+        if path.suffix in _H5:
+            import h5py
+
             with h5py.File(path, "r") as file:
                 yield file
             return
         content: Any = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _of_torch(path)
-    except InputError:
+    except (InputError, ModuleNotFoundError):
         raise
     except Exception as error:  # each format has many kinds for a file that is none of its own
         raise InputError(f"{whose}{path} cannot be read: {' '.join(str(error).split())[:200]}") from error

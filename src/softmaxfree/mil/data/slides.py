@@ -81,6 +81,8 @@ def look_at(
     files: dict[str, Path],
     coords_files: dict[str, Path],
     instance_files: dict[str, Path],
+    *,
+    bar: bool = True,
 ) -> list[Slide]:
     """Look at the files of slides, with a bar on a terminal; no features are read.
 
@@ -89,6 +91,7 @@ def look_at(
         files: of their features.
         coords_files: of coordinates that are not beside the features.
         instance_files: of labels of patches that are not beside the features.
+        bar: whether a terminal shows how far it is.
 
     Returns:
         The slides.
@@ -98,7 +101,7 @@ def look_at(
             patches are not as many as patches; each names slide and file.
     """
     slides: list[Slide] = []
-    for name in tqdm(list(names), desc="slides", unit="slide", disable=None, leave=False):
+    for name in tqdm(list(names), desc="slides", unit="slide", disable=None if bar else True, leave=False):
         slide = _look(name, files[name], coords_files.get(name), instance_files.get(name))
         if slides and slide.features.shape[1] != slides[0].features.shape[1]:
             width, first = slide.features.shape[1], slides[0].features

@@ -140,19 +140,11 @@ def concordance(risk: Tensor, seen: Tensor, times: Tensor) -> float:
 
     Returns:
         From 0 to 1; nan where no two bags can be compared.
-
-    Raises:
-        InputError: torchsurv is not installed.
     """
     comparable = seen[:, None] & (times[:, None] < times)
     if not bool(comparable.any()):
         return float("nan")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)  # of torch.jit, at its import
-            from torchsurv.metrics.cindex import ConcordanceIndex
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "torchsurv is not installed, which measures c-index: pip install 'softmaxfree[mil]'"
-        ) from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of torch.jit, at its import
+        from torchsurv.metrics.cindex import ConcordanceIndex
     return float(ConcordanceIndex()(risk.cpu(), seen.cpu(), times.cpu(), instate=False))
