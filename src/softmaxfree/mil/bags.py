@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from softmaxfree.arguments import require
@@ -14,18 +15,21 @@ __all__ = ["Bags", "as_bags"]
 class Bags(NamedTuple):
     """A batch of bags: `x (B, N, D)`, 0 in the padding; `mask (B, N)` bool, None without padding; `coords (B, N, 2)`.
 
-    `coords` are pixels `(x, y)`, float64, None where they are not known; `lengths` the number of patches of each bag.
+    `N` is the length of the longest bag. `coords` are pixels `(x, y)`, float64, None where they are not known; `lengths`
+    the number of patches of each bag, and `width` the length that the batch was given with.
     """
 
     x: Tensor
     mask: Tensor | None
     coords: Tensor | None
     lengths: list[int]
+    width: int
 
-    @property
-    def valid(self) -> Tensor:
-        """`mask`, also where there is no padding."""
-        return self.x.new_ones(self.x.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
+    def as_given(self, tokens: Tensor) -> Tensor:
+        """Returns tokens `(B, N, C)` at the length that the batch was given with, 0 in the padding."""
+        if self.mask is not None:
+            tokens = tokens.masked_fill(~self.mask[..., None], 0.0)
+        return F.pad(tokens, (0, 0, 0, self.width - tokens.shape[1]))
 
 
 def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) -> Bags:
@@ -54,11 +58,14 @@ def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) 
     if 0 in lengths or not lengths:
         where = f"bag {lengths.index(0)} of the batch" if lengths else "the batch"
         raise InputError(f"x must hold at least one patch in each bag, but {where} is empty")
-    if min(lengths) == x.shape[1]:
-        mask = None
     if coords is not None:
         coords = _checked_coords(coords, x, mask)
-    return Bags(x if mask is None else x.masked_fill(~mask[..., None], 0.0), mask, coords, lengths)
+    width, longest = x.shape[1], max(lengths)
+    x, coords = x[:, :longest], None if coords is None else coords[:, :longest]
+    if mask is None or min(lengths) == longest:
+        return Bags(x, None, coords, lengths, width)
+    mask = mask[:, :longest]
+    return Bags(x.masked_fill(~mask[..., None], 0.0), mask, coords, lengths, width)
 
 
 def _batched(given: Tensor | None, ndim: int) -> Tensor | None:

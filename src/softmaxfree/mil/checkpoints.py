@@ -31,7 +31,7 @@ _ORIGINS = (
     _Origin(
         "MIL-Lab",
         "blocks.0.attention.to_qkv.weight",
-        ((r"^patch_embed\.", "embed."), (r"^classifier\.", "head."), (r"^blocks\.(\d+)\.attention\.", "layers.{}.attn."),
+        ((r"^patch_embed\.", "embed."), (r"^classifier\.", "head."), (r"\.attention\.", ".attn."),
          (r"^blocks\.(\d+)\.", "layers.{}.")),
         "relu",
     ),
@@ -95,8 +95,8 @@ def read_transmil(
     if pad_mode is None:
         if origin.act == "relu" and origin.sign.startswith("layer1"):
             raise InputError(
-                f"pad_mode must be given for {told}: {origin.name} does not store which nystrom-attention it was trained "
-                "with; 'official' is 0.0.10 and later, 'official-0.0.9' what the requirements of TransMIL pin"
+                f"pad_mode must be given for {told}: {origin.name} does not store which nystrom-attention trained it; "
+                "'official' is 0.0.10 and later, 'official-0.0.9' what the requirements of TransMIL pin"
             )
         pad_mode = "official"
     if conv is None and num_heads is None:
@@ -134,8 +134,8 @@ def load_all(model: nn.Module, weights: dict[str, Tensor], source: str | Path | 
         InputError: one of them is.
     """
     own = model.state_dict()
-    wrong = {key: "is missing" for key in own.keys() - weights.keys()}
-    wrong |= {key: "belongs to no part of the network" for key in weights.keys() - own.keys()}
+    wrong = dict.fromkeys(own.keys() - weights.keys(), "is missing")
+    wrong |= dict.fromkeys(weights.keys() - own.keys(), "belongs to no part of the network")
     for key in own.keys() & weights.keys():
         if own[key].shape != weights[key].shape:
             wrong[key] = f"is {tuple(weights[key].shape)}, not {tuple(own[key].shape)}"

@@ -41,8 +41,8 @@ class NystromAttention(nn.Module):
         dropout: behind the last linear layer.
         project_out: whether there is a last linear layer.
         pad_mode: "official": as above; "official-0.0.9": the rows returned are the first, as in the package up to
-            0.0.9, so that a token gets the row of one before it; "none": no zero rows, segments that differ by one token
-            at most, no more than there are tokens.
+            0.0.9, so that a token gets the row of one before it; "none": no zero rows, segments of equal length up to
+            one token, no more than there are tokens.
 
     Raises:
         InputError: for an argument out of range.

@@ -7,6 +7,7 @@ from torch import nn
 
 from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
+from softmaxfree.mil.encoder import BagEncoder
 from softmaxfree.mil.pooling import GatedAttention, InstanceMax, MaxPooling, MeanPooling
 from softmaxfree.mil.transmil import TransMIL
 
@@ -18,6 +19,7 @@ _MODELS: dict[str, type[nn.Module]] = {
     "instance_max": InstanceMax,
     "gated_attention": GatedAttention,
     "transmil": TransMIL,
+    "bag_encoder": BagEncoder,
 }
 
 

@@ -160,7 +160,7 @@ class TransMIL(nn.Module):
             self.norm(self.inputs(bag[:n], len(self.layers)))[0, 1 : n + 1]
             for bag, n in zip(bags.x, bags.lengths, strict=True)
         ]
-        return nn.utils.rnn.pad_sequence(outs, batch_first=True)
+        return bags.as_given(nn.utils.rnn.pad_sequence(outs, batch_first=True))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Tensor:
         """Classifies bags.

@@ -1,0 +1,147 @@
+"""Softmax-free attention of a bag, and the row of its class token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.types import Device
+
+from softmaxfree.arguments import require_whole
+from softmaxfree.mil.segments import segment_means, segment_numbers
+from softmaxfree.mixers.mixer import AbstractMixer, num_valid, require_flag, valid_tokens
+from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
+from softmaxfree.ops.nystrom import nystrom
+from softmaxfree.ops.precision import full_precision, widen
+
+__all__ = ["ClassRow", "SegmentAttention"]
+
+_SOLVER = Newton()
+
+
+class SegmentAttention(AbstractMixer):
+    """`K(q, l) A+ K(l, q) v / n`, Gaussian attention whose landmarks are the means of segments of a sequence.
+
+    The kernel is that of the mixer "soft". A Gaussian kernel sums over the tokens, so that a bag of 100 times the
+    patches would give 100 times the result: `n`, the number of valid tokens, divides it. Segments are of equal length up
+    to one token, at most as many as there are tokens.
+
+    Args:
+        dim: channels `C`.
+        num_heads: `H`; divides `dim`.
+        num_landmarks: number of segments.
+        solver: inverts the landmark kernel matrix: a solver, its `to_dict()`, or its name.
+        normalize: the symmetric normalisation of SOFT++.
+        device: of the weights.
+        dtype: of the weights.
+
+    Raises:
+        InputError: for an argument out of range.
+    """
+
+    name = "soft"
+    source = "SOFT, NeurIPS 2021"
+    approximates = "gaussian"
+    ndims = (1,)
+    prefix = False
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        num_landmarks: int = 256,
+        solver: AbstractPinvSolver | Mapping[str, Any] | str = _SOLVER,
+        normalize: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, num_heads)
+        require_whole("num_landmarks", num_landmarks, 1)
+        require_flag("normalize", normalize)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_landmarks, self.solver, self.normalize = num_landmarks, as_solver(solver), normalize
+        self.q = nn.Linear(dim, dim, **factory)
+        self.v = nn.Linear(dim, dim, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps tokens `(B, N, C)` to scaled queries, which are the keys too, and values, `(B, H, N, D)` each."""
+        heads = (self.num_heads, self.head_dim)
+        q = (self.q(x) * self.head_dim**-0.25).unflatten(-1, heads).transpose(1, 2)
+        return q, q, self.v(x).unflatten(-1, heads).transpose(1, 2)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
+        """Mixes, see `AbstractMixer.mix`."""
+        tokens = q.shape[2]
+        lengths = torch.full((len(q),), tokens, device=q.device) if mask is None else mask.sum(1)
+        most = min(self.num_landmarks, tokens)
+        numbers, made = segment_numbers(lengths, tokens, most)
+        with full_precision(v):
+            dtype, tied = v.dtype, k is q
+            q, v = widen(q), widen(v) / num_valid(mask, v)
+            k = q if tied else widen(k)
+            landmarks = segment_means(q, numbers, most)
+            valid, there = None, None
+            if mask is not None:
+                valid, there = valid_tokens(mask, tokens), torch.arange(most, device=q.device) < made[:, None]
+            keys = None if tied else k
+            return nystrom(q, keys, v, landmarks, self.solver.json, self.normalize, valid, there).to(dtype)
+
+
+class ClassRow(nn.Module):
+    """What a class token takes from the patches: its exact row of the Gaussian kernel, normalised, and their peaks.
+
+    `sum_j w_hj v_hj`, `w_hj = K(q_h, k_hj) / sum_j K(q_h, k_hj)`, is linear in the patches without landmarks, which a
+    patch far from all of them would not pass. A mean cannot show one patch in 10,000 from the start of training, so that
+    the greatest value of each channel is added: both are the same for a bag whose patches all occur twice.
+
+    Args:
+        dim: channels `C`.
+        num_heads: `H`; divides `dim`.
+        peaks: whether the greatest values are added.
+    """
+
+    def __init__(self, dim: int, num_heads: int, peaks: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim)
+        self.q = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+        self.peak = nn.Linear(dim, dim) if peaks else None
+        self.peak_proj = nn.Linear(dim, dim) if peaks else None
+
+    def forward(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Reads a bag.
+
+        Args:
+            token: class token `(1, 1, C)`.
+            x: patches `(B, N, C)`.
+            mask: `(B, N)` bool, True for a patch.
+
+        Returns:
+            What is added to the class token, `(B, C)`.
+        """
+        x = self.norm(x)
+        out = self.proj((self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1))
+        if self.peak is None or self.peak_proj is None:
+            return out
+        return out + self.peak_proj(_valid_only(self.peak(x), mask).amax(1))
+
+    def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Returns the weights `(B, H, N)` of patches behind the norm, 0 in the padding; those of a head sum to 1."""
+        with full_precision(x):
+            q, k = (widen(self._heads(self.q(each))) * (x.shape[2] // self.num_heads) ** -0.25
+                    for each in (self.norm(token), x))  # fmt: skip
+            logits = (k - q).square().sum(-1) * -0.5
+            if mask is not None:
+                logits = logits.masked_fill(~mask[:, None], -torch.inf)
+            return logits.softmax(-1).to(x.dtype)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _valid_only(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values.masked_fill(~mask[..., None], -torch.inf)

@@ -1,0 +1,183 @@
+"""The network of bags of this package: any mixer on patches along a curve, read by a class token."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from softmaxfree.arguments import require, require_number, require_whole
+from softmaxfree.errors import InputError
+from softmaxfree.layers import Block
+from softmaxfree.mil.attention import ClassRow, SegmentAttention
+from softmaxfree.mil.bags import Bags, as_bags
+from softmaxfree.mil.curve import curve_order, lattice
+from softmaxfree.mil.embedding import make_embedding
+from softmaxfree.mil.ppeg import PPEG
+from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
+from softmaxfree.mixers.mixer import own_arguments
+
+__all__ = ["BagEncoder"]
+
+
+class BagEncoder(nn.Module):
+    """Blocks of a token mixer and a feed-forward part on the patches, then a class token that reads them.
+
+    With coordinates the patches are sorted along a Hilbert curve of their cells, so that landmarks, which are means of
+    segments, are of neighbours; and a position encoding is taken on the cells, see `PPEG.at`. Then the order that patches
+    come in, where there are none, and a shift of all change nothing. Without coordinates there is no position encoding,
+    and landmarks are of patches that follow each other in the file: their order has an effect.
+
+    Padding and batch mates change nothing. Sums over patches are divided by their number.
+
+    Args:
+        num_classes: outputs.
+        in_dim: width of the features.
+        embed_dim: width `C`.
+        depth: number of blocks.
+        num_heads: number of heads; divides `embed_dim`.
+        mixer: "soft", see `SegmentAttention`, or the name of a mixer that takes sequences.
+        mixer_args: its arguments.
+        num_landmarks: of mixers with landmarks.
+        mlp_ratio: hidden width of the feed-forward part over `C`.
+        peaks: whether the class token takes the greatest value of each channel too, see `ClassRow`.
+        embed: see `make_embedding`.
+        dropout: behind the embedding.
+        drop_path: probability that a bag skips a branch of a block in training.
+
+    Raises:
+        InputError: for an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_dim: int,
+        *,
+        embed_dim: int = 256,
+        depth: int = 2,
+        num_heads: int = 4,
+        mixer: str = "soft",
+        mixer_args: Mapping[str, Any] | None = None,
+        num_landmarks: int = 64,
+        mlp_ratio: float = 2.0,
+        peaks: bool = True,
+        embed: str | nn.Module = "linear",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        least = {"num_classes": num_classes, "depth": depth, "num_heads": num_heads, "num_landmarks": num_landmarks}
+        for name, value in least.items():
+            require_whole(name, value, 1)
+        require_number("drop_path", drop_path, 0, below=1)
+        require(isinstance(peaks, bool), "peaks", peaks, "True or False")
+        self.num_classes, self.in_dim, self.embed_dim = num_classes, in_dim, embed_dim
+        self.embed = make_embedding(embed, in_dim, embed_dim, dropout=dropout)
+        self.pos_layer = PPEG(embed_dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                _mixer(mixer, embed_dim, num_heads, num_landmarks, mixer_args),
+                norm="pre",
+                mlp_ratio=mlp_ratio,
+                drop_path=drop_path,
+            )
+            for _ in range(depth)
+        )
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        trunc_normal_(self.cls_token, std=0.02)
+        self.readout = ClassRow(embed_dim, num_heads, peaks)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    def encode(self, bags: Bags, step: Any = None) -> Tensor:
+        """Returns the patches behind the blocks, `(B, N, C)`, in the order that they come in.
+
+        Args:
+            bags: see `as_bags`.
+            step: as for `forward`.
+
+        Returns:
+            The patches; arbitrary but finite in the padding.
+        """
+        x, mask = self.embed(bags.x), bags.mask
+        if bags.coords is None:
+            return self._mixed(x, mask)
+        order, cells = _places(bags, step)
+        x = _take(x, order)
+        encoded = [self.pos_layer.at(own[:n], at) for own, at, n in zip(x, cells, bags.lengths, strict=True)]
+        x = self._mixed(nn.utils.rnn.pad_sequence(encoded, batch_first=True), mask)
+        return _take(x, order.argsort(1))
+
+    def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, [x.shape[1]], mask)
+        return x
+
+    def read(self, patches: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the class token `(B, C)` before the last norm, of patches `(B, N, C)`."""
+        return self.cls_token[:, 0] + self.readout(self.cls_token, patches, mask)
+
+    def tokens(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None, *, step: Any = None
+    ) -> Tensor:
+        """Returns the patches behind the blocks, `(B, N, C)`, 0 in the padding; arguments as for `forward`."""
+        bags = as_bags(x, mask, coords, self.in_dim)
+        return bags.as_given(self.encode(bags, step))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None, *, step: Any = None
+    ) -> Tensor:
+        """Classifies bags.
+
+        Args:
+            x: features `(B, N, in_dim)`, or of one bag `(N, in_dim)`.
+            mask: `(B, N)` bool or uint8, True for a patch; padding is on the right.
+            coords: `(B, N, 2)` or `(N, 2)`, pixels `(x, y)` of each patch; None where they are not known.
+            step: pixels between neighbours, a number or `(B,)`; None, or NaN in a bag, infers it from `coords`.
+
+        Returns:
+            Logits `(B, num_classes)`.
+
+        Raises:
+            InputError: shapes do not fit, a bag is empty, or its patches fall into one cell.
+        """
+        bags = as_bags(x, mask, coords, self.in_dim)
+        return self.head(self.norm(self.read(self.encode(bags, step), bags.mask)))
+
+
+def _mixer(name: str, dim: int, num_heads: int, num_landmarks: int, given: Mapping[str, Any] | None) -> AbstractMixer:
+    require(given is None or isinstance(given, Mapping), "mixer_args", given, "a dict")
+    own = dict(given or {})
+    if name == "soft":
+        return SegmentAttention(dim, num_heads, **{"num_landmarks": num_landmarks, **own})
+    known = own_arguments(mixer_class(name))
+    if "ndim" in known:
+        own.setdefault("ndim", 1)
+    if "landmark_grid" in known:
+        own.setdefault("landmark_grid", (num_landmarks,))
+    mixer = create_mixer(name, dim=dim, num_heads=num_heads, **own)
+    if 1 not in mixer.ndims:
+        raise InputError(f"mixer must take sequences, but {name} takes images alone")
+    return mixer
+
+
+def _places(bags: Bags, step: Any) -> tuple[Tensor, list[Tensor]]:
+    """Returns the order of the patches along the curve `(B, N)`, padding last, and the cells of each bag in it."""
+    assert bags.coords is not None
+    count = len(bags.x)
+    steps = torch.as_tensor(torch.nan if step is None else step, dtype=torch.float64).flatten()
+    require(len(steps) in (1, count), "step", step, f"a number, or one for each of the {count} bags")
+    order = torch.arange(bags.x.shape[1], device=bags.x.device).repeat(count, 1)
+    cells = []
+    for i, (own, n) in enumerate(zip(steps.expand(count).tolist(), bags.lengths, strict=True)):
+        coords = bags.coords[i, :n]
+        found = lattice(coords, None if own != own else own, f"bag {i} of the batch" if count > 1 else "the bag")
+        order[i, :n] = curve_order(found.cells, coords, bags.x[i, :n].sum(1, dtype=torch.float64))
+        cells.append(found.cells[order[i, :n]])
+    return order, cells
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    return x.gather(1, order[..., None].expand_as(x))
