@@ -94,9 +94,7 @@ class DigitBags(Dataset[Bag]):
     ) -> None:
         least = {"mnist": 1, "needle": 1, "pair": 9}[kind]
         if min(lengths) < least:
-            raise InputError(
-                f"data.length and data.test_lengths must be {least} or more for {kind}, got {min(lengths)}"
-            )
+            raise InputError(f"data.length or data.test_lengths must be {least} or more for {kind}, got {min(lengths)}")
         _, labels = read_digits()
         side = split_digits(labels)[0 if train else 1].numpy()
         self.digits = labels.numpy()

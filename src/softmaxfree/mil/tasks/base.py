@@ -46,7 +46,7 @@ class AbstractBagTask(AbstractTask):
         """
         require_known("model.name", name, list_bag_models())
         require_whole("model.in_dim", in_dim, 1)
-        if self.hparams.get("init_from") == "pretrained":
+        if self._init_from == "pretrained":
             raise InputError("model.init_from: there are no published weights of bag networks here; give a file")
         try:
             model = create_bag_model(name, num_classes=num_classes, in_dim=in_dim, **(model_args or {}))

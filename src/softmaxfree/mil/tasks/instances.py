@@ -1,10 +1,11 @@
 """Predictions of the instances of a bag, where the data has labels of these."""
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
 from softmaxfree.mil.data.bag import BagBatch
+from softmaxfree.mil.maps import contributions
+from softmaxfree.mil.pooling import InstanceMax
 from softmaxfree.mil.tasks.scores import instance_auc
 
 __all__ = ["InstanceScores", "instance_scores"]
@@ -13,7 +14,9 @@ _MOST = 2_000_000  # instances that are kept: more make the area under the curve
 
 
 def instance_scores(model: nn.Module, batch: BagBatch) -> Tensor:
-    """Return how much each instance speaks for the last class rather than the first.
+    """Return how much each instance speaks for the last class rather than the first: what it adds to their logits.
+
+    A network that classifies each instance tells it by the instance's own logits.
 
     Args:
         model: a network of bags.
@@ -22,10 +25,17 @@ def instance_scores(model: nn.Module, batch: BagBatch) -> Tensor:
     Returns:
         (B, N) float32; what stands in the padding has no meaning.
     """
-    own: Any = model
-    h = own.embed(batch.features)
-    terms = own.patch_logits(h) if hasattr(own, "patch_logits") else own.terms(h, batch.mask)
-    return (terms[..., -1] - terms[..., 0]).float()
+    if isinstance(model, InstanceMax):
+        logits = model.patch_logits(model.embed(batch.features))
+        return (logits[..., -1] - logits[..., 0]).float()
+    scores = batch.features.new_zeros(batch.features.shape[:2], dtype=torch.float32)
+    lengths = [scores.shape[1]] * len(scores) if batch.mask is None else batch.mask.sum(1).tolist()
+    for i, length in enumerate(lengths):
+        coords = None if batch.coords is None else batch.coords[i, :length]
+        step = {} if batch.step is None else {"step": float(batch.step[i])}
+        parts = contributions(model, batch.features[i, :length], coords, **step).patches
+        scores[i, :length] = parts[-1] - parts[0]
+    return scores
 
 
 class InstanceScores:
@@ -42,7 +52,7 @@ class InstanceScores:
 
     def update(self, model: nn.Module, batch: BagBatch) -> None:
         """Take the instances of a batch, if they have labels."""
-        if batch.instances is None or self.count >= _MOST or not hasattr(model, "terms"):
+        if batch.instances is None or self.count >= _MOST:
             return
         scores = instance_scores(model, batch)
         valid = batch.instances >= 0
