@@ -43,9 +43,9 @@ def run(
     softmax, the exact Gaussian kernel and its low rank, all with the queries of the layer; without an image it makes
     that figure of photographs that come with scikit-image and scikit-learn, where the tokens are patches.
 
-    Of bags `attention` is that of the class token, and `contributions` are what each patch adds to the logit of a class:
-    with the class token and a constant they sum to it. The folder gets the scores as CLAM's HDF5 too, and the patches
-    with the highest scores as CSV.
+    Of bags `attention` is that of the class token, and `contributions` are what each patch adds to the logit of a
+    class: with the class token and a constant they sum to it. The folder gets the scores as CLAM's HDF5 too, and the
+    patches with the highest scores as CSV.
 
     Args:
         image: The picture; for bags the file of the features of a slide.
@@ -59,8 +59,8 @@ def run(
             map: earlier ones are finer, and tell less of the class.
         block: Number of the block in the stage; of bags that of the layer.
         head: Number of a head, `mean`, or `all`.
-        target: Number of the class whose score is followed, also for `contributions`; of a detector number of the detection, best first. By
-            default the likeliest class, the largest segment, the best detection.
+        target: Number of the class whose score is followed, also for `contributions`; of a detector number of the
+            detection, best first. By default the likeliest class, the largest segment, the best detection.
         method: How `cam` makes a map of activations and gradients.
         out: Folder for the picture and the numbers.
         size: Length, in pixels, to which the shorter side of the picture is resized for the network. By default it is

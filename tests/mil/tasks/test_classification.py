@@ -21,19 +21,19 @@ def task_of(name="gated_attention", in_dim=16, **arguments):
     return BagClassificationTask(name, 2, in_dim, **given)
 
 
-def test_the_false_frequency_is_learned_and_measured():
-    data = EmbeddedBagsDataModule("false_frequency", train_bags=60, val_bags=20, test_bags=20, batch_size=4)
+def test_the_absence_of_poison_is_learned_and_measured():
+    data = EmbeddedBagsDataModule("single_concept", train_bags=60, val_bags=20, test_bags=20, batch_size=2)
     task = task_of()
-    trainer = Trainer(max_epochs=6, accelerator="cpu", log_every_n_steps=1, **QUIET)
+    trainer = Trainer(max_epochs=3, accelerator="cpu", log_every_n_steps=1, **QUIET)
     trainer.fit(task, datamodule=data)
     metrics = trainer.validate(task, datamodule=data, verbose=False)[0]
-    assert metrics["val/auc"] > 0.9
+    assert metrics["val/auc"] > 0.95
     assert set(metrics) == {"val/auc", "val/balanced_accuracy", "val/kappa", "val/instance_auc", "val/loss"}
-    assert metrics["val/instance_auc"] > 0.6
     assert sum(row["bags"] for row in task.size_scores) == 20
     assert int(task.confusion.compute().sum()) == 20
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
-    assert {"test/auc", "test/kappa"} <= set(tested)
+    assert {"test/auc", "test/kappa", "test/instance_auc"} <= set(tested)
+    assert tested["test/auc"] < 0.1  # attention fails this test of Raff and Holt
     assert list(task.class_scores) == ["AUC", "precision", "recall", "F1"]
 
 
