@@ -23,8 +23,8 @@ class SegmentAttention(AbstractMixer):
     """`K(q, l) A+ K(l, q) v / n`, Gaussian attention whose landmarks are the means of segments of a sequence.
 
     The kernel is that of the mixer "soft". A Gaussian kernel sums over the tokens, so that a bag of 100 times the
-    patches would give 100 times the result: `n`, the number of valid tokens, divides it. Segments are of equal length up
-    to one token, at most as many as there are tokens.
+    patches would give 100 times the result: `n`, the number of valid tokens, divides it. Segments are of equal length
+    up to one token, at most as many as there are tokens.
 
     Args:
         dim: channels `C`.
@@ -93,8 +93,8 @@ class ClassRow(nn.Module):
     """What a class token takes from the patches: its exact row of the Gaussian kernel, normalised, and their peaks.
 
     `sum_j w_hj v_hj`, `w_hj = K(q_h, k_hj) / sum_j K(q_h, k_hj)`, is linear in the patches without landmarks, which a
-    patch far from all of them would not pass. A mean cannot show one patch in 10,000 from the start of training, so that
-    the greatest value of each channel is added: both are the same for a bag whose patches all occur twice.
+    patch far from all of them would not pass. A mean hardly shows one patch in 10,000, so that the greatest value of
+    each channel is added. Both are the same for a bag whose patches all occur twice.
 
     Args:
         dim: channels `C`.
@@ -108,9 +108,7 @@ class ClassRow(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.q = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
         self.peak = nn.Linear(dim, dim) if peaks else None
-        self.peak_proj = nn.Linear(dim, dim) if peaks else None
 
     def forward(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reads a bag.
@@ -124,10 +122,8 @@ class ClassRow(nn.Module):
             What is added to the class token, `(B, C)`.
         """
         x = self.norm(x)
-        out = self.proj((self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1))
-        if self.peak is None or self.peak_proj is None:
-            return out
-        return out + self.peak_proj(_valid_only(self.peak(x), mask).amax(1))
+        out = (self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1)
+        return out if self.peak is None else out + _valid_only(self.peak(x), mask).amax(1)
 
     def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the weights `(B, H, N)` of patches behind the norm, 0 in the padding; those of a head sum to 1."""

@@ -15,8 +15,8 @@ __all__ = ["Bags", "as_bags"]
 class Bags(NamedTuple):
     """A batch of bags: `x (B, N, D)`, 0 in the padding; `mask (B, N)` bool, None without padding; `coords (B, N, 2)`.
 
-    `N` is the length of the longest bag. `coords` are pixels `(x, y)`, float64, None where they are not known; `lengths`
-    the number of patches of each bag, and `width` the length that the batch was given with.
+    `N` is the length of the longest bag. `coords` are pixels `(x, y)`, float64, None where they are not known;
+    `lengths` the number of patches of each bag, and `width` the length that the batch was given with.
     """
 
     x: Tensor
@@ -49,7 +49,9 @@ def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) 
     """
     require(isinstance(x, Tensor) and x.is_floating_point(), "x", getattr(x, "dtype", x), "a tensor of floats")
     if x.ndim == 2:
-        x, mask, coords = x[None], _batched(mask, 1), _batched(coords, 2)
+        x = x[None]
+    if len(x) == 1:
+        mask, coords = _batched(mask, 1), _batched(coords, 2)
     if x.ndim != 3 or x.shape[2] != in_dim:
         raise InputError(f"x must be features (B, N, {in_dim}) or (N, {in_dim}), got {tuple(x.shape)}")
     lengths = [x.shape[1]] * len(x)

@@ -25,9 +25,9 @@ class BagEncoder(nn.Module):
     """Blocks of a token mixer and a feed-forward part on the patches, then a class token that reads them.
 
     With coordinates the patches are sorted along a Hilbert curve of their cells, so that landmarks, which are means of
-    segments, are of neighbours; and a position encoding is taken on the cells, see `PPEG.at`. Then the order that patches
-    come in, where there are none, and a shift of all change nothing. Without coordinates there is no position encoding,
-    and landmarks are of patches that follow each other in the file: their order has an effect.
+    segments, are of neighbours; and a position encoding is taken on the cells, see `PPEG.at`. Then the order that
+    patches come in, where there are none, and a shift of all change nothing. Without coordinates there is no position
+    encoding, and landmarks are of patches that follow each other in the file: their order has an effect.
 
     Padding and batch mates change nothing. Sums over patches are divided by their number.
 
