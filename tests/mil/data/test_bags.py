@@ -1,12 +1,17 @@
 """Slides of one's own become batches, or one clear error."""
 
+import weakref
+
 import h5py
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data import Bag, BagsDataModule, collate
+from softmaxfree.mil.data.slides import SlideBags
+from softmaxfree.mil.tasks import BagClassificationTask
 from tests.mil.data.slide_files import coords_of, features_of, write_csv, write_slides, write_trident
 
 
@@ -67,6 +72,34 @@ def test_workers_hold_one_batch_each(slides):
     loader = module(slides, num_workers=2).train_dataloader()
     assert loader.prefetch_factor == 1
     assert sum(len(batch.labels) for batch in loader) == len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_bag_is_in_memory_while_the_next_is_read(slides, monkeypatch, workers):
+    """A worker, or the training itself without workers, reads one; the training holds one more at most."""
+    alive, most = [], []
+
+    def counted(bags, index):
+        most.append(sum(there() is not None for there in alive))
+        bag = read(bags, index)
+        alive.append(weakref.ref(bag.features.untyped_storage()))
+        return bag
+
+    class Held(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            alive.append(weakref.ref(batch.features.untyped_storage()))
+            held.append(sum(there() is not None for there in alive))
+
+    read, held = SlideBags.__getitem__, []
+    monkeypatch.setattr(SlideBags, "__getitem__", counted)
+    task = BagClassificationTask("mean", 2, 6, {"embed_dim": 4}, warmup_epochs=0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"accelerator": "cpu", "limit_val_batches": 0, "enable_model_summary": False, "log_every_n_steps": 1}
+    trainer = Trainer(max_epochs=2, callbacks=[Held()], **options, **quiet)
+    trainer.fit(task, datamodule=module(slides, num_workers=workers))
+    assert max(most, default=0) <= 1  # in this process
+    assert max(held) <= 2  # the batch, and its bag where it was read here
+    assert len(held) == 18
 
 
 def test_the_split_of_a_run_is_read_again(slides, tmp_path):
