@@ -93,10 +93,11 @@ def measure(table: str, encoder: str, length: int, seed: int, bags: int, tested:
     begin = time.perf_counter()
     trainer.fit(task, datamodule=data)
     seconds = time.perf_counter() - begin
+    loss = float(trainer.callback_metrics["train/loss"])
     scores = trainer.test(task, datamodule=data, verbose=False)[0]
     return {
         **{name.replace("/", "_"): round(value, 4) for name, value in scores.items()},
-        "train_loss": round(float(trainer.callback_metrics["train/loss"]), 4),
+        "train_loss": round(loss, 4),
         "test_bags": tested,
         "rate": rate,
         "encoding": encoding if of_digits else "",
