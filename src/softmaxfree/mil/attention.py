@@ -68,7 +68,7 @@ class SegmentAttention(AbstractMixer):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to scaled queries, which are the keys too, and values, `(B, H, N, D)` each."""
         heads = (self.num_heads, self.head_dim)
-        q = (self.q(x) * self.head_dim**-0.25).unflatten(-1, heads).transpose(1, 2)
+        q = self.q(x).mul_(self.head_dim**-0.25).unflatten(-1, heads).transpose(1, 2)
         return q, q, self.v(x).unflatten(-1, heads).transpose(1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
@@ -127,9 +127,9 @@ class ClassRow(nn.Module):
 
     def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns the weights `(B, H, N)` of patches behind the norm, 0 in the padding; those of a head sum to 1."""
+        q, k = (self._heads(self.q(each)) for each in (self.norm(token), x))
         with full_precision(x):
-            q, k = (widen(self._heads(self.q(each))) * (x.shape[2] // self.num_heads) ** -0.25
-                    for each in (self.norm(token), x))  # fmt: skip
+            q, k = (widen(each) * each.shape[3] ** -0.25 for each in (q, k))
             logits = (k - q).square().sum(-1) * -0.5
             if mask is not None:
                 logits = logits.masked_fill(~mask[:, None], -torch.inf)

@@ -25,6 +25,13 @@ class Bags(NamedTuple):
     lengths: list[int]
     width: int
 
+    def each(self) -> list[Tensor]:
+        """Returns the patches `(n, D)` of each bag alone."""
+        if len(self.x) == 1:
+            return [self.x[0]]
+        # a copy, as rounding depends on where in memory a matrix begins
+        return [own[:n].clone() for own, n in zip(self.x, self.lengths, strict=True)]
+
     def as_given(self, tokens: Tensor) -> Tensor:
         """Returns tokens `(B, N, C)` at the length that the batch was given with, 0 in the padding."""
         if self.mask is not None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from softmaxfree.arguments import require, require_known, require_number, require_whole
 from softmaxfree.ops import transforms
+from softmaxfree.ops.precision import widen
 
 __all__ = ["LeNet", "activation", "make_embedding"]
 
@@ -37,6 +38,14 @@ class LeNet(nn.Module):
         return torch.cat([self.linear(self.convolutions(part).flatten(1)).relu() for part in parts]).view(
             *x.shape[:-1], -1
         )
+
+
+class _Wide(nn.Module):
+    """Features as they are, in float32 where they are narrower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(..., D)` to the same."""
+        return widen(x)
 
 
 class _Widened(nn.Linear):
@@ -95,6 +104,7 @@ def make_embedding(
         return LeNet(embed_dim)
     if layers == 0:
         require(in_dim == embed_dim, "embed_layers", layers, "1 or more where in_dim is not embed_dim")
+        return _Wide()
     parts: list[Any] = []
     for i in range(layers):
         if i:

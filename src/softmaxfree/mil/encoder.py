@@ -101,7 +101,7 @@ class BagEncoder(nn.Module):
         Returns:
             The patches; arbitrary but finite in the padding.
         """
-        x, mask = self.embed(bags.x), bags.mask
+        x, mask = self.embed(bags.x).to(self.cls_token.dtype), bags.mask  # sums stay wide under autocast
         if bags.coords is None:
             return self._mixed(x, mask)
         order, cells = _places(bags, step)

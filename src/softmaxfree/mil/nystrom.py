@@ -27,7 +27,8 @@ class NystromAttention(nn.Module):
 
     The package starts the steps from norms over the whole batch, and lets a mask mark the zero rows and lengthen the
     segments, so that bags change each other, and padding changes a bag. Here each bag is computed from its valid tokens
-    alone: a batch equals its bags one at a time. No matrix with a row or column for each token is kept.
+    alone: a batch equals its bags one at a time. No matrix with a row or column for each token is kept. Under autocast
+    everything is float32.
 
     Args:
         dim: width of the tokens.
@@ -128,8 +129,8 @@ class NystromAttention(nn.Module):
     def parts(self, x: Tensor) -> "Parts":
         """Returns what the result of a bag is made of; `x` are its tokens `(1, N, dim)`."""
         n, m = x.shape[1], self.num_landmarks
-        qkv = self.to_qkv(x)
         with full_precision(x):
+            qkv = self.to_qkv(x.to(self.to_qkv.weight.dtype))
             pad = 0 if self.pad_mode == "none" else -n % m
             qkv = F.pad(widen(qkv), (0, 0, pad, 0)).unflatten(2, (3, self.heads, -1))
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (1, H, P, D)
@@ -153,7 +154,7 @@ class NystromAttention(nn.Module):
                 weight = widen(self.res_conv.weight)
                 local = F.conv2d(v, weight, padding=self.res_conv.padding, groups=self.heads)  # type: ignore[arg-type]
                 out = out + local[:, :, parts.rows]
-        return self.to_out(out.transpose(1, 2).flatten(2).to(self.to_qkv.weight.dtype))
+            return self.to_out(out.transpose(1, 2).flatten(2).to(self.to_qkv.weight.dtype))
 
     def row(self, x: Tensor, token: int) -> tuple[Tensor, Tensor]:
         """Returns with which weights a token takes the values of all, without a matrix of all pairs.

@@ -13,6 +13,7 @@ from softmaxfree.mil.bags import as_bags
 from softmaxfree.mil.embedding import make_embedding
 from softmaxfree.mil.nystrom import NystromAttention, PadMode
 from softmaxfree.mil.ppeg import PPEG
+from softmaxfree.ops.precision import full_precision
 
 __all__ = ["TransMIL"]
 
@@ -143,10 +144,10 @@ class TransMIL(nn.Module):
         Returns:
             `(1, 1 + P, C)`: the class token, and patches in file order, of which those behind the first `N` are copies.
         """
-        patches = self.embed(x)
+        patches = self.embed(x).to(self.cls_token.dtype)  # the sums that layers add to stay wide under autocast
         side = math.ceil(math.sqrt(len(x)))
         copies = 0 if self.pad_mode == "none" else side * side - len(x)
-        tokens = torch.cat((self.cls_token[0].to(patches.dtype), patches, patches[:copies]))[None]
+        tokens = torch.cat((self.cls_token[0], patches, patches[:copies]))[None]
         for i, own in enumerate(list(self.layers)[:layer]):
             tokens = own(tokens)
             if i == 0:
@@ -156,10 +157,7 @@ class TransMIL(nn.Module):
     def tokens(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Tensor:
         """Returns the patches behind the last norm, `(B, N, C)`, 0 in the padding; arguments as for `forward`."""
         bags = as_bags(x, mask, None, self.in_dim)
-        outs = [
-            self.norm(self.inputs(bag[:n], len(self.layers)))[0, 1 : n + 1]
-            for bag, n in zip(bags.x, bags.lengths, strict=True)
-        ]
+        outs = [self.norm(self.inputs(bag, len(self.layers)))[0, 1 : len(bag) + 1] for bag in bags.each()]
         return bags.as_given(nn.utils.rnn.pad_sequence(outs, batch_first=True))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Tensor:
@@ -177,5 +175,8 @@ class TransMIL(nn.Module):
             InputError: shapes do not fit, or a bag is empty.
         """
         bags = as_bags(x, mask, None, self.in_dim)
-        last = [self.inputs(bag[:n], len(self.layers))[:, 0] for bag, n in zip(bags.x, bags.lengths, strict=True)]
-        return self.head(self.norm(torch.cat(last)))
+        return torch.cat([self._classify(self.inputs(bag, len(self.layers))[:, 0]) for bag in bags.each()])
+
+    def _classify(self, token: Tensor) -> Tensor:
+        with full_precision(token):
+            return self.head(self.norm(token.to(self.head.weight.dtype)))

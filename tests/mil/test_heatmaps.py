@@ -1,0 +1,99 @@
+"""Pictures and files of scores."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import rankdata
+
+from softmaxfree.errors import InputError
+from softmaxfree.mil.heatmaps import (
+    draw_heatmap,
+    rank_scaled,
+    rasterised,
+    write_heatmap,
+    write_scores,
+    write_top_patches,
+)
+from softmaxfree.mil.maps import top_patches
+
+COORDS = torch.tensor([[0, 0], [512, 0], [0, 512], [1024, 1024]])
+SCORES = torch.tensor([1.0, 2.0, 3.0, -4.0])
+
+
+def test_ranks_are_scipys():
+    scores = torch.randint(0, 9, (50,))
+    assert rank_scaled(scores).numpy() == pytest.approx(rankdata(scores.numpy(), "average") / 50, rel=1e-15)
+
+
+def test_patches_are_painted_where_they_lie():
+    painted = rasterised(SCORES, COORDS, 512, (1536, 2048), (8, 6))
+    expected = np.full((8, 6), np.nan)
+    for score, (x, y) in zip(SCORES.tolist(), (COORDS // 256).tolist(), strict=True):
+        expected[y : y + 2, x : x + 2] = score
+    np.testing.assert_allclose(painted, expected, atol=1e-15)
+
+
+def test_overlaps_are_averaged_and_what_lies_beyond_is_cut():
+    painted = rasterised(torch.tensor([1.0, 4.0]), torch.tensor([[0, 0], [1, 0]]), 2, (3, 2), (2, 3))
+    np.testing.assert_allclose(painted, [[1, 2.5, 4], [1, 2.5, 4]], atol=1e-15)
+    assert rasterised(torch.tensor([7.0]), torch.tensor([[2, 1]]), 5, (3, 2), (2, 3))[1, 2] == 7
+    tiny = rasterised(torch.tensor([1e-20]), torch.tensor([[0.6, 0.6]]), 0.01, (10, 10), (10, 10))
+    assert np.nansum(tiny) == pytest.approx(1e-20)  # a patch has a pixel at least
+
+
+def test_pictures(tmp_path):
+    slide = Image.new("RGB", (60, 80), (200, 150, 180))
+    write_heatmap(tmp_path / "over.png", SCORES, COORDS, 512, thumbnail=slide, size=(1536, 2048), title="a slide")
+    write_heatmap(tmp_path / "blank.png", SCORES, COORDS, 512, scaling="raw")
+    for name in ("over.png", "blank.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 500
+    figure = draw_heatmap(SCORES, COORDS, 512, thumbnail=slide, size=(1536, 2048))
+    below, above = figure.axes[0].images
+    assert below.get_array().shape[2] == 3
+    assert above.get_alpha() == 0.4
+    assert np.nanmax(above.get_array()) == 1
+    assert "up to this one" in (figure.axes[0].child_axes[0].get_ylabel())
+    figure = draw_heatmap(SCORES, COORDS, 512, scaling="raw")
+    (alone,) = figure.axes[0].images
+    assert alone.get_clim() == (-4, 4)
+
+
+def test_h5_as_clam_and_trident_have_it(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_scores(tmp_path / "s.h5", SCORES, COORDS, {"patch_size_level0": 512, "level0_width": 1536})
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert set(file) == {"attention_scores", "coords"}
+        assert file["attention_scores"][:, 0].tolist() == SCORES.tolist()
+        assert file["attention_scores"].shape == (4, 1)
+        assert file["coords"][:].tolist() == COORDS.tolist()
+        assert dict(file["coords"].attrs) == {"patch_size_level0": 512, "level0_width": 1536}
+
+
+def test_list_of_top_patches(tmp_path):
+    write_top_patches(tmp_path / "top.csv", top_patches(SCORES, 2, COORDS))
+    with (tmp_path / "top.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0] == {"rank": "1", "patch": "2", "score": "3", "x": "0", "y": "512"}
+    assert len(rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coords": None}, "coords must be given for a map"),
+        ({"coords": COORDS[:2]}, r"scores and coords must be \(N,\) and \(N, 2\).*got \(4,\) and \(2, 2\)"),
+        ({"scores": SCORES * torch.nan}, "scores must be finite numbers"),
+        ({"patch_size": 0}, "patch_size must be level-0 pixels, above 0, got 0"),
+        ({"scaling": "log"}, "scaling must be 'rank' or 'raw', got 'log'"),
+        ({"thumbnail": Image.new("RGB", (2, 2))}, "size must be width and height of the slide, with a thumbnail"),
+        ({"size": (1000, 1000)}, r"coords must lie in the slide of 1000 x 1000 pixels, got \[0.0, 0.0\] to \[1024.0"),
+    ],
+)
+def test_bad_input_is_named(given, message):
+    with pytest.raises(InputError, match=message):
+        draw_heatmap(**{"scores": SCORES, "coords": COORDS, "patch_size": 512} | given)
