@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +35,7 @@ from softmaxfree.tasks.optimization import (
     scaled_lr,
 )
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
-from softmaxfree.tasks.sources import read_source
+from softmaxfree.tasks.sources import Source, read_source
 from softmaxfree.tasks.start import Started, start, told_of_timm
 from softmaxfree.weights import complete
 
@@ -85,8 +85,8 @@ class AbstractTask(AbstractCurvatureTask):
     loaded = ""
     """What was loaded to start from, left out and made anew; in one line; "" from scratch."""
     fewest_classes: ClassVar[int] = 2
-    of_timm: ClassVar[bool] = True
-    """Whether `name` is of a model of timm, which takes images."""
+    of_timm: ClassVar[bool] = True  # and of images, whatever `name` is
+    source_reader: Callable[..., Source] = staticmethod(read_source)
 
     def __init__(
         self,
@@ -185,7 +185,7 @@ class AbstractTask(AbstractCurvatureTask):
         if self._init_from == "pretrained":
             self.loaded = told_of_timm(self.model, h["num_classes"])
         elif self._init_from:
-            source = read_source(self._init_from)
+            source = self.source_reader(self._init_from)
             started = start(self.model, h["name"], h["num_classes"], source)
             self.loaded, self._first = started.told, (source.class_names, started)
         if h["freeze"] == "backbone":

@@ -1,13 +1,14 @@
 """A network of bags trains, is measured, and is refused data that does not fit it."""
 
 import math
+import re
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
 from softmaxfree.errors import InputError
-from softmaxfree.mil import list_bag_models
+from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.data import Bag, EmbeddedBagsDataModule, collate
 from softmaxfree.mil.tasks import BagClassificationTask
 from softmaxfree.mil.tasks.instances import instance_scores
@@ -118,3 +119,39 @@ def test_accumulated_batches_of_one_are_a_batch():
     parts = [weight.grad for weight in task.parameters() if weight.grad is not None]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, parts, strict=True))
     assert not math.isnan(float(whole[0].sum()))
+
+
+def original(tmp_path, classes=2, prefix=""):
+    """A checkpoint under the names of the original TransMIL, and the network that it is of."""
+    network = create_bag_model("transmil", num_classes=classes, in_dim=16, embed_dim=16, num_heads=2).eval()
+    names = [(r"^embed\.", "_fc1."), (r"^head\.", "_fc2."), (r"^layers\.0\.", "layer1."), (r"^layers\.1\.", "layer2.")]
+    state = {}
+    for key, value in network.state_dict().items():
+        for pattern, new in names:
+            key = re.sub(pattern, new, key)
+        state[prefix + key] = value
+    torch.save({"state_dict": state} if prefix else state, tmp_path / "transmil.pth")
+    return str(tmp_path / "transmil.pth"), network
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_training_starts_from_the_original_transmil(tmp_path, prefix):
+    path, network = original(tmp_path, prefix=prefix)
+    arguments = {"embed_dim": 16, "num_heads": 2, "pad_mode": "official"}
+    task = task_of("transmil", model_args=arguments, init_from=path).eval()
+    features = torch.randn(1, 9, 16)
+    assert torch.equal(task.model(features), network(features))
+    anew = BagClassificationTask("transmil", 3, 16, arguments, init_from=path)
+    assert "made anew: head for 3 classes" in anew.loaded
+    with pytest.raises(InputError, match=r"model.init_from: num_heads must be 2 for .*transmil.pth"):
+        task_of("transmil", model_args={**arguments, "num_heads": 4}, init_from=path)
+    with pytest.raises(InputError, match=r"was trained with conv_kernel 33: give --model.model_args.conv_kernel 33"):
+        task_of("transmil", model_args={**arguments, "conv_kernel": 0}, init_from=path)
+    with pytest.raises(InputError, match=r"model.init_from: pad_mode must be given for .*transmil.pth"):
+        task_of("transmil", model_args={"embed_dim": 16, "num_heads": 2}, init_from=path)
+
+
+def test_a_checkpoint_of_unknown_origin(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=r"model.init_from: .*other.pth is no TransMIL of a known origin"):
+        task_of("transmil", model_args={"embed_dim": 16, "num_heads": 2}, init_from=str(tmp_path / "other.pth"))

@@ -3,6 +3,7 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,12 +11,24 @@ from torch import Tensor, nn
 from softmaxfree.arguments import require_known, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
+from softmaxfree.mil.checkpoints import read_transmil
 from softmaxfree.mil.data.bag import BagBatch
+from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.models.parts import Parts
 from softmaxfree.tasks.memory import tells_memory
+from softmaxfree.tasks.sources import Source, read_source
 from softmaxfree.tasks.training import AbstractTask
 
 __all__ = ["AbstractBagTask"]
+
+_UNSEEN = (
+    "pad_mode",
+    "act",
+    "num_heads",
+    "conv_kernel",
+    "project_out",
+    "embed_layers",
+)  # arguments that decide what weights give
 
 
 class AbstractBagTask(AbstractTask):
@@ -77,6 +90,39 @@ class AbstractBagTask(AbstractTask):
         if width not in (None, self.hparams["in_dim"]):
             raise InputError(f"model.in_dim is {self.hparams['in_dim']}, but the features have {width} numbers")
 
+    def source_reader(self, given: str) -> Source:
+        """Read weights to start from: also those of TransMIL by other libraries, under the names that it has here.
+
+        Args:
+            given: as for `read_source`.
+
+        Returns:
+            The weights.
+
+        Raises:
+            InputError: they cannot be read, are of unknown origin, or were trained with other arguments that weights
+                do not show.
+        """
+        source = read_source(given)
+        path = Path(given).expanduser()
+        if self.hparams["name"] != "transmil" or not path.is_file() or "head.weight" in source.weights:
+            return source
+        given_args = self.hparams["model_args"] or {}
+        own = {**_defaults(TransMIL), **given_args}
+        told = {key: own[key] for key in ("num_heads", "num_landmarks", "iterations")}
+        told["pad_mode"] = given_args.get("pad_mode")  # which the original's weights do not tell: no default holds
+        try:
+            arguments, weights = read_transmil(path, **told)
+        except InputError as error:
+            raise InputError(f"model.init_from: {error}") from error
+        for key in _UNSEEN:
+            if arguments[key] != own[key]:
+                raise InputError(
+                    f"model.init_from: {path} was trained with {key} {arguments[key]}: give "
+                    f"--model.model_args.{key} {arguments[key]}"
+                )
+        return source._replace(weights=weights, model="transmil", num_classes=arguments["num_classes"])
+
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the training loss, a scalar, of logits (B, num_classes) and labels as in `BagBatch`."""
@@ -98,3 +144,7 @@ class AbstractBagTask(AbstractTask):
         loss = self.loss(self(batch), batch.labels)
         self.log_loss(loss, batch_idx, len(batch.labels))
         return loss
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    return {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
