@@ -28,7 +28,7 @@ _UNSEEN = (
     "conv_kernel",
     "project_out",
     "embed_layers",
-)  # arguments that decide what weights give
+)  # by weights
 
 
 class AbstractBagTask(AbstractTask):
