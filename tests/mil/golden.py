@@ -3,7 +3,7 @@
 import json
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softmaxfree.mil import TransMIL
 from tests.golden_files import below, load
@@ -35,6 +35,15 @@ def weights(name: str) -> dict[str, Tensor]:
 def transmil(dtype: torch.dtype = torch.float64, pad_mode: str = "official") -> TransMIL:
     """Returns TransMIL with the weights of `transmil.safetensors`."""
     return TransMIL.from_checkpoint(weights("transmil"), pad_mode=pad_mode).to(dtype)
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Returns a network in evaluation mode of which no weight is 0, as some are at first."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
 
 
 def distance(out: Tensor, expected: Tensor) -> float:

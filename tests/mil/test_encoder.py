@@ -10,7 +10,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.mil import BagEncoder
 from softmaxfree.mil.attention import ClassRow, SegmentAttention
 from softmaxfree.mixers import list_mixers, mixer_class
-from tests.mil.golden import MAX_BAG_EFFECT
+from tests.mil.golden import MAX_BAG_EFFECT, shaken
 
 SEQUENCE = [name for name in list_mixers() if 1 in mixer_class(name).ndims and name != "mhla"]
 MIXERS = ["soft", *(name for name in SEQUENCE if name != "soft")]
@@ -19,10 +19,7 @@ MIXERS = ["soft", *(name for name in SEQUENCE if name != "soft")]
 def model(dtype: torch.dtype = torch.float64, **own) -> BagEncoder:
     torch.manual_seed(0)
     made = BagEncoder(3, 12, **{"embed_dim": 16, "num_heads": 2, "num_landmarks": 8} | own)
-    with torch.no_grad():
-        for parameter in made.parameters():  # none is 0, as some are at first
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return made.to(dtype).eval()
+    return shaken(made).to(dtype)
 
 
 def bag(n: int = 60, side: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +125,15 @@ def test_segment_attention_is_its_formula():
     inverse = ops.pinv(ops.gaussian_gram(landmarks), own.solver)
     torch.testing.assert_close(own.mix(q, k, v, [23]), kernel @ inverse @ kernel.mT @ v / 23, rtol=0, atol=1e-12)
     assert torch.equal(own.mix(q[:, :, :3], k[:, :, :3], v[:, :, :3], [3]).isfinite().all(), torch.tensor(True))
+
+
+def test_at_first_a_patch_is_itself_and_a_share_of_its_neighbours():
+    own = BagEncoder(2, 4, embed_dim=4, num_heads=1).double()
+    x, cells = torch.rand(9, 4, dtype=torch.float64), torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    h = own.embed(x)
+    expected = h[4] + 0.5 * (h.sum(0) - h[4])
+    torch.testing.assert_close(own.tokens(x, coords=cells)[0, 4], expected)
+    torch.testing.assert_close(own.tokens(x)[0], h)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.errors import InputError
 from softmaxfree.mil import TransMIL, create_bag_model, list_bag_models
 from softmaxfree.mil.maps import attention, contributions, top_patches
-from tests.mil.golden import MAX_ERROR, distance, tensors, transmil, weights
+from tests.mil.golden import MAX_ERROR, distance, shaken, tensors, transmil, weights
 
 GRID = torch.cartesian_prod(torch.arange(7), torch.arange(7))[:40] * 256.0
 
@@ -52,7 +52,7 @@ def test_contributions_of_other_pad_modes(pad_mode):
 @pytest.mark.parametrize("name", list_bag_models())
 @pytest.mark.parametrize("num_classes", [1, 2, 3])
 def test_contributions_sum_to_the_logits(name, num_classes):
-    model = create_bag_model(name, num_classes=num_classes, in_dim=12, embed_dim=16).double().eval()
+    model = shaken(create_bag_model(name, num_classes=num_classes, in_dim=12, embed_dim=16)).double()
     x = torch.randn(40, 12, dtype=torch.float64)
     parts = contributions(model, x, GRID)
     assert parts.patches.shape == (num_classes, 40)
@@ -62,7 +62,7 @@ def test_contributions_sum_to_the_logits(name, num_classes):
 
 @pytest.mark.parametrize("name", list_bag_models())
 def test_maps_follow_the_order_of_the_patches(name):
-    model = create_bag_model(name, num_classes=2, in_dim=12, embed_dim=16).double().eval()
+    model = shaken(create_bag_model(name, num_classes=2, in_dim=12, embed_dim=16)).double()
     x, order = torch.randn(40, 12, dtype=torch.float64), torch.randperm(40)
     if name == "transmil":  # which takes the order for the place
         order = torch.arange(40)
@@ -85,7 +85,7 @@ def test_attention_of_pooling():
 # a matrix of landmarks times patches for all heads would be 391 MiB
 @pytest.mark.parametrize("name", ["transmil", "bag_encoder"])
 def test_memory_of_50_000_patches(name):
-    own = {"num_heads": 8, "num_landmarks": 256, "embed_dim": 32}
+    own = {"num_heads": 8, "num_landmarks": 256, "embed_dim": 32, "depth": 1}
     model = create_bag_model(name, num_classes=2, in_dim=8, **own).eval()
     x, places = torch.randn(50_000, 8), torch.arange(50_000)
     coords = torch.stack((places % 250, places // 250), 1) * 256.0

@@ -5,14 +5,14 @@ import torch
 
 from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
-from tests.mil.golden import MAX_BAG_EFFECT
+from tests.mil.golden import MAX_BAG_EFFECT, shaken
 
 POOLING = ["mean", "max", "instance_max", "gated_attention"]
 
 
 def model(name: str, num_classes: int = 3, **own):
     torch.manual_seed(0)
-    return create_bag_model(name, num_classes=num_classes, in_dim=12, **{"embed_dim": 16} | own).eval()
+    return shaken(create_bag_model(name, num_classes=num_classes, in_dim=12, **{"embed_dim": 16} | own))
 
 
 def test_formulas():

@@ -20,6 +20,8 @@ from softmaxfree.mixers.mixer import own_arguments
 
 __all__ = ["BagEncoder"]
 
+_NEIGHBOURS = 0.5  # share of a neighbour in a patch, at first
+
 
 class BagEncoder(nn.Module):
     """Blocks of a token mixer and a feed-forward part on the patches, then a class token that reads them.
@@ -90,6 +92,19 @@ class BagEncoder(nn.Module):
         self.readout = ClassRow(embed_dim, num_heads, peaks)
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
+        self._start_simple()
+
+    def _start_simple(self) -> None:
+        """Sets first weights: blocks that change nothing, and neighbours that count alike in all directions.
+
+        Labels of bags are too few to undo how random weights mix the patches.
+        """
+        for block in self.blocks:
+            for linear in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
+                nn.init.zeros_(linear.weight)  # type: ignore[arg-type]
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+        self.pos_layer.start_as_neighbours(_NEIGHBOURS)
 
     def encode(self, bags: Bags, step: Any = None) -> Tensor:
         """Returns the patches behind the blocks, `(B, N, C)`, in the order that they come in.

@@ -28,6 +28,14 @@ class PPEG(nn.Module):
         self.proj1 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
         self.proj2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
+    def start_as_neighbours(self, share: float) -> None:
+        """Sets weights that add a share of the eight nearest patches, in each direction the same, and no bias."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(self.proj2.weight, share)
+        with torch.no_grad():
+            self.proj2.weight[:, :, 1, 1] = 0.0
+
     def merged(self) -> tuple[Tensor, Tensor]:
         """Returns the one filter `(C, 1, 7, 7)` and its bias `(C,)`."""
         weight, bias = self.proj.weight, self.proj.bias
