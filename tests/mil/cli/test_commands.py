@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from softmaxfree.cli import explain, predict, train, validate
+from softmaxfree.cli import explain, export, predict, push, train, validate
 from softmaxfree.errors import InputError
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
@@ -125,6 +125,13 @@ def test_explain_a_slide(run_dir, slides, tmp_path, what):
     assert [int(row["patch"]) for row in top] == np.argsort(-scores, kind="stable")[:3].tolist()
     assert (tmp_path / f"003_{what}.png").read_bytes().startswith(b"\x89PNG")
     explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
+
+
+def test_commands_of_images_alone_refuse_bags(run_dir, tmp_path):
+    with pytest.raises(InputError, match=r"is of bags: networks of images alone are exported"):
+        export.run(str(run_dir), str(tmp_path / "out.onnx"))
+    with pytest.raises(InputError, match=r"holds classifiers, but .* is of bags"):
+        push.run(str(run_dir), "user/name")
 
 
 def test_a_map_needs_coordinates(run_dir, tmp_path):
