@@ -110,9 +110,8 @@ def test_the_class_token_has_its_exact_row_of_the_kernel():
         for h in (slice(0, 8), slice(8, 16))
     ])  # fmt: skip
     torch.testing.assert_close(read.row(token, x)[0], kernel / kernel.sum(1, keepdim=True), rtol=0, atol=1e-10)
-    patches = read.norm(x)
-    values = read.v(patches)[0].view(50, 2, 8)
-    expected = torch.einsum("hn,nhd->hd", read.row(token, patches)[0], values).flatten() + read.peak(patches)[0].amax(0)
+    values = read.v(x)[0].view(50, 2, 8)
+    expected = torch.einsum("hn,nhd->hd", read.row(token, x)[0], values).flatten()
     torch.testing.assert_close(read(token, x)[0], expected, rtol=0, atol=1e-10)
 
 
@@ -132,8 +131,11 @@ def test_at_first_a_patch_is_itself_and_a_share_of_its_neighbours():
     x, cells = torch.rand(9, 4, dtype=torch.float64), torch.cartesian_prod(torch.arange(3), torch.arange(3))
     h = own.embed(x)
     expected = h[4] + 0.5 * (h.sum(0) - h[4])
-    torch.testing.assert_close(own.tokens(x, coords=cells)[0, 4], expected)
-    torch.testing.assert_close(own.tokens(x)[0], h)
+    torch.testing.assert_close(own.tokens(x, coords=cells)[0, 4], own.patch_norm(expected))
+    torch.testing.assert_close(own.tokens(x)[0], own.patch_norm(h))
+    of_patches = own.patch_head(own.patch_norm(h))
+    telling = of_patches[(of_patches[:, 1] - of_patches[:, 0]).argmax()]
+    torch.testing.assert_close(own(x)[0], telling + own.head.bias)
 
 
 @pytest.mark.parametrize(

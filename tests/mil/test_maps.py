@@ -82,10 +82,10 @@ def test_attention_of_pooling():
     assert sorted(greatest.tolist()) == [0] * 8 + [1]
 
 
-# a matrix of landmarks times patches for all heads would be 391 MiB
+# a matrix of landmarks times patches for all heads would be 195 MiB
 @pytest.mark.parametrize("name", ["transmil", "bag_encoder"])
 def test_memory_of_50_000_patches(name):
-    own = {"num_heads": 8, "num_landmarks": 256, "embed_dim": 32, "depth": 1}
+    own = {"num_heads": 8, "num_landmarks": 128, "embed_dim": 32, "depth": 1}
     model = create_bag_model(name, num_classes=2, in_dim=8, **own).eval()
     x, places = torch.randn(50_000, 8), torch.arange(50_000)
     coords = torch.stack((places % 250, places // 250), 1) * 256.0
@@ -94,7 +94,7 @@ def test_memory_of_50_000_patches(name):
     def maps() -> None:
         found.append(attention(model, x, coords, step=256).shape)
 
-    assert peak_bytes(maps, torch.device("cpu")) < 160 * 2**20
+    assert peak_bytes(maps, torch.device("cpu")) < 100 * 2**20
     assert found == [(50_000,)]
 
 

@@ -90,43 +90,38 @@ class SegmentAttention(AbstractMixer):
 
 
 class ClassRow(nn.Module):
-    """What a class token takes from the patches: its exact row of the Gaussian kernel, normalised, and their peaks.
+    """What a class token takes from the patches: its exact row of the Gaussian kernel, normalised.
 
-    `sum_j w_hj v_hj`, `w_hj = K(q_h, k_hj) / sum_j K(q_h, k_hj)`, is linear in the patches without landmarks, which a
-    patch far from all of them would not pass. A mean hardly shows one patch in 10,000, so that the greatest value of
-    each channel is added. Both are the same for a bag whose patches all occur twice.
+    `sum_j w_hj v_hj`, `w_hj = K(q_h, k_hj) / sum_j K(q_h, k_hj)`, costs time linear in the patches without landmarks,
+    which a patch far from all of them would not pass. It is the same for a bag whose patches all occur twice.
 
     Args:
         dim: channels `C`.
         num_heads: `H`; divides `dim`.
-        peaks: whether the greatest values are added.
     """
 
-    def __init__(self, dim: int, num_heads: int, peaks: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim)  # of the token
         self.q = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
-        self.peak = nn.Linear(dim, dim) if peaks else None
 
     def forward(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reads a bag.
 
         Args:
             token: class token `(1, 1, C)`.
-            x: patches `(B, N, C)`.
+            x: patches `(B, N, C)`, normalised.
             mask: `(B, N)` bool, True for a patch.
 
         Returns:
             What is added to the class token, `(B, C)`.
         """
-        x = self.norm(x)
-        out = (self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1)
-        return out if self.peak is None else out + _valid_only(self.peak(x), mask).amax(1)
+        return (self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1)
 
     def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the weights `(B, H, N)` of patches behind the norm, 0 in the padding; those of a head sum to 1."""
+        """Returns the weights `(B, H, N)`, 0 in the padding; those of a head sum to 1."""
         q, k = (self._heads(self.q(each)) for each in (self.norm(token), x))
         with full_precision(x):
             q, k = (widen(each) * each.shape[3] ** -0.25 for each in (q, k))
@@ -137,7 +132,3 @@ class ClassRow(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def _valid_only(values: Tensor, mask: Tensor | None) -> Tensor:
-    return values if mask is None else values.masked_fill(~mask[..., None], -torch.inf)

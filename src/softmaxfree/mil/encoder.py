@@ -14,6 +14,7 @@ from softmaxfree.mil.attention import ClassRow, SegmentAttention
 from softmaxfree.mil.bags import Bags, as_bags
 from softmaxfree.mil.curve import curve_order, lattice
 from softmaxfree.mil.embedding import make_embedding
+from softmaxfree.mil.pooling import most_telling
 from softmaxfree.mil.ppeg import PPEG
 from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
@@ -31,7 +32,10 @@ class BagEncoder(nn.Module):
     patches come in, where there are none, and a shift of all change nothing. Without coordinates there is no position
     encoding, and landmarks are of patches that follow each other in the file: their order has an effect.
 
-    Padding and batch mates change nothing. Sums over patches are divided by their number.
+    The logits are those of the class token, which sees how much there is, and of the most telling patch, see
+    `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing. The sums of "soft" are divided
+    by the number of patches; other mixers are as they are, and of those whose rows do not sum to 1 (`row_sum`) some
+    grow with it.
 
     Args:
         num_classes: outputs.
@@ -43,7 +47,7 @@ class BagEncoder(nn.Module):
         mixer_args: its arguments.
         num_landmarks: of mixers with landmarks.
         mlp_ratio: hidden width of the feed-forward part over `C`.
-        peaks: whether the class token takes the greatest value of each channel too, see `ClassRow`.
+        peaks: whether the logits of the most telling patch are added.
         embed: see `make_embedding`.
         dropout: behind the embedding.
         drop_path: probability that a bag skips a branch of a block in training.
@@ -89,13 +93,15 @@ class BagEncoder(nn.Module):
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         trunc_normal_(self.cls_token, std=0.02)
-        self.readout = ClassRow(embed_dim, num_heads, peaks)
+        self.patch_norm = nn.LayerNorm(embed_dim)
+        self.readout = ClassRow(embed_dim, num_heads)
         self.norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
+        self.patch_head = nn.Linear(embed_dim, num_classes) if peaks else None
         self._start_simple()
 
     def _start_simple(self) -> None:
-        """Sets first weights: blocks that change nothing, and neighbours that count alike in all directions.
+        """Sets first weights: blocks change nothing, neighbours count alike in all directions, one patch decides.
 
         Labels of bags are too few to undo how random weights mix the patches.
         """
@@ -105,9 +111,11 @@ class BagEncoder(nn.Module):
                 if linear.bias is not None:
                     nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
         self.pos_layer.start_as_neighbours(_NEIGHBOURS)
+        if self.patch_head is not None:
+            nn.init.zeros_(self.head.weight)
 
     def encode(self, bags: Bags, step: Any = None) -> Tensor:
-        """Returns the patches behind the blocks, `(B, N, C)`, in the order that they come in.
+        """Returns the patches behind the blocks and a norm, `(B, N, C)`, in the order that they come in.
 
         Args:
             bags: see `as_bags`.
@@ -118,12 +126,12 @@ class BagEncoder(nn.Module):
         """
         x, mask = self.embed(bags.x).to(self.cls_token.dtype), bags.mask  # sums stay wide under autocast
         if bags.coords is None:
-            return self._mixed(x, mask)
+            return self.patch_norm(self._mixed(x, mask))
         order, cells = _places(bags, step)
         x = _take(x, order)
         encoded = [self.pos_layer.at(own[:n], at) for own, at, n in zip(x, cells, bags.lengths, strict=True)]
         x = self._mixed(nn.utils.rnn.pad_sequence(encoded, batch_first=True), mask)
-        return _take(x, order.argsort(1))
+        return _take(self.patch_norm(x), order.argsort(1))
 
     def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.blocks:
@@ -131,13 +139,13 @@ class BagEncoder(nn.Module):
         return x
 
     def read(self, patches: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the class token `(B, C)` before the last norm, of patches `(B, N, C)`."""
+        """Returns the class token `(B, C)` before its last norm, of encoded patches `(B, N, C)`."""
         return self.cls_token[:, 0] + self.readout(self.cls_token, patches, mask)
 
     def tokens(
         self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None, *, step: Any = None
     ) -> Tensor:
-        """Returns the patches behind the blocks, `(B, N, C)`, 0 in the padding; arguments as for `forward`."""
+        """Returns the encoded patches, `(B, N, C)`, 0 in the padding; arguments as for `forward`."""
         bags = as_bags(x, mask, coords, self.in_dim)
         return bags.as_given(self.encode(bags, step))
 
@@ -159,7 +167,12 @@ class BagEncoder(nn.Module):
             InputError: shapes do not fit, a bag is empty, or its patches fall into one cell.
         """
         bags = as_bags(x, mask, coords, self.in_dim)
-        return self.head(self.norm(self.read(self.encode(bags, step), bags.mask)))
+        patches = self.encode(bags, step)
+        logits = self.head(self.norm(self.read(patches, bags.mask)))
+        if self.patch_head is None:
+            return logits
+        of_patches = self.patch_head(patches)
+        return logits + of_patches.gather(1, most_telling(of_patches, bags.mask)).squeeze(1)
 
 
 def _mixer(name: str, dim: int, num_heads: int, num_landmarks: int, given: Mapping[str, Any] | None) -> AbstractMixer:

@@ -16,7 +16,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.explain.capture import evaluation
 from softmaxfree.mil.bags import Bags, as_bags
 from softmaxfree.mil.encoder import BagEncoder
-from softmaxfree.mil.pooling import AbstractPooling
+from softmaxfree.mil.pooling import AbstractPooling, most_telling
 from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.ops.precision import full_precision
 
@@ -188,20 +188,21 @@ def _(model: TransMIL, bags: Bags, step: float | None) -> Contributions:
 @_attention.register
 def _(model: BagEncoder, bags: Bags, layer: int, step: float | None) -> Tensor:
     _require_last(layer)
-    return model.readout.row(model.cls_token, model.readout.norm(model.encode(bags, step)))[0]
+    return model.readout.row(model.cls_token, model.encode(bags, step))[0]
 
 
 @_contributions.register
 def _(model: BagEncoder, bags: Bags, step: float | None) -> Contributions:
     patches, read = model.encode(bags, step), model.readout
     through, base = _linearised(model.norm, model.head, model.read(patches, None)[0])
-    patches = read.norm(patches)
     values = read.v(patches)[0].unflatten(1, (read.num_heads, -1))  # (N, H, D)
     per_head = through.unflatten(1, (read.num_heads, -1))
     parts = torch.einsum("nhd,chd,hn->cn", values, per_head, read.row(model.cls_token, patches)[0])
-    if read.peak is not None:
-        greatest, chosen = read.peak(patches)[0].max(0)
-        parts = parts.index_add(1, chosen, through * greatest)
+    if model.patch_head is not None:
+        of_patches, bias = model.patch_head(patches)[0], model.patch_head.bias
+        chosen = most_telling(of_patches[None], None)[0]
+        parts = parts + torch.zeros_like(of_patches).scatter(0, chosen, of_patches.gather(0, chosen) - bias).mT
+        base = base + bias
     return Contributions(parts, through @ model.cls_token[0, 0], base)
 
 

@@ -130,10 +130,9 @@ class NystromAttention(nn.Module):
         """Returns what the result of a bag is made of; `x` are its tokens `(1, N, dim)`."""
         n, m = x.shape[1], self.num_landmarks
         with full_precision(x):
-            qkv = self.to_qkv(x.to(self.to_qkv.weight.dtype))
             pad = 0 if self.pad_mode == "none" else -n % m
-            qkv = F.pad(widen(qkv), (0, 0, pad, 0)).unflatten(2, (3, self.heads, -1))
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (1, H, P, D)
+            qkv = widen(self.to_qkv(F.pad(x.to(self.to_qkv.weight.dtype), (0, 0, pad, 0))))
+            q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()  # (1, H, P, D)
             if self.pad_mode == "none":
                 numbers, made = segment_numbers(torch.tensor([n], device=x.device), n, m)
                 of_queries, of_keys = (segment_means(t, numbers, m)[:, :, : int(made)] for t in (q, k))

@@ -10,7 +10,7 @@ from softmaxfree.mil.bags import as_bags
 from softmaxfree.mil.embedding import make_embedding
 from softmaxfree.ops.precision import full_precision, widen
 
-__all__ = ["AbstractPooling", "GatedAttention", "InstanceMax", "MaxPooling", "MeanPooling"]
+__all__ = ["AbstractPooling", "GatedAttention", "InstanceMax", "MaxPooling", "MeanPooling", "most_telling"]
 
 
 class AbstractPooling(nn.Module, abc.ABC):
@@ -112,7 +112,7 @@ class InstanceMax(AbstractPooling):
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns 1 for the patch that a class is taken from, `(B, N, classes)`."""
         logits = self.patch_logits(h)
-        return _one_hot(self._chosen(logits, mask), logits)
+        return _one_hot(most_telling(logits, mask), logits)
 
     def terms(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns what each patch adds to the logits, `(B, N, classes)`; the bias of the head is the rest."""
@@ -121,12 +121,7 @@ class InstanceMax(AbstractPooling):
     def pool(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the logits `(B, classes)` of embedded patches `(B, N, E)`."""
         logits = self.patch_logits(h)
-        return logits.gather(1, self._chosen(logits, mask)).squeeze(1)
-
-    def _chosen(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns the number of the patch of each class, `(B, 1, classes)`."""
-        score = logits[..., 1:] - logits[..., :1] if self.num_classes == 2 else logits
-        return _valid_only(score, mask).argmax(1, keepdim=True).expand(-1, -1, self.num_classes)
+        return logits.gather(1, most_telling(logits, mask)).squeeze(1)
 
 
 class GatedAttention(AbstractPooling):
@@ -165,6 +160,22 @@ class GatedAttention(AbstractPooling):
         logits = self.w(self.v(h).tanh() * self.u(h).sigmoid())
         with full_precision(logits):
             return _valid_only(widen(logits), mask).softmax(1).to(h.dtype)
+
+
+def most_telling(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns from which patch a bag has its logit of each class.
+
+    It is the patch with the highest; with two classes, for both, the one whose second logit is highest above the first.
+
+    Args:
+        logits: of the patches `(B, N, classes)`.
+        mask: `(B, N)` bool, True for a patch.
+
+    Returns:
+        `(B, 1, classes)` int64.
+    """
+    score = logits[..., 1:] - logits[..., :1] if logits.shape[2] == 2 else logits
+    return _valid_only(score, mask).argmax(1, keepdim=True).expand(-1, -1, logits.shape[2])
 
 
 def _valid_only(values: Tensor, mask: Tensor | None) -> Tensor:
