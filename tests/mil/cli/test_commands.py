@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from softmaxfree.cli import explain, export, predict, push, train, validate
+from softmaxfree.cli.recipe import load_job
 from softmaxfree.errors import InputError
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
+from softmaxfree_cli.recipes import find_recipe, read_header
 from tests.mil.data.slide_files import coords_of, features_of, read_csv, write_csv, write_slides, write_trident
 
 QUICK = {
@@ -213,6 +215,19 @@ def test_help_and_recipes_tell_of_bags(capsys):
     assert "datamodule: softmaxfree.mil.data.EmbeddedBagsDataModule" in capsys.readouterr().out
     assert main(["recipes"]) == 0
     assert re.search(r"^  ?mnist_bags +bags +MNIST-bags", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in read_header(find_recipe("mnist_bags")) if line.strip().startswith("--")]
+)
+def test_the_options_in_the_header_of_mnist_bags_fit(line):
+    words = re.split(r" {2,}", line.strip())[0].split()
+    options = [f"{key}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+    job = load_job("mnist_bags", [*options, "--data.train_bags=2", "--data.val_bags=2", "--data.test_bags=2"])
+    job.data.setup("fit")
+    batch = next(iter(job.data.val_dataloader()))
+    assert job.task(batch).shape == (1, 2)
+    assert job.task.hparams["in_dim"] == batch.features.shape[2]
 
 
 def test_a_bad_slide_in_a_worker_is_one_line(tmp_path, capsys):

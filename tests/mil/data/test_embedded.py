@@ -101,10 +101,6 @@ def test_the_data_module_draws_training_bags_by_the_seed():
     [
         ({"kind": "pairs"}, "data.kind must be mnist, needle, pair, single_concept"),
         ({"train_bags": 1}, "data.train_bags must be 2 or more"),
-        (
-            {"kind": "multi_concept", "test_lengths": [5]},
-            "data.test_lengths is of bags of digits, not of multi_concept",
-        ),
         ({"kind": "pair", "length": 4}, r"data.length or data.test_lengths must be 9 or more for pair, got 4"),
     ],
 )

@@ -7,7 +7,6 @@ from torch.utils.data import DataLoader
 
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.data.loaders import eval_loader, train_loader
-from softmaxfree.errors import InputError
 from softmaxfree.mil.data.bag import collate
 from softmaxfree.mil.data.digit_bags import DIGIT_KINDS, DigitBags
 from softmaxfree.mil.data.raff_holt import TESTS, RaffHoltBags
@@ -29,7 +28,8 @@ class EmbeddedBagsDataModule(LightningDataModule):
             of Raff and Holt.
         length: Mean number of digits in a bag of training and validation.
         deviation: Standard deviation of the number of digits; 0 for the same number in all bags.
-        test_lengths: Mean numbers of digits in the bags of the test, as many bags of each.
+        test_lengths: Mean numbers of digits in the bags of the test, as many bags of each; null for `length`. Those of
+            Raff and Holt have sizes of their own.
         encoding: Features of a digit: "pixels", for a network with the argument `embed: lenet`; or "pca", 64 main
             components.
         train_bags: Number of training bags.
@@ -71,8 +71,6 @@ class EmbeddedBagsDataModule(LightningDataModule):
         ):
             require_whole(f"data.{name}", value, least)
         require_number("data.deviation", deviation, 0)
-        if kind in TESTS and test_lengths is not None:
-            raise InputError(f"data.test_lengths is of bags of digits, not of {kind}")
         self.kind, self.batch_size, self.num_workers, self.seed = kind, batch_size, num_workers, seed
         self.class_names: tuple[str, ...] = ()
         self.in_dim = 0
