@@ -58,9 +58,11 @@ def read_record(path: str | Path) -> Recorded:
     if "hyper_parameters" not in notes or "task" not in notes:
         raise InputError(f"{path} is no checkpoint of `softmaxfree train`")
     arguments = dict(notes["hyper_parameters"])
-    arguments["name"], arguments["model_args"] = standalone(arguments["name"], arguments.get("model_args"))
     config = dict(notes.get("data_config") or {})
-    if notes["task"] != "ClassificationTask" and "size" not in config:
+    of_timm = notes.get("of_timm", True)  # and of images
+    if of_timm:
+        arguments["name"], arguments["model_args"] = standalone(arguments["name"], arguments.get("model_args"))
+    if of_timm and notes["task"] != "ClassificationTask" and "size" not in config:
         short = min(config["input_size"][1:])
         config["size"] = (short, max(4 * short, *config["input_size"][1:]))
         if detector := arguments.get("detector_args"):  # another size than that of the training

@@ -15,6 +15,7 @@ _MENDABLE = {
 
 # Packages whose import name is not their name; `-` for `_` aside.
 _IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn", "grad-cam": "pytorch_grad_cam"}
+_OF_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*\n[\w.]+: ", re.DOTALL)  # torch adds the traceback
 
 
 def mendable(error: BaseException, command: str) -> str | None:
@@ -34,7 +35,8 @@ def mendable(error: BaseException, command: str) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (OSError, InputError, *known)) or _checked_by_trainer(error):
-        return re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split())) or type(error).__name__
+        text = _OF_WORKER.sub("", str(error))
+        return re.sub(r"\[Errno -?\d+\] ", "", " ".join(text.split())) or type(error).__name__
     return None
 
 

@@ -51,7 +51,8 @@ def run(action: Literal["list", "show"] = "list", recipe: str | None = None, *, 
 
 
 def _kind(recipe: str) -> str:
-    return str(read_recipe(recipe)["task"]).rpartition(".")[2].removesuffix("Task").lower()
+    name = str(read_recipe(recipe)["task"]).rpartition(".")[2].removesuffix("Task").lower()
+    return "bags" if name.startswith("bag") else name
 
 
 def commented(recipe: str) -> str:

@@ -78,10 +78,11 @@ def test_words_for_the_trainer_are_of_keys_that_it_has():
 
 
 def test_what_may_be_decided_is_told():
-    known = keys_of(read_recipe("classification"))
+    known, of_bags = (keys_of(read_recipe(recipe)) for recipe in ("classification", "bags"))
     for section, name in (path.split(".") for path in _RULES):
-        assert known[section][name].type.endswith(" or auto")
-        assert known[section][name].meaning.endswith(" `auto` decides it by the data.")
+        key = known[section].get(name) or of_bags[section][name]
+        assert key.type.endswith(" or auto")
+        assert key.meaning.endswith(" `auto` decides it by the data.")
     assert known["data"]["img_size"].type == "whole number or auto"
     assert "auto" not in known["model"]["min_lr"].type
 

@@ -9,7 +9,8 @@ from softmaxfree_cli.recipes import recipes
 from tests.cli.quick_run import overrides
 
 SHIPPED = sorted(recipes())
-OWN_DATA = ["classification", "detection", "segmentation"]  # what they build follows from the data, see test_settings
+# what they build follows from the data, see test_settings and tests/mil/cli
+OWN_DATA = ["bags", "bags_survival", "classification", "detection", "segmentation"]
 IMAGENET = [name for name in SHIPPED if name.startswith("imagenet")]
 
 
@@ -28,9 +29,9 @@ def test_the_variants_have_recipes():
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - set(OWN_DATA)))
 def test_every_recipe_can_be_built(name):
-    embedded = name in ("digits", "earth", "solar_cells") or name.startswith("scenes")
-    detection = name.startswith(("coco", "scenes"))  # whose metric computes when it is made
-    with torch.device("cpu" if detection else "meta"):
+    embedded = name in ("digits", "earth", "mnist_bags", "solar_cells") or name.startswith("scenes")
+    computes = name.startswith(("coco", "scenes", "mnist"))  # a metric, or bags, when they are made
+    with torch.device("cpu" if computes else "meta"):
         job = load_job(name, [] if embedded else ["--data.root=/data"])
     assert name.endswith("_" + job.task.hparams["name"]) or embedded
     assert sum(p.numel() for p in job.task.model.parameters()) > 1e6 or embedded

@@ -26,7 +26,7 @@ def pages() -> list[Path]:
 
 def run_blocks(page: Path) -> Document:
     """Run a page from top to bottom, in the working directory, where runs of the recipes that it names are begun."""
-    for name in ("classification", "digits"):
+    for name in ("bags", "classification", "digits"):
         run = Path("runs", name, "0")
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(f"base: {name}\n", encoding="utf-8")

@@ -20,7 +20,8 @@ __all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_cla
 
 _SHARDED = "meta.pt"  # in a checkpoint that is a folder, of a sharded run
 _SMALLEST = 32  # pixels that a segmenter takes
-_KINDS = ("classification", "detection", "segmentation")
+_KINDS = ("classification", "detection", "segmentation", "bags")
+_OF_BAGS = ("BagClassificationTask", "BagSurvivalTask")
 
 
 class Classifier(NamedTuple):
@@ -88,7 +89,7 @@ def find_kind(checkpoint: str | None) -> str:
         checkpoint: as `find_checkpoint` returns it; None is weights of timm.
 
     Returns:
-        "classification", "detection" or "segmentation"; the first for weights that do not tell.
+        "classification", "detection", "segmentation" or "bags"; the first for weights that do not tell.
 
     Raises:
         InputError: the file cannot be read as a checkpoint, or is of a task that is none of ours.
@@ -101,7 +102,7 @@ def find_kind(checkpoint: str | None) -> str:
     except Exception:  # whatever a decoder makes of foreign bytes; the reader of weights says what it is
         read_weights(checkpoint)
         raise
-    kind = str(task).removesuffix("Task").lower()
+    kind = "bags" if task in _OF_BAGS else str(task).removesuffix("Task").lower()
     if kind not in _KINDS:
         raise InputError(f"{checkpoint} is of {task}; allowed are those of {', '.join(_KINDS)}")
     return kind

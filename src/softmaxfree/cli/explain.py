@@ -1,7 +1,7 @@
-"""`softmaxfree explain`: what a network looks at in an image, as a picture and in numbers."""
+"""`softmaxfree explain`: what a network looks at in an image or a slide, as a picture and in numbers."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS
@@ -16,7 +16,7 @@ def run(
     *,
     checkpoint: Path | None = None,
     model: str | None = None,
-    what: Literal["attention", "cam", "landmarks", "inverse", "mixers"] = "attention",
+    what: Literal["attention", "cam", "landmarks", "inverse", "mixers", "contributions"] = "attention",
     point: str = "cls",
     stage: int | None = None,
     block: int = -1,
@@ -27,6 +27,10 @@ def run(
     size: int | None = None,
     device: str = "auto",
     max_pixels: int = MAX_PIXELS,
+    coords: Path | None = None,
+    thumbnail: Path | None = None,
+    scaling: Literal["rank", "raw"] = "rank",
+    top: int = 20,
 ) -> None:
     """Show what a network looks at in an image.
 
@@ -39,8 +43,12 @@ def run(
     softmax, the exact Gaussian kernel and its low rank, all with the queries of the layer; without an image it makes
     that figure of photographs that come with scikit-image and scikit-learn, where the tokens are patches.
 
+    Of bags `attention` is that of the class token, and `contributions` are what each patch adds to the logit of a
+    class: with the class token and a constant they sum to it. The folder gets the scores as CLAM's HDF5 too, and the
+    patches with the highest scores as CSV.
+
     Args:
-        image: The picture.
+        image: The picture; for bags the file of the features of a slide.
         checkpoint: The weights, as for `softmaxfree predict`.
         model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
             with published weights, which are downloaded.
@@ -49,16 +57,20 @@ def run(
             all queries.
         stage: Number of the stage. By default the last one that has what is shown. For `cam` it is that of the feature
             map: earlier ones are finer, and tell less of the class.
-        block: Number of the block in the stage.
+        block: Number of the block in the stage; of bags that of the layer.
         head: Number of a head, `mean`, or `all`.
-        target: Number of the class whose score is followed; of a detector number of the detection, best first. By
-            default the likeliest class, the largest segment, the best detection.
+        target: Number of the class whose score is followed, also for `contributions`; of a detector number of the
+            detection, best first. By default the likeliest class, the largest segment, the best detection.
         method: How `cam` makes a map of activations and gradients.
         out: Folder for the picture and the numbers.
         size: Length, in pixels, to which the shorter side of the picture is resized for the network. By default it is
             that of the training; a segmenter takes a picture at its own size.
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         max_pixels: Largest number of pixels (height times width) of a picture that is read.
+        coords: Bags: folder of coordinates that are not beside the features.
+        thumbnail: Bags: picture of the whole slide, over which the map is drawn. By default on a blank canvas.
+        scaling: Bags: whether colours tell the ranks of the patches or the raw scores.
+        top: Bags: how many patches are listed.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -70,17 +82,18 @@ def run(
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what cam
         softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target 3 --stage 2
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what inverse
+        softmaxfree explain features_uni/slide.h5 --checkpoint runs/bags/0 --what contributions --thumbnail slide.png
         softmaxfree explain --what mixers
     """
     query = _query(point)
     heads: int | str = head if head in ("mean", "all") else _whole("--head", head, "a number, mean or all")
-    for name, value in (("--size", size), ("--max-pixels", max_pixels)):
+    for name, value in (("--size", size), ("--max-pixels", max_pixels), ("--top", top)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
     if query != "cls" and what not in (*_SEEN, "landmarks"):
         raise InputError(f"--point is for --what attention, mixers and landmarks, not for {what}")
-    if target is not None and what != "cam":
-        raise InputError(f"--target is for --what cam, not for {what}")
+    if target is not None and what not in ("cam", "contributions"):
+        raise InputError(f"--target is for --what cam and contributions, not for {what}")
 
     from softmaxfree.cli import explain_outputs  # torch: seconds
 
@@ -89,7 +102,7 @@ def run(
             raise InputError(f"--what {what} needs a picture; without one there is --what mixers alone")
         explain_outputs.photographs(out)
         return
-    from softmaxfree.cli.checkpoint import find_checkpoint
+    from softmaxfree.cli.checkpoint import find_checkpoint, find_kind
     from softmaxfree.cli.device import find_device
     from softmaxfree.cli.explain_inputs import load_subject
 
@@ -97,6 +110,18 @@ def run(
     if not image.is_file():
         raise FileNotFoundError(f"there is no file {image}")
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
+    if find_kind(weights) == "bags":
+        from softmaxfree.cli.explain_bags import KINDS, explain_slide
+
+        if what not in KINDS or stage is not None or point != "cls":
+            raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, without --stage and --point")
+        where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
+        explain_slide(image, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where)
+        return
+    if what == "contributions" or coords is not None or thumbnail is not None:
+        raise InputError(
+            f"--what contributions, --coords and --thumbnail are for bags; {weights or model} is of images"
+        )
     outputs = explain_outputs.Outputs(out, image, what, [path for path in (image, weights) if path is not None])
     subject = load_subject(image, weights, model, size, where, max_pixels)
     asked = query if query == "cls" else subject.place(*query)

@@ -101,6 +101,8 @@ def _load(checkpoint: str, model: str | None) -> tuple[Any, dict[str, Any], list
     if kind == "classification":
         own = load_classifier(weights, model)
         return own.model, own.data_config, own.class_names
+    if kind == "bags":
+        raise InputError(f"{checkpoint} is of bags: networks of images alone are exported")
     loaded = load_task(weights, kind)
     net = loaded.task.model
     backbone = net.backbone if kind == "segmentation" else net.network.backbone.net

@@ -41,20 +41,21 @@ def find_images_of(files: Sequence[str]) -> tuple[list[Path], Counter[str]]:
     return found, left_out
 
 
-def skip_or_fail(path: Path, error: Exception, on_error: str) -> None:
-    """Tell that an image is left out; or raise InputError, which stops the command.
+def skip_or_fail(path: Path, error: Exception, on_error: str, what: str = "image") -> None:
+    """Tell that an input is left out; or raise InputError, which stops the command.
 
     Args:
-        path: of the image.
+        path: of the input.
         error: what is wrong with it.
         on_error: "skip" or "fail".
+        what: the input is.
 
     Raises:
         InputError: for "fail".
     """
     why = str(error) if str(path) in str(error) else f"{path}: {error}"
     if on_error == "fail":
-        raise InputError(f"unreadable image: {why}; --on-error skip leaves it out") from error
+        raise InputError(f"unreadable {what}: {why}; --on-error skip leaves it out") from error
     tqdm.write(f"skipped: {why}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""`softmaxfree predict`: the likeliest classes of images, or pictures of what a dense task finds."""
+"""`softmaxfree predict`: the likeliest classes of images or slides, or pictures of what a dense task finds."""
 
 import inspect
 import os
@@ -12,13 +12,15 @@ from softmaxfree.images import MAX_PIXELS
 __all__ = ["run"]
 
 _OVERLAP, _SCORE = 1 / 3, 0.5
-_OF_ONE_TASK = {
-    "model": "classification",
-    "topk": "classification",
-    "format": "classification",
-    "threshold": "detection",
-    "window": "segmentation",
-    "overlap": "segmentation",
+_OF_TASKS = {
+    "model": ("classification",),
+    "topk": ("classification",),
+    "format": ("classification", "bags"),
+    "coords": ("bags",),
+    "threshold": ("detection",),
+    "size": ("classification", "detection", "segmentation"),
+    "window": ("segmentation",),
+    "overlap": ("segmentation",),
 }  # options that mean nothing to the other tasks
 
 
@@ -26,7 +28,7 @@ def run(
     files: Sequence[Path],
     checkpoint: Path | None = None,
     model: str | None = None,
-    task: Literal["classification", "detection", "segmentation"] | None = None,
+    task: Literal["classification", "detection", "segmentation", "bags"] | None = None,
     out: Path | None = None,
     topk: int | None = None,
     class_names: Path | None = None,
@@ -35,6 +37,7 @@ def run(
     size: int | None = None,
     window: int | None = None,
     overlap: float | None = None,
+    coords: Path | None = None,
     device: str = "auto",
     on_error: Literal["skip", "fail"] = "skip",
     batch_size: int = 16,
@@ -42,35 +45,38 @@ def run(
 ) -> None:
     """Use a trained model: tell the classes of images, or draw what is found in them.
 
-    The checkpoint decides what happens. A classifier prints a table with the likeliest classes of each image. A
-    detector or segmenter writes to the folder OUT, which gets the same subfolders as the images: a picture `NAME.png`
+    The checkpoint decides what happens. A classifier of images prints a table with the likeliest classes of each image.
+    A detector or segmenter writes to the folder OUT, which gets the same subfolders as the images: a picture `NAME.png`
     of each image, with a legend, and one file `predictions.json` that lists all results. A segmenter also writes
-    `NAME_classes.png`, with the class number of each pixel, and `NAME_colours.png`, the same in colours.
+    `NAME_classes.png`, with the class number of each pixel, and `NAME_colours.png`, the same in colours. Of bags a line
+    a slide is printed: the likeliest class, and the probability of each.
 
     Args:
-        files: Images, or folders that are searched for images.
+        files: Images, or folders that are searched for images. For bags files of features, or folders of these.
         checkpoint: The weights. This may be the folder of a run (its `best.ckpt` is taken, or else `last.ckpt`), a
             `.ckpt` of `softmaxfree train`, a `.safetensors` of `softmaxfree convert`, a folder of timm's `save_for_hf`
             such as `best` in a run, or any other `.pth` or `.safetensors` together with --model.
         model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
             with published weights, which are downloaded.
         task: Task that the checkpoint must be of. It can be left out: the checkpoint tells its task.
-        out: Where the result goes. Classifier: a file; by default the result is printed. Detector and segmenter: a
-            folder, which holds no predictions of other images or of another checkpoint; by default `predictions`, or
-            where that holds such, `predictions-2` and so on.
+        out: Where the result goes. Classifier and bags: a file; by default the result is printed. Detector and
+            segmenter: a folder, which holds no predictions of other images or of another checkpoint; by default
+            `predictions`, or where that holds such, `predictions-2` and so on.
         topk: Classifier: number of likeliest classes to tell of each image. By default half of the classes, 1 at least
             and 5 at most.
         class_names: Text file with the names of the classes, one on each line, in the order of the model's outputs. By
             default the names are those in the checkpoint; if it has none, numbers.
-        format: Classifier: format of the result.
+        format: Classifier and bags: format of the result.
         threshold: Detector: lowest score of an object that is shown, 0 to 1; by default 0.5.
         size: Length, in pixels, to which the shorter side of each image is resized for the network. By default it is
             that of the training; a segmenter takes each image at its own size.
         window: Segmenter: height and width, in pixels, of windows that slide over the image. By default the network
             sees the whole image at once.
         overlap: Segmenter: part of a window that it shares with the next one, from 0 to below 1; by default 1/3.
+        coords: Bags: folder of coordinates that are not beside the features.
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        on_error: What happens at an image that cannot be read: `skip` names it and goes on, `fail` ends the command.
+        on_error: What happens at an image or slide that cannot be read: `skip` names it and goes on, `fail` ends the
+            command.
         batch_size: Classifier: number of images that the network sees at a time.
         max_pixels: Largest number of pixels (height times width) of an image that is read.
 
@@ -83,6 +89,7 @@ def run(
         softmaxfree predict three.png --checkpoint runs/digits/0
         softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
         softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
+        softmaxfree predict features_uni/ --checkpoint runs/bags/0 --format csv --out slides.csv
         softmaxfree predict street.jpg --task segmentation --checkpoint best.ckpt --out drawn
     """
     given = dict(locals())
@@ -100,10 +107,20 @@ def run(
     from softmaxfree.cli.outputs import require_free
 
     where = find_device(device)
-    images, left_out = find_images_of(list(map(str, files)))
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
     kind = _agreed(task, find_kind(weights), weights, given)
     inputs = [path for path in (weights, class_names) if path is not None]
+    if kind == "bags":
+        from softmaxfree.cli import predict_bags as bags
+
+        slides = bags.find_bags(files, coords)
+        if out is not None:
+            require_free([out], [*(path for _, path, _ in slides), *inputs], bags.is_table)
+        own, record = bags.load_bags(str(weights))
+        names = _read_names(class_names, record.class_names)
+        bags.predict_bags(slides, own.to(where), record, names, out, format=format, on_error=on_error)
+        return
+    images, left_out = find_images_of(list(map(str, files)))
     if kind == "classification":
         from softmaxfree.cli.predict_classes import is_table, predict_classes
 
@@ -158,10 +175,9 @@ def _agreed(task: str | None, kind: str, checkpoint: str | None, given: dict[str
         raise InputError(f"--task is {task}, but {checkpoint} is of {kind}; without --task the checkpoint tells")
     usual = inspect.signature(run).parameters
     for name in given:
-        if given[name] != usual[name].default and _OF_ONE_TASK.get(name, kind) != kind:
-            raise InputError(
-                f"{_option(name)} is for {_OF_ONE_TASK[name]}, but {checkpoint or 'this model'} is of {kind}"
-            )
+        if given[name] != usual[name].default and kind not in _OF_TASKS.get(name, (kind,)):
+            tasks = " and ".join(_OF_TASKS[name])
+            raise InputError(f"{_option(name)} is for {tasks}, but {checkpoint or 'this model'} is of {kind}")
     if given["overlap"] is not None and given["window"] is None:
         raise InputError("--overlap is that of windows: give --window too")
     return kind

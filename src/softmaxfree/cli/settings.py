@@ -129,6 +129,12 @@ def _classes(run: _Run) -> tuple[int, str]:
     return run.data.num_classes, "of the data"
 
 
+def _width(run: _Run) -> tuple[int, str]:
+    if not getattr(run.data, "in_dim", 0):
+        raise InputError("the data does not tell how many features a patch has: give model.in_dim a number")
+    return run.data.in_dim, "of the data"
+
+
 def _epochs(run: _Run) -> tuple[int, str]:
     low, high = _EPOCHS
     wanted = _UPDATES / run.updates_per_epoch
@@ -196,6 +202,7 @@ def _patience(run: _Run) -> tuple[int | None, str]:
 
 _RULES: dict[str, _Rule] = {  # in this order: some follow from the number of epochs
     "model.num_classes": _classes,
+    "model.in_dim": _width,
     "trainer.max_epochs": _epochs,
     "model.opt": _optimizer,
     "model.lr": _rate,
@@ -206,4 +213,4 @@ _RULES: dict[str, _Rule] = {  # in this order: some follow from the number of ep
     "model.class_weights": _weights,
     "run.early_stopping": _patience,
 }
-_ALWAYS = ("model.num_classes",)
+_ALWAYS = ("model.num_classes", "model.in_dim")

@@ -49,7 +49,8 @@ def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str
 
     COCO's precision of large objects has none where no object is large.
     """
-    told = {key: row for key, row in task.summary.items() if key == task.monitor or not math.isnan(metrics[key])}
+    known = {key: metrics.get(key, math.nan) for key in task.summary}
+    told = {key: row for key, row in task.summary.items() if key == task.monitor or not math.isnan(known[key])}
     return [(label, f"{factor * metrics[key]:.{digits}f}") for key, (label, factor, digits) in told.items()]
 
 

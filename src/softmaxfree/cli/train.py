@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.device import trainer_options
+from softmaxfree.cli.folds import train_folds
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import SPLIT, require_same, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
@@ -54,6 +55,7 @@ def run(
     out: str | None = None,
     init_from: str | None = None,
     resume: str | None = None,
+    folds: int | None = None,
     device: str = "auto",
 ) -> Path:
     """Train a model by a recipe.
@@ -72,12 +74,15 @@ def run(
             the name of a model on the hub, or `pretrained`. The same as `--model.init_from`.
         resume: A checkpoint to go on from, or `last` for that of the newest run. The run goes on in its folder, by
             the `config.yaml` that it finds there and by what was edited in the recipe since it began. From a
-            checkpoint that lies in no run's folder a new run goes on.
+            checkpoint that lies in no run's folder a new run goes on. With --folds it is the folder of the folds,
+            or `last` for the newest: finished folds stay.
+        folds: Number of folds, of bags: a run for each, in the folder `folds-N` beside other runs, and a table of their
+            scores with mean and standard deviation, `folds.csv`.
         device: Where to train: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`. The
             same as `--trainer.accelerator` and `--trainer.devices`, which win.
 
     Returns:
-        The folder of the run.
+        The folder of the run, or of the folds.
 
     Raises:
         FileNotFoundError: there is no checkpoint to resume from.
@@ -90,6 +95,7 @@ def run(
         softmaxfree train digits --model.lr 1e-3 --model.model_args.drop_path_rate 0.2
         softmaxfree train digits --resume last
         softmaxfree train classification --data.root photos/ --init-from pretrained
+        softmaxfree train bags --data.features features_uni/ --data.labels labels.csv --folds 5
         softmaxfree train coco_retinanet_soft_norm_tiny --data.root /data/coco
         torchrun --nproc-per-node 8 -m softmaxfree train imagenet_soft_tiny --data.root /data/imagenet
     """
@@ -98,6 +104,8 @@ def run(
     if resume is not None and any(option.startswith("--model.init_from=") for option in overrides):
         raise InputError("--resume goes on with the weights of its run: --init-from is for a new one; leave one out")
     folder = Path(out or f"runs/{Path(recipe).stem}")
+    if folds is not None:
+        return train_folds(recipe, overrides, folds, folder, resume, _run)
     checkpoint = _checkpoint(resume, folder)
     goes_on = checkpoint is not None and (checkpoint.parent / "config.yaml").is_file()
     with nullcontext(checkpoint.parent) if checkpoint and goes_on else _new_folder(folder) as run_dir:
@@ -271,6 +279,8 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         arguments: dict[str, Any] = {"ckpt_path": checkpoint, "weights_only": True, "verbose": False}
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
+        if getattr(job.data, "tests", False):
+            metrics.update(trainer.test(job.task, datamodule=job.data, **arguments)[0])
     classifier = isinstance(job.task, ClassificationTask)
     if validates and hasattr(job.task, "confusion"):
         job.task.confusion.compute()  # by all processes together; the result is kept for the report
@@ -279,7 +289,7 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     whole, record = load_task(checkpoint)  # the task's own model may be sharded
     if classifier:
         save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
-    elif validates:
+    elif validates and job.task.of_timm:
         draw_samples(whole, job.data, run_dir / "predictions.png")
     page = write_report(
         run_dir,
@@ -309,4 +319,5 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         print(remark)
     print(f"run      {run_dir}")
     print(f"report   {page}")
-    print(f"predict  softmaxfree predict IMAGES --checkpoint {shlex.quote(str(run_dir))}")
+    what = "IMAGES" if job.task.of_timm else "FEATURES"
+    print(f"predict  softmaxfree predict {what} --checkpoint {shlex.quote(str(run_dir))}")

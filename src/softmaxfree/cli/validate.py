@@ -67,7 +67,9 @@ def run(
     trainer = create_trainer({**job.trainer, **quiet})
     if changes and trainer.is_global_zero:
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
-    metrics = trainer.validate(job.task, datamodule=job.data, verbose=False)[0]
+    metrics = dict(trainer.validate(job.task, datamodule=job.data, verbose=False)[0])
+    if getattr(job.data, "tests", False):
+        metrics |= trainer.test(job.task, datamodule=job.data, verbose=False)[0]
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))
         if scores := job.task.class_scores:
@@ -75,7 +77,7 @@ def run(
             lines = zip(names, *(_percent(values) for values in scores.values()), strict=True)
             print()
             print_table(("class", *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
-    return dict(metrics)
+    return metrics
 
 
 def _begin(trainer: Trainer, run_dir: Path) -> None:

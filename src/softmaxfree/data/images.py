@@ -46,6 +46,7 @@ DENSE_PREPARATION: dict[str, Any] = {
 
 PLACES = (  # not part of weights
     "root", "split", "classes", "train_csv", "val_csv", "train_json", "val_json", "train_images", "val_images",
+    "features", "labels", "coords",
 )  # fmt: skip
 
 

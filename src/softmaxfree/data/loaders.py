@@ -45,6 +45,7 @@ def train_loader(
     seed: int,
     trainer: Trainer | None,
     collate_fn: Callable[[list], Any] | None = None,
+    prefetch: int | None = None,
 ) -> DataLoader:
     """Return a shuffling loader of full batches.
 
@@ -55,6 +56,7 @@ def train_loader(
         seed: seed of the run.
         trainer: tells the processes and the epoch; None is one process at epoch 0.
         collate_fn: makes a batch of samples.
+        prefetch: batches that each worker holds; None leaves it to torch.
 
     Returns:
         The loader, at the trainer's epoch.
@@ -71,6 +73,7 @@ def train_loader(
         "drop_last": True,
         "pin_memory": torch.cuda.is_available(),
         "collate_fn": collate_fn,
+        "prefetch_factor": prefetch if num_workers else None,
     }
     if isinstance(dataset, IterableDataset):
         if hasattr(dataset, "set_epoch"):
@@ -92,6 +95,7 @@ def eval_loader(
     num_workers: int,
     trainer: Trainer | None,
     collate_fn: Callable[[list], Any] | None = None,
+    prefetch: int | None = None,
 ) -> DataLoader:
     """Return a loader that shows each image once, whatever the number of processes.
 
@@ -101,6 +105,7 @@ def eval_loader(
         num_workers: worker processes.
         trainer: tells the processes; None is one process.
         collate_fn: makes a batch of samples.
+        prefetch: batches that each worker holds; None leaves it to torch.
 
     Returns:
         The loader.
@@ -116,6 +121,7 @@ def eval_loader(
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate_fn,
+        prefetch_factor=prefetch if num_workers else None,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from softmaxfree.report.summary import Summary
 
-__all__ = ["confusion_counts", "findings"]
+__all__ = ["confusion_counts", "findings", "unit_of"]
 
 _NAMED = 5
 _MOST = 0.5  # part of the images from which a class is given too often, if twice as often as there is reason to
@@ -42,6 +42,11 @@ def confusion_counts(summary: Summary) -> np.ndarray | None:
     return counts
 
 
+def unit_of(summary: Summary) -> str:
+    """Return what a sample is: "image", or such as "slide"."""
+    return summary["data"].get("unit", "image")  # not in those of earlier versions
+
+
 def _remark(summary: Summary) -> str:
     """What the task itself says, as a sentence."""
     remark = summary["remark"]
@@ -74,14 +79,14 @@ def _collapsed(summary: Summary) -> str:
     name, of = summary["data"]["class_names"][int(counts.sum(0).argmax())], summary["confusion"]["of"]
     return (
         f"The model gives one class, {name}, to every {of.removesuffix('s')} of the validation: it has learned nothing "
-        "from the images. A lower learning rate (model.lr), more epochs, weights to start from (--init-from) or "
-        "model.class_weights auto may help."
+        f"from the {unit_of(summary)}s. A lower learning rate (model.lr), more epochs, weights to start from "
+        "(--init-from) or model.class_weights auto may help."
     )
 
 
 def _one_sided(summary: Summary) -> str:
     counts = confusion_counts(summary)
-    if counts is None or summary["confusion"]["of"] != "images" or _collapsed(summary):
+    if counts is None or summary["confusion"]["of"] == "pixels" or _collapsed(summary):
         return ""
     total = max(counts.sum(), 1)
     most = int(counts.sum(0).argmax())
@@ -89,7 +94,8 @@ def _one_sided(summary: Summary) -> str:
     if said < _MOST or said < 2 * true:
         return ""
     name = summary["data"]["class_names"][most]
-    return f"The model gives one class, {name}, to {100 * said:.0f} % of the images, and {100 * true:.0f} % are of it."
+    many = f"{unit_of(summary)}s"
+    return f"The model gives one class, {name}, to {100 * said:.0f} % of the {many}, and {100 * true:.0f} % are of it."
 
 
 def _unvalidated(summary: Summary) -> str:
@@ -155,7 +161,7 @@ def _weak(summary: Summary) -> str:
     far = "1 class is" if len(weak) == 1 else f"{len(weak)} classes are"
     return (
         f"{far} far below the others in {column}: {shown}{more}; half of the others have {100 * weak[0][2]:.1f} % or "
-        f"more. More images of such a class{weighs} may help."
+        f"more. More {unit_of(summary)}s of such a class{weighs} may help."
     )
 
 
@@ -178,10 +184,11 @@ def _small_dense_validation(summary: Summary) -> str:
     if not score or not summary["metrics"] or not 0 < images < _FEW_IMAGES:
         return ""
     boxes = data["num_boxes"].get("val")
-    of, unit, total = (f"{boxes} boxes in ", "box", boxes) if boxes else ("", "image", images)
-    name, many = score[0].removesuffix(" (%)"), "images" if images > 1 else "image"
+    own = unit_of(summary)
+    of, unit, total = (f"{boxes} boxes in ", "box", boxes) if boxes else ("", own, images)
+    name, many = score[0].removesuffix(" (%)"), f"{own}s" if images > 1 else own
     return (
-        f"The validation has {of}{images} {many}, one {unit} is {100 / total:.1f} % of them: another choice of images "
+        f"The validation has {of}{images} {many}, one {unit} is {100 / total:.1f} % of them: another choice of {own}s "
         f"may give a {name} that differs by several percentage points."
     )
 

@@ -9,6 +9,10 @@ _METRICS = {
     "miou": "Mean over the classes of the overlap of predicted and true area, divided by the area of both together.",
     "pixel_accuracy": "Part of the labelled pixels whose class is right. Large classes count most.",
     "balanced_accuracy": "Mean over the classes of the part that is recognised. Small classes count as much as large.",
+    "auc": "Mean over the classes of how often one of a class is ranked above one of another. Chance is 0.5.",
+    "kappa": "Cohen's kappa: agreement beyond that of chance, which is 0; 1 is perfect.",
+    "instance_auc": "How often an instance that decides is ranked above one that does not. Chance is 0.5.",
+    "c_index": "Part of the pairs in which the one whose event came first has the higher risk. Chance is 0.5.",
     "f1": "Mean over the classes of F1, which is high where a class is both recognised and not predicted wrongly.",
     "map": "COCO's main score: average precision, the mean over the classes and over overlaps from 50 to 95 %.",
     "map50": "Average precision where an object counts as found if prediction and truth overlap by half or more.",
@@ -19,6 +23,7 @@ _METRICS = {
 }
 
 _COLUMNS = {
+    "auc": "how often one of this class is ranked above one of another; chance is 50 %",
     "precision": "how often the model is right when it says this class",
     "recall": "how much of what really is this class the model finds",
     "f1": "precision and recall in one number; it is low if one of them is low",

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from softmaxfree.data.images import ReadableImages
-from softmaxfree.report.judges import Judged, judge_classified, judge_detected, judge_segmented
+from softmaxfree.report.judges import Judged, judge_bags, judge_classified, judge_detected, judge_segmented
 from softmaxfree.tasks import ClassificationTask, SegmentationTask
 
 __all__ = ["Mistakes", "look_for_mistakes"]
@@ -51,8 +51,12 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
     """
     task = task.to(device).eval()
     judge: Any  # by the batches of the task
+    if not getattr(task, "of_timm", True) and not hasattr(task, "confusion"):  # of bags, without classes
+        return Mistakes()
     if isinstance(task, ClassificationTask):
         judge, most, batch_size, shown = judge_classified, 2000, _BATCH, 12
+    elif not getattr(task, "of_timm", True):
+        judge, most, batch_size, shown = judge_bags, 2000, 1, 12
     else:
         judge = judge_segmented if isinstance(task, SegmentationTask) else judge_detected
         most, batch_size, shown = 200, 1, 6

@@ -14,7 +14,7 @@ from softmaxfree.drawing import colour, is_background
 from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
 from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, panels_of
 from softmaxfree.report.figures import to_svg
-from softmaxfree.report.findings import confusion_counts, findings
+from softmaxfree.report.findings import confusion_counts, findings, unit_of
 from softmaxfree.report.meanings import meaning, meaning_of_column
 from softmaxfree.report.summary import Summary, title_of
 
@@ -90,11 +90,11 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
         absent=[
             label.removesuffix(" (%)")
             for name, (label, _, _) in summary["labels"].items()
-            if summary["metrics"] and summary["metrics"].get(name) is None
+            if name in summary["metrics"] and summary["metrics"][name] is None
         ],
         figures=curve_figures(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]}), title),
         classes=_class_rows(summary, counts),
-        counted=_COUNTED.get(summary["task"], "boxes"),
+        counted=_COUNTED.get(summary["task"]) or (f"{unit_of(summary)}s" if counts is not None else "boxes"),
         columns=[(name, meaning_of_column(name)) for name in summary["class_scores"]],
         open_classes=_OPEN_CLASSES,
         matrix=matrix,

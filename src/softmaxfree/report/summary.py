@@ -82,6 +82,7 @@ def collect(
             },
             "data": {
                 "name": _data_name(config, data),
+                "unit": getattr(data, "unit", "image"),
                 "found": getattr(data, "found", ""),
                 "num_images": _num_images(data),
                 "left_out": {split: {"images": len(all_), "first": all_[:_NAMED]} for split, all_ in left_out.items()},
@@ -103,7 +104,8 @@ def collect(
             "best_epoch": best_epoch,
             "seconds": seconds,
             "class_scores": {name: scores.float() for name, scores in task.class_scores.items()} if metrics else {},
-            "confusion": _confusion(task) if metrics else None,
+            "confusion": _confusion(task, data) if metrics else None,
+            "sizes": getattr(task, "size_scores", []) if metrics else [],
             "mistakes": {
                 "looked_at": mistakes.looked_at,
                 "of": mistakes.of,
@@ -147,7 +149,7 @@ def data_name(config: Mapping[str, Any]) -> str:
     given = config.get("data") or {}
     if "/" in str(given.get("source") or ""):  # of which root is the cache
         return str(given["source"]).rpartition("/")[2]
-    if root := given.get("root"):
+    if root := given.get("root") or given.get("features"):
         return Path(str(root)).expanduser().absolute().name
     if table := given.get("train_json") or given.get("train_csv"):
         return Path(str(table)).stem
@@ -177,13 +179,14 @@ def _num_images(data: Any) -> dict[str, int]:
     return sizes
 
 
-def _confusion(task: Any) -> dict[str, Any] | None:
+def _confusion(task: Any, data: Any) -> dict[str, Any] | None:
     """The counts that are not zero, which of very many classes are few."""
     if (metric := getattr(task, "confusion", None)) is None:
         return None
     counts = metric.compute().cpu().numpy()
     cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
-    return {"of": "pixels" if isinstance(task, SegmentationTask) else "images", "classes": len(counts), "cells": cells}
+    of = "pixels" if isinstance(task, SegmentationTask) else f"{getattr(data, 'unit', 'image')}s"
+    return {"of": of, "classes": len(counts), "cells": cells}
 
 
 def _keep_pictures(run_dir: Path, mistakes: Mistakes) -> list[dict[str, Any]]:

@@ -11,9 +11,18 @@ from softmaxfree.tasks.segmentation import SegmentationTask
 from softmaxfree.tasks.sharding import is_sharded, read_sharded
 from softmaxfree.weights import Recorded, read_record, read_weights
 
-__all__ = ["load_task"]
+__all__ = ["load_task", "register_task"]
 
 _TASKS: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, DetectionTask, SegmentationTask)}
+
+
+def register_task(task: type) -> None:
+    """Let checkpoints of a task be loaded that is defined above this package, such as those of bags.
+
+    Args:
+        task: a subclass of `AbstractTask`, whose name checkpoints note.
+    """
+    _TASKS[task.__name__] = task
 
 
 def load_task(path: str | Path, kind: str | None = None) -> tuple[Any, Recorded]:

@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +35,7 @@ from softmaxfree.tasks.optimization import (
     scaled_lr,
 )
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
-from softmaxfree.tasks.sources import read_source
+from softmaxfree.tasks.sources import Source, read_source
 from softmaxfree.tasks.start import Started, start, told_of_timm
 from softmaxfree.weights import complete
 
@@ -83,9 +83,10 @@ class AbstractTask(AbstractCurvatureTask):
     summary: ClassVar[dict[str, tuple[str, float, int]]]
     """Metrics of the final table, in order: label, factor and digits by key."""
     loaded = ""
-    """What was loaded to start from, left out and made anew; in one line."""
-
+    """What was loaded to start from, left out and made anew; in one line; "" from scratch."""
     fewest_classes: ClassVar[int] = 2
+    of_timm: ClassVar[bool] = True  # and of images, whatever `name` is
+    source_reader: Callable[..., Source] = staticmethod(read_source)
 
     def __init__(
         self,
@@ -121,11 +122,13 @@ class AbstractTask(AbstractCurvatureTask):
         allowed = "a file, a folder, a name or null"
         require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, allowed)
         self._init_from = init_from
-        self.loaded = ""
-        """In one line: what the model started from, what was left out and what made anew; "" from scratch."""
         self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
         with self.naming_arguments():
-            self._architecture = standalone(self.hparams["name"], self.hparams["model_args"])
+            self._architecture = self.architecture()
+
+    def architecture(self) -> tuple[str, dict[str, Any]]:
+        """Return name and arguments that make the same model from no file, which a checkpoint notes."""
+        return standalone(self.hparams["name"], self.hparams["model_args"])
 
     @property
     def num_trained(self) -> int:
@@ -182,7 +185,7 @@ class AbstractTask(AbstractCurvatureTask):
         if self._init_from == "pretrained":
             self.loaded = told_of_timm(self.model, h["num_classes"])
         elif self._init_from:
-            source = read_source(self._init_from)
+            source = self.source_reader(self._init_from)
             started = start(self.model, h["name"], h["num_classes"], source)
             self.loaded, self._first = started.told, (source.class_names, started)
         if h["freeze"] == "backbone":
@@ -341,6 +344,7 @@ class AbstractTask(AbstractCurvatureTask):
         arguments = {**checkpoint["hyper_parameters"], "name": name, "model_args": arguments}
         checkpoint["hyper_parameters"] = arguments
         checkpoint["task"] = type(self).__name__
+        checkpoint["of_timm"] = self.of_timm
         checkpoint["loaded"] = self.loaded
         data = getattr(self._trainer, "datamodule", None)
         checkpoint.update({key: getattr(data, key) for key in ("data_config", "class_names") if hasattr(data, key)})

@@ -1,0 +1,130 @@
+"""`softmaxfree train --folds`: a run for each fold, and their mean and spread in one table."""
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from softmaxfree.atomic import write_csv
+from softmaxfree.cli.recipe import read_recipe
+from softmaxfree.cli.table import print_table
+from softmaxfree.errors import InputError
+from softmaxfree_cli.keys import keys_of
+
+__all__ = ["TABLE", "train_folds"]
+
+TABLE = "folds.csv"
+"""Its name in the folder of the folds: a row a fold, then the mean and the standard deviation."""
+
+_FINISHED = "summary.json"
+_Train = Callable[[str, Sequence[str], Path | None, Path], Path]
+
+
+def train_folds(
+    recipe: str, overrides: Sequence[str], folds: int, folder: Path, resume: str | None, train: _Train
+) -> Path:
+    """Train a run for each fold; those that are finished stay, and one that was interrupted goes on.
+
+    Args:
+        recipe: whose data module has the keys `fold` and `folds`.
+        overrides: `--section.key=value`.
+        folds: how many.
+        folder: of the runs of the recipe; the folds get the next folder `folds-N` in it.
+        resume: folder of folds to go on with, or "last" for the newest; None begins anew.
+        train: trains one run: recipe, overrides, checkpoint to go on from or None, folder.
+
+    Returns:
+        The folder of the folds.
+
+    Raises:
+        FileNotFoundError: there are no folds to go on with.
+        InputError: the data has no folds, or their number is below 2.
+    """
+    given = _keys(recipe, overrides, folds)
+    place = _place(folder, resume)
+    for fold in range(folds):
+        run_dir = place / str(fold)
+        if (run_dir / _FINISHED).is_file():
+            print(f"fold {fold} of {folds} is finished: {run_dir}", flush=True)
+            continue
+        print(f"fold {fold} of {folds}", flush=True)
+        checkpoint = run_dir / "last.ckpt"
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            train(
+                recipe,
+                [*overrides, *given, f"--data.fold={fold}"],
+                checkpoint if checkpoint.exists() else None,
+                run_dir,
+            )
+        finally:
+            if not (run_dir / "config.yaml").is_file():  # it did not begin
+                shutil.rmtree(run_dir, ignore_errors=True)
+            if not any(place.iterdir()):
+                place.rmdir()
+    _tell(place, folds)
+    return place
+
+
+def _keys(recipe: str, overrides: Sequence[str], folds: int) -> list[str]:
+    """The options that each fold has beside its number."""
+    if folds < 2:
+        raise InputError(f"--folds must be 2 or more, got {folds}")
+    content = read_recipe(recipe)
+    if not {"fold", "folds"} <= keys_of(content).get("data", {}).keys():
+        raise InputError(f"--folds is for data with the keys data.fold and data.folds, such as bags; {recipe} has none")
+    data = {**(content.get("data") or {}), **dict(_data_option(option) for option in overrides)}
+    if data.get("fold") is not None or data.get("folds") is not None:
+        raise InputError("--folds sets data.fold and data.folds for each fold: leave these two out")
+    split = data.get("split")
+    if split is None:
+        return [f"--data.folds={folds}"]
+    if not Path(str(split)).expanduser().is_dir():
+        raise InputError(
+            f"--folds: data.split must be a folder with a file for each fold, such as splits_0.csv; got {split}"
+        )
+    return []
+
+
+def _data_option(option: str) -> tuple[str, str]:
+    key, _, value = option.removeprefix("--").partition("=")
+    return key.removeprefix("data."), value
+
+
+def _place(folder: Path, resume: str | None) -> Path:
+    there = sorted(folder.glob("folds-*"), key=lambda path: int(path.name[6:]) if path.name[6:].isdigit() else -1)
+    if resume is None:
+        place = folder / f"folds-{int(there[-1].name[6:]) + 1 if there else 0}"
+    elif resume != "last":
+        place = Path(resume).expanduser()
+    elif there:
+        place = there[-1]
+    else:
+        raise FileNotFoundError(f"there are no folds in {folder} to resume")
+    if resume is not None and not place.is_dir():
+        raise FileNotFoundError(f"there is no folder {place} of folds to resume")
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _tell(place: Path, folds: int) -> None:
+    summaries = [json.loads((place / str(fold) / _FINISHED).read_text(encoding="utf-8")) for fold in range(folds)]
+    labels, metrics = summaries[0]["labels"], [summary["metrics"] for summary in summaries]
+    tested = any(name.startswith("test/") for name in metrics[0])
+    names = [name for name in labels if name.startswith("test/" if tested else "val/") and name in metrics[0]]
+    rows: list[dict[str, Any]] = [
+        {"fold": fold, **{name: own.get(name) for name in names}} for fold, own in enumerate(metrics)
+    ]
+    for what, function in (("mean", statistics.mean), ("sd", statistics.stdev)):
+        known = {name: [row[name] for row in rows[:folds] if row[name] is not None] for name in names}
+        rows.append({"fold": what, **{n: function(v) if len(v) > 1 else None for n, v in known.items()}})
+    write_csv(place / TABLE, rows)
+    lines = []
+    for row in rows:
+        cells = [(row[name], labels[name]) for name in names]
+        lines.append([str(row["fold"]), *("" if v is None else f"{f * v:.{digits}f}" for v, (_, f, digits) in cells)])
+    print_table(("fold", *(labels[name][0] for name in names)), lines)
+    print(f"folds    {place / TABLE}")
+    print(f"report   softmaxfree report {' '.join(str(place / str(fold)) for fold in range(folds))}")

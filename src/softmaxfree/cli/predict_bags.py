@@ -1,0 +1,170 @@
+"""`softmaxfree predict` of bags: the probability of each class, a line a slide."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from softmaxfree.atomic import atomic_write
+from softmaxfree.cli.inputs import skip_or_fail
+from softmaxfree.cli.table import plain_table, print_table
+from softmaxfree.errors import InputError
+
+__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "predict_bags"]
+
+_HEAD = ("slide_id", "file", "instances", "predicted")
+
+
+def find_bags(files: Sequence[Path], coords: Path | None) -> list[Any]:
+    """Find the slides that a command is given.
+
+    Args:
+        files: files of features, and folders that are searched for them.
+        coords: folder of coordinates that are not beside the features.
+
+    Returns:
+        Name, file and file of coordinates or None, of each slide.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        InputError: a folder holds no features, or a slide is there twice.
+    """
+    from softmaxfree.mil.data.slides import find_files, slide_id
+
+    found: dict[str, Path] = {}
+    for path in map(Path, files):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}")
+        own = find_files(path, "features") if path.is_dir() else {slide_id(path.name): path}
+        for name, file in own.items():
+            if found.setdefault(name, file) != file:
+                raise InputError(f"slide {name} is there twice: {found[name]} and {file}")
+    beside = find_files(coords, "--coords") if coords is not None else {}
+    return [(name, path, beside.get(name)) for name, path in found.items()]
+
+
+def load_bags(checkpoint: str) -> tuple[Any, Any]:
+    """Build the task of bags of a checkpoint, in evaluation mode; return it and what the checkpoint says."""
+    import softmaxfree.mil.tasks  # noqa: F401  registers them
+    from softmaxfree.tasks.loading import load_task
+
+    return load_task(checkpoint)
+
+
+def open_slide(name: str, path: Path, coords: Path | None, task: Any, record: Any) -> Any:
+    """Read the bag of a slide for a network.
+
+    Args:
+        name: of the slide.
+        path: of its features.
+        coords: file of its coordinates; None where they are beside the features, or not there.
+        task: that takes it.
+        record: of the checkpoint.
+
+    Returns:
+        The slide and a batch of one bag, on the device of the task.
+
+    Raises:
+        InputError: it cannot be read, or its features are of another width than those of the training.
+    """
+    from softmaxfree.mil.data.bag import collate
+    from softmaxfree.mil.data.slides import SlideBags, look_at
+
+    (slide,) = look_at([name], {name: path}, {} if coords is None else {name: coords}, {}, bar=False)
+    width, wanted = slide.features.shape[1], task.hparams["in_dim"]
+    if width != wanted:
+        raise InputError(f"slide {name}: {path} has features of {width} numbers, and the weights are for {wanted}")
+    used = record.data_arguments.get("use_coords", "auto") is not False and slide.coords is not None
+    bags = SlideBags([slide], [torch.tensor(0)], record.data_config.get("step"), with_coords=used)
+    return slide, task.transfer_batch_to_device(collate([bags[0]]), task.device, 0)
+
+
+def predict_bags(
+    slides: Sequence[Any],
+    task: Any,
+    record: Any,
+    names: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    format: str = "table",
+    on_error: str = "skip",
+) -> None:
+    """Print or write the probability of each class of each slide; of survival that of each bin of time.
+
+    Args:
+        slides: as `find_bags` returns them.
+        task: with its weights.
+        record: of the checkpoint.
+        names: of the classes.
+        out: file to write to; None prints.
+        format: "table", "json" or "csv".
+        on_error: "skip" names and leaves out an unreadable slide, "fail" stops.
+
+    Raises:
+        InputError: no slide can be read, or one cannot and `on_error` is "fail".
+        OSError: the result cannot be written.
+    """
+    rows = list(_rows(slides, task, record, names, on_error))
+    if not rows:
+        raise InputError(f"none of the {len(slides)} slides can be read")
+    if skipped := len(slides) - len(rows):
+        print(f"{skipped} of {len(slides)} slides skipped", file=sys.stderr)
+    if format == "table" and out is None:
+        print_table(*_table(rows))
+        return
+    text = {"json": _json, "csv": _csv, "table": lambda r: plain_table(*_table(r)) + "\n"}[format](rows)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    with atomic_write(out) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file begins as one of the three formats does."""
+    with path.open("rb") as file:
+        start = b" ".join(file.read(4096).split())
+    return start.startswith((b"slide_id,file,instances,predicted", b'[ { "slide_id": "', b"slide_id file instances"))
+
+
+def _rows(
+    slides: Sequence[Any], task: Any, record: Any, names: Sequence[str], on_error: str
+) -> Iterator[dict[str, Any]]:
+    for name, path, coords in tqdm(slides, unit="slide", disable=None if len(slides) > 1 else True, leave=False):
+        try:
+            slide, batch = open_slide(name, path, coords, task, record)
+            with torch.inference_mode():
+                values = task.probabilities(batch)[0].tolist()
+        except InputError as error:
+            skip_or_fail(path, error, on_error, "slide")
+            continue
+        likeliest = max(range(len(values)), key=values.__getitem__)
+        probabilities = dict(zip(names, values, strict=True))
+        told = (name, str(path), slide.features.shape[0], names[likeliest])
+        yield {**dict(zip(_HEAD, told, strict=True)), "probabilities": probabilities}
+
+
+def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    columns = [*_HEAD, *rows[0]["probabilities"]]
+    return columns, [
+        [*(str(row[key]) for key in _HEAD), *(f"{p:.1%}" for p in row["probabilities"].values())] for row in rows
+    ]
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_HEAD, *(f"p_{name}" for name in rows[0]["probabilities"])])
+    for row in rows:
+        writer.writerow([*(row[key] for key in _HEAD), *(f"{p:.6f}" for p in row["probabilities"].values())])
+    return text.getvalue()

@@ -1,0 +1,246 @@
+"""The commands do for bags what they do for images: train, resume, fold, validate, predict, explain, show."""
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from softmaxfree.cli import explain, export, predict, push, train, validate
+from softmaxfree.cli.recipe import load_job
+from softmaxfree.errors import InputError
+from softmaxfree_cli import main
+from softmaxfree_cli.failures import mendable
+from softmaxfree_cli.recipes import find_recipe, read_header
+from tests.mil.data.slide_files import coords_of, features_of, read_csv, write_csv, write_slides, write_trident
+
+QUICK = {
+    "model.name": "gated_attention",
+    "model.model_args.embed_dim": 8,
+    "model.opt": "adam",
+    "model.lr": 0.02,
+    "run.early_stopping": "null",
+    "data.num_workers": 0,
+    "trainer.max_epochs": 2,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.accelerator": "cpu",
+}
+
+
+def overrides(folder, **changes):
+    """A run of seconds on a folder of `write_slides`; `a__b=1` stands for `--a.b=1`."""
+    places = {"data.features": folder / "features", "data.labels": folder / "labels.csv"}
+    keys = {**places, **QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return [f"--{key}={value}" for key, value in keys.items()]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Sixteen slides of eight cases; only read."""
+    return write_slides(tmp_path_factory.mktemp("slides"), count=16, cases=8)
+
+
+@pytest.fixture(scope="module")
+def run_dir(slides, tmp_path_factory):
+    """A finished run of the default network; only read."""
+    out = tmp_path_factory.mktemp("runs")
+    small = {"model__name": "bag_encoder", "model__model_args__num_heads": 2, "trainer__accumulate_grad_batches": 2}
+    return train.run("bags", overrides(slides, **small), out=str(out))
+
+
+def test_a_run_leaves_what_a_run_of_images_does(run_dir):
+    files = {path.name for path in run_dir.iterdir()}
+    assert {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "split.csv", "report.html", "summary.json"} <= files
+    assert {"curve.png", "confusion_matrix.png"} <= files
+    assert "best" not in files  # a folder for timm, whose these models are not
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["data"]["unit"] == "slide"
+    assert summary["confusion"]["of"] == "slides"
+    assert sum(row["bags"] for row in summary["sizes"]) == summary["data"]["num_images"]["val"]
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "Sizes of bags" in page
+    assert "Measured on the validation slides" in page
+    text = re.sub(r"<(pre|style|svg).*?</\1>", "", page, flags=re.S)
+    assert not re.search(r"\bimages?\b", text)
+    assert [row["split"] for row in read_csv(run_dir / "split.csv")].count("train") > 8
+
+
+def test_validate_measures_the_same(run_dir, slides, tmp_path, capsys):
+    metrics = validate.run(str(run_dir))
+    kept = json.loads((run_dir / "summary.json").read_text())["metrics"]
+    assert metrics == pytest.approx(kept, abs=1e-6)
+    assert "macro AUC" in capsys.readouterr().out
+    other = write_slides(tmp_path, count=4)
+    places = [f"--data.features={other / 'features'}", f"--data.labels={other / 'labels.csv'}"]
+    assert validate.run(str(run_dir), places)["val/auc"] >= 0  # all of them validate
+    assert "4 to validate" in capsys.readouterr().out
+
+
+def test_predict_writes_a_line_a_slide(run_dir, slides, tmp_path, capsys):
+    out = tmp_path / "slides.csv"
+    predict.run([slides / "features"], checkpoint=run_dir, format="csv", out=out)
+    rows = read_csv(out)
+    assert [row["slide_id"] for row in rows] == [f"{i + 1:03}" for i in range(16)]
+    assert list(rows[0]) == ["slide_id", "file", "instances", "predicted", "p_a", "p_b"]
+    for row in rows:
+        assert float(row["p_a"]) + float(row["p_b"]) == pytest.approx(1, abs=1e-5)
+        assert row["predicted"] == ("a" if float(row["p_a"]) > 0.5 else "b")
+    predict.run([slides / "features" / "001.h5"], checkpoint=run_dir, format="json")
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["probabilities"]["a"] == pytest.approx(float(rows[0]["p_a"]), abs=1e-5)
+    predict.run([slides / "features"], checkpoint=run_dir, format="csv", out=out)  # its own is replaced
+    with pytest.raises(InputError, match="is no earlier output"):
+        predict.run([slides / "features"], checkpoint=run_dir, format="csv", out=slides / "labels.csv")
+
+
+def test_predict_skips_what_cannot_be_read(run_dir, tmp_path, capsys):
+    write_trident(tmp_path / "wide.h5", features_of(0, 5, dim=9))
+    write_trident(tmp_path / "good.h5", features_of(0, 5))
+    predict.run([tmp_path], checkpoint=run_dir)
+    told = capsys.readouterr()
+    assert "wide.h5 has features of 9 numbers, and the weights are for 6" in told.err
+    assert "1 of 2 slides skipped" in told.err
+    assert "good" in told.out
+    with pytest.raises(InputError, match=r"unreadable slide: slide wide: .*on-error skip leaves it out"):
+        predict.run([tmp_path], checkpoint=run_dir, on_error="fail")
+    with pytest.raises(InputError, match=r"--topk is for classification, but .* is of bags"):
+        predict.run([tmp_path], checkpoint=run_dir, topk=1)
+
+
+@pytest.mark.parametrize("what", ["attention", "contributions"])
+def test_explain_a_slide(run_dir, slides, tmp_path, what):
+    explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path, top=3)
+    numbers = json.loads((tmp_path / f"003_{what}.json").read_text())
+    with h5py.File(tmp_path / f"003_{what}.h5") as file:
+        scores = file["attention_scores"][:, 0]
+        assert np.array_equal(file["coords"], coords_of(11))
+    assert len(scores) == numbers["patches"] == 11
+    if what == "contributions":
+        total = numbers["of_patches"] + numbers["class_token"] + numbers["base"]
+        assert total == pytest.approx(numbers["logits"][numbers["index"]], abs=1e-4)
+        assert scores.sum() == pytest.approx(numbers["of_patches"], abs=1e-4)
+    else:
+        assert scores.sum() == pytest.approx(1, abs=1e-4)
+    top = read_csv(tmp_path / f"003_{what}_top.csv")
+    assert [int(row["patch"]) for row in top] == np.argsort(-scores, kind="stable")[:3].tolist()
+    assert (tmp_path / f"003_{what}.png").read_bytes().startswith(b"\x89PNG")
+    explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
+
+
+def test_commands_of_images_alone_refuse_bags(run_dir, tmp_path):
+    with pytest.raises(InputError, match=r"is of bags: networks of images alone are exported"):
+        export.run(str(run_dir), str(tmp_path / "out.onnx"))
+    with pytest.raises(InputError, match=r"holds classifiers, but .* is of bags"):
+        push.run(str(run_dir), "user/name")
+
+
+def test_a_map_needs_coordinates(run_dir, tmp_path):
+    np.save(tmp_path / "bare.npy", features_of(0, 9))
+    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
+        explain.run(tmp_path / "bare.npy", checkpoint=run_dir, out=tmp_path)
+    with pytest.raises(InputError, match=r"is of bags: --what is attention or contributions"):
+        explain.run(tmp_path / "bare.npy", checkpoint=run_dir, what="cam", out=tmp_path)
+
+
+def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
+    out = tmp_path / "runs"
+    place = train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2)
+    assert place == out / "folds-0"
+    rows = read_csv(place / "folds.csv")
+    assert [row["fold"] for row in rows] == ["0", "1", "mean", "sd"]
+    scores = [float(row["test/auc"]) for row in rows[:2]]
+    assert float(rows[2]["test/auc"]) == pytest.approx(np.mean(scores))
+    assert float(rows[3]["test/auc"]) == pytest.approx(np.std(scores, ddof=1))
+    tested = [{r["file"] for r in read_csv(place / str(k) / "split.csv") if r["split"] == "test"} for k in (0, 1)]
+    assert tested[0] | tested[1] == {f"{i + 1:03}" for i in range(16)}
+    assert not tested[0] & tested[1]
+    before = (place / "0" / "best.ckpt").stat().st_mtime_ns
+    (place / "1" / "summary.json").unlink()  # as if it had been interrupted
+    train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2, resume="last")
+    assert (place / "0" / "best.ckpt").stat().st_mtime_ns == before
+    assert read_csv(place / "folds.csv") == rows
+    assert "fold 0 of 2 is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("bags", {"data__fold": 1}, "--folds sets data.fold and data.folds"),
+        (
+            "bags",
+            {"data__split": "x.csv"},
+            r"--folds: data.split must be a folder with a file for each fold",
+        ),
+        ("digits", None, "--folds is for data with the keys data.fold and data.folds, such as bags; digits has none"),
+    ],
+)
+def test_bad_folds(slides, tmp_path, recipe, changes, message):
+    given = [] if changes is None else overrides(slides, **changes)
+    with pytest.raises(InputError, match=message):
+        train.run(recipe, given, out=str(tmp_path), folds=2)
+
+
+def test_survival_runs_through_all_commands(slides, tmp_path):
+    table = write_csv(
+        tmp_path / "t.csv", "slide_id,time,event", *(f"{i + 1:03},{i + 1},{int(i % 4 > 0)}" for i in range(16))
+    )
+    given = overrides(slides, data__labels=table, data__bins=2, trainer__max_epochs=1)
+    run = train.run("bags_survival", given, out=str(tmp_path / "runs"))
+    assert "c-index" in (run / "report.html").read_text(encoding="utf-8")
+    assert 0 <= validate.run(str(run))["val/c_index"] <= 1
+    predict.run([slides / "features"], checkpoint=run, format="csv", out=tmp_path / "p.csv")
+    rows = read_csv(tmp_path / "p.csv")
+    cuts = [name for name in rows[0] if name.startswith("p_")]
+    assert [name[:8] for name in cuts] == ["p_up to ", "p_later"]
+    assert sum(float(rows[0][name]) for name in cuts) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_run_starts_from_the_weights_of_another(run_dir, slides, tmp_path):
+    small = {"model__name": "bag_encoder", "model__model_args__num_heads": 2, "trainer__max_epochs": 1}
+    run = train.run("bags", overrides(slides, **small), out=str(tmp_path), init_from=str(run_dir))
+    assert "tensors" in json.loads((run / "summary.json").read_text())["model"]["loaded"]
+    wider = overrides(slides, **small, model__model_args__embed_dim=12)
+    with pytest.raises(InputError, match=r"model.init_from: .* is of bag_encoder, as this model is, but made with"):
+        train.run("bags", wider, out=str(tmp_path), init_from=str(run_dir))
+
+
+def test_help_and_recipes_tell_of_bags(capsys):
+    assert main(["train", "bags", "--help"]) == 0
+    text = re.sub(r"\n\s+", " ", capsys.readouterr().out)
+    assert "--data.features  text  (required)  Folder with a file of features for each slide" in text
+    assert "--folds" in text
+    assert main(["recipes", "show", "mnist_bags"]) == 0
+    assert "datamodule: softmaxfree.mil.data.EmbeddedBagsDataModule" in capsys.readouterr().out
+    assert main(["recipes"]) == 0
+    assert re.search(r"^  ?mnist_bags +bags +MNIST-bags", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in read_header(find_recipe("mnist_bags")) if line.strip().startswith("--")]
+)
+def test_the_options_in_the_header_of_mnist_bags_fit(line):
+    words = re.split(r" {2,}", line.strip())[0].split()
+    options = [f"{key}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+    job = load_job("mnist_bags", [*options, "--data.train_bags=2", "--data.val_bags=2", "--data.test_bags=2"])
+    job.data.setup("fit")
+    batch = next(iter(job.data.val_dataloader()))
+    assert job.task(batch).shape == (1, 2)
+    assert job.task.hparams["in_dim"] == batch.features.shape[2]
+
+
+def test_a_bad_slide_in_a_worker_is_one_line(tmp_path, capsys):
+    folder = write_slides(tmp_path, count=6)
+    with h5py.File(folder / "features" / "002.h5", "a") as file:
+        file["features"][3, 1] = np.nan
+    given = overrides(folder, data__num_workers=1)
+    assert main(["train", "bags", *given, "--out", str(tmp_path / "runs")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith(f"softmaxfree train: slide 002: features in {folder}/features/002.h5 are NaN or infinite")
+
+
+def test_the_traceback_of_a_worker_is_left_out():
+    text = "Caught InputError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File x\n"
+    assert mendable(InputError(f"{text}softmaxfree_cli.errors.InputError: a: b"), "train") == "a: b"
+    assert torch.utils.data.get_worker_info() is None

@@ -1,0 +1,266 @@
+"""Slides of one's own become batches, or one clear error."""
+
+import weakref
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from softmaxfree.errors import InputError
+from softmaxfree.mil.data import Bag, BagsDataModule, collate
+from softmaxfree.mil.data.slides import SlideBags
+from softmaxfree.mil.tasks import BagClassificationTask
+from tests.mil.data.slide_files import coords_of, features_of, write_csv, write_slides, write_trident
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Twelve slides of six cases and two classes; only read."""
+    return write_slides(tmp_path_factory.mktemp("slides"), cases=6)
+
+
+def module(folder, **arguments):
+    """A data module of a folder of `write_slides`, set up."""
+    given = {"features": str(folder / "features"), "labels": str(folder / "labels.csv"), "num_workers": 0, **arguments}
+    data = BagsDataModule(**given)
+    data.setup("fit")
+    return data
+
+
+def test_a_batch_is_padded_on_the_right():
+    bags = [
+        Bag(torch.ones(n, 3, dtype=torch.float16), torch.tensor(n % 2), torch.ones(n, 2), 256.0, None, n, i)
+        for i, n in enumerate((2, 4))
+    ]
+    batch = collate(bags)
+    assert batch.features.dtype == torch.float16
+    assert batch.mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert batch.features[0].sum(1).tolist() == [3, 3, 0, 0]
+    assert batch.step.tolist() == [256, 256]
+    assert (batch.labels.tolist(), batch.sizes.tolist()) == ([0, 0], [2, 4])
+    assert batch.instances is None
+
+
+def test_a_bag_alone_is_not_copied_and_has_no_mask():
+    features = torch.ones(5, 3)
+    batch = collate([Bag(features, torch.tensor(0), None, None, torch.arange(5), 5, 0)])
+    assert batch.mask is None
+    assert batch.features.data_ptr() == features.data_ptr()
+    assert batch.coords is None
+    assert batch.instances.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_batches_of_a_folder(slides):
+    data = module(slides, batch_size=2)
+    assert (data.num_classes, data.class_names, data.in_dim) == (2, ("a", "b"), 6)
+    assert sum(data.num_images.values()) == 12
+    assert sum(data.class_counts) == data.num_images["train"]
+    for batch in data.train_dataloader():
+        assert batch.features.dtype == torch.float16
+        assert batch.coords.shape == (*batch.features.shape[:2], 2)
+        assert batch.step.tolist() == [512, 512]
+    sides = dict(data.split_rows)
+    table = {row.split(",")[0]: row.split(",")[2] for row in (slides / "labels.csv").read_text().splitlines()[1:]}
+    assert {len({sides[s] for s in table if table[s] == case}) for case in set(table.values())} == {1}
+    assert "12 slides of 6 cases, 9 to 20 patches (median 15) of 6 numbers" in data.found
+    assert "drawn by case and seed 42" in data.found
+
+
+def test_workers_hold_one_batch_each(slides):
+    loader = module(slides, num_workers=2).train_dataloader()
+    assert loader.prefetch_factor == 1
+    assert sum(len(batch.labels) for batch in loader) == len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_bag_is_in_memory_while_the_next_is_read(slides, monkeypatch, workers):
+    """A worker, or the training itself without workers, reads one; the training holds one more at most."""
+    alive, most = [], []
+
+    def counted(bags, index):
+        most.append(sum(there() is not None for there in alive))
+        bag = read(bags, index)
+        alive.append(weakref.ref(bag.features.untyped_storage()))
+        return bag
+
+    class Held(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            alive.append(weakref.ref(batch.features.untyped_storage()))
+            held.append(sum(there() is not None for there in alive))
+
+    read, held = SlideBags.__getitem__, []
+    monkeypatch.setattr(SlideBags, "__getitem__", counted)
+    task = BagClassificationTask("mean", 2, 6, {"embed_dim": 4}, warmup_epochs=0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {"accelerator": "cpu", "limit_val_batches": 0, "enable_model_summary": False, "log_every_n_steps": 1}
+    trainer = Trainer(max_epochs=2, callbacks=[Held()], **options, **quiet)
+    data = module(slides, num_workers=workers)
+    trainer.fit(task, datamodule=data)
+    assert max(most, default=0) <= 1  # in this process
+    assert max(held) <= 2  # the batch, and its bag where it was read here
+    assert len(held) == 2 * data.num_images["train"]
+
+
+def test_the_split_of_a_run_is_read_again(slides, tmp_path):
+    first = module(slides, seed=3, folds=3, fold=1)
+    assert first.tests
+    write_csv(tmp_path / "split.csv", "file,split", *(",".join(row) for row in first.split_rows))
+    again = module(slides, seed=4, split=str(tmp_path / "split.csv"))
+    assert [slide.name for slide in again.bags["test"].slides] == [slide.name for slide in first.bags["test"].slides]
+    assert again.split_rows == []
+
+
+def test_labels_of_transmil_and_torchmil(slides, tmp_path):
+    fold = write_csv(tmp_path / "fold0.csv", ",train,train_label,val,val_label", "0,001,1,003,0.0", "1,002,0,,")
+    data = module(slides, labels=None, split=str(tmp_path), fold=0)
+    assert (data.class_names, data.num_images) == (("0", "1"), {"train": 2, "val": 1})
+    assert fold.name in str(data.found) or str(tmp_path) in data.found
+    for name in ("features", "labels", "coords"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+    for i in range(6):
+        np.save(tmp_path / "t" / "features" / f"b{i}.npy", features_of(i, 4)[None])
+        np.save(tmp_path / "t" / "coords" / f"b{i}.npy", coords_of(4, 1))
+        np.save(tmp_path / "t" / "labels" / f"b{i}.npy", np.array(i % 2))
+    data = module(tmp_path, features=str(tmp_path / "t"), labels=None)
+    assert data.class_names == ("0", "1")
+    assert data.bags["train"][0].step == 1  # cells, not pixels
+
+
+def test_coordinates_in_another_folder(slides, tmp_path):
+    for i in range(12):
+        name = f"{i + 1:03}"
+        values = features_of(i, 9 + i)
+        (tmp_path / "pt").mkdir(exist_ok=True)
+        torch.save(torch.from_numpy(values), tmp_path / "pt" / f"{name}.pt")
+        write_trident(tmp_path / "patches" / f"{name}_patches.h5", values, coords_of(9 + i))
+    assert module(slides, features=str(tmp_path / "pt")).bags["train"][0].coords is None
+    with pytest.raises(
+        InputError, match=r"data.use_coords: slide 001 has no coordinates in .*001.pt \(12 such slides\)"
+    ):
+        module(slides, features=str(tmp_path / "pt"), use_coords=True)
+    bag = module(slides, features=str(tmp_path / "pt"), coords=str(tmp_path / "patches")).bags["train"][0]
+    assert bag.step == 512
+
+
+def test_a_table_may_have_more_slides_than_there_are_features(slides, tmp_path):
+    rows = (slides / "labels.csv").read_text().splitlines()
+    with pytest.warns(UserWarning, match="1 of the 13 slides of .* have no features: 013"):
+        data = module(slides, labels=str(write_csv(tmp_path / "labels.csv", *rows, "013,a,case13")))
+    assert sum(data.num_images.values()) == 12
+    few = module(slides, labels=str(write_csv(tmp_path / "few.csv", *rows[:9])))
+    assert "4 files of features without a label are not used" in few.found
+
+
+HEAD = "slide_id,label,case_id"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([HEAD, "001,a,1", "002,b,2", "001,a,1"], r"labels.csv lists slide 001 twice, in lines 2 and 4"),
+        ([HEAD, "001,a,1", "002,,2"], r"labels.csv has no label of slide 002, in line 3"),
+        ([HEAD, "001,a,1", ",b,2"], r"labels.csv has no slide in line 3"),
+        (["name,label", "001,a"], r"has no column for the slide: slide_id or .*; it has name, label"),
+        (["slide_id,grade", "001,a"], r"has no column for the class: label; it has slide_id, grade"),
+        ([HEAD, "001,a,1", "002,a,2"], r"all slides are of one class, a; two are needed"),
+        ([HEAD, "x,a,1", "y,b,2"], r"has no file of 2 of the 2 slides of .*labels.csv: x, y"),
+    ],
+)
+def test_bad_labels(slides, tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        module(slides, labels=str(write_csv(tmp_path / "labels.csv", *rows)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["slide_id,split", "001,train", "099,val"],
+            r"data.split: .*s.csv has slide 099, which has no label in",
+        ),
+        (
+            ["slide_id,split", "001,train", "007,val"],
+            r"case case0 is in two splits: slide 001 in train, slide 007 in",
+        ),
+        (["slide_id,split", "001,train", "003,train"], r"s.csv has no slides to validate"),
+        (["slide_id,split", "001,train", "002,val"], r"there are no slides of b to train on"),
+    ],
+)
+def test_bad_splits(slides, tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        module(slides, split=str(write_csv(tmp_path / "s.csv", *rows)))
+
+
+def test_a_slide_of_a_split_without_features(slides, tmp_path):
+    labels = write_csv(tmp_path / "l.csv", *(slides / "labels.csv").read_text().splitlines(), "013,a,case13")
+    split = write_csv(tmp_path / "s.csv", "slide_id,split", "001,train", "002,train", "013,val")
+    with pytest.raises(InputError, match=r"data.features: .*features has no file of 1 of the 3 slides of .*s.csv: 013"):
+        module(slides, labels=str(labels), split=str(split))
+
+
+def test_a_bad_bag_stops_with_its_name_also_in_a_worker(slides, tmp_path):
+    folder = write_slides(tmp_path, count=6)
+    with h5py.File(folder / "features" / "002.h5", "a") as file:
+        file["features"][3, 1] = np.nan
+    data = module(folder, num_workers=1, split="all")
+    with pytest.raises(InputError, match=r"slide 002: features in .*002.h5 are NaN or infinite in 1 patches"):
+        list(data.val_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be 1 or more"),
+        ({"max_patches": 0}, "data.max_patches must be 1 or more"),
+        ({"step": 0.5}, "data.step must be 1 or more"),
+        ({"folds": 5}, "data.fold must be 0 to 4 with data.folds 5, got None"),
+        ({"folds": 5, "fold": 5}, "data.fold must be 0 to 4 with data.folds 5, got 5"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        BagsDataModule("features", "labels.csv", **arguments)
+
+
+def survival_rows(count=12):
+    return [f"{i + 1:03},{10 * (i + 1)},{int(i % 3 > 0)}" for i in range(count)]
+
+
+def test_survival(slides, tmp_path):
+    table = write_csv(tmp_path / "t.csv", "slide_id,time,event", *survival_rows())
+    data = module(slides, labels=str(table), target="survival", bins=3)
+    assert data.num_classes == 3
+    assert data.class_names == (*(f"up to {cut:g}" for cut in data.cuts), "later")
+    bin_, event, time = data.bags["train"][0].label.tolist()
+    name = data.bags["train"].slides[0].name
+    assert (time, event) == (10 * int(name), int((int(name) - 1) % 3 > 0))
+    assert bin_ == sum(time > cut for cut in data.cuts)
+    censored = write_csv(
+        tmp_path / "c.csv",
+        "slide_id,survival_months,censorship",
+        *(r[:-1] + str(1 - int(r[-1])) for r in survival_rows()),
+    )
+    again = module(slides, labels=str(censored), target="survival", bins=3)
+    assert [bag.label.tolist() for bag in again.bags["val"]] == [bag.label.tolist() for bag in data.bags["val"]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("012,soon,1", "the time of slide 012 must be 0 or more, got 'soon'"),
+        ("012,-1,1", "the time of slide 012 must be 0 or more, got '-1'"),
+        ("012,5,2", "the event of slide 012 must be 0 or 1, got '2'"),
+    ],
+)
+def test_bad_times(slides, tmp_path, row, message):
+    table = write_csv(tmp_path / "t.csv", "slide_id,time,event", *survival_rows(11), row)
+    with pytest.raises(InputError, match=message):
+        module(slides, labels=str(table), target="survival", bins=3)
+
+
+def test_too_few_events_for_the_bins(slides, tmp_path):
+    table = write_csv(tmp_path / "t.csv", "slide_id,time,event", *(f"{i + 1:03},5,1" for i in range(12)))
+    with pytest.raises(InputError, match=r"data.bins is 4, but there are too few different times of events \(1\)"):
+        module(slides, labels=str(table), target="survival")
