@@ -1,7 +1,7 @@
 """`softmaxfree explain` of bags: what the network looks at in a slide, over its patches."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ def explain_slide(
     coords: Path | None,
     thumbnail: Path | None,
     layer: int,
-    head: int | str,
+    head: int | Literal["mean", "all"],
     target: int | None,
     scaling: str,
     top: int,

@@ -84,13 +84,13 @@ def read(array: Array, rows: np.ndarray | None = None, slide: str = "") -> Tenso
         stored = content[array.key] if array.key else content
         single = len(stored.shape) > len(array.shape)
         if isinstance(stored, Tensor):
-            values = stored[0] if single else stored
-            return values.clone() if rows is None else values[torch.from_numpy(rows)]
+            tensor = stored[0] if single else stored
+            return tensor.clone() if rows is None else tensor[torch.from_numpy(rows)]
         if hasattr(stored, "chunks"):
             values = _of_h5(array, stored, rows, single)
         else:
-            values = stored[0] if single else stored
-            values = np.array(values if rows is None else values[rows])
+            own = stored[0] if single else stored
+            values = np.array(own if rows is None else own[rows])
     return torch.from_numpy(values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("=")))
 
 

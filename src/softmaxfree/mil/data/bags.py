@@ -184,7 +184,7 @@ class BagsDataModule(LightningDataModule):
         if self.labels is not None:
             return read_labels(Path(self.labels).expanduser(), self.column, self.target == "survival")
         if of_file and self.target == "class":
-            values = {name: (label,) for name, label in of_file.items()}
+            values: dict[str, tuple[str, ...]] = {name: (label,) for name, label in of_file.items()}
             return Labels(Path(str(self.split)), {name: name for name in values}, values)
         if (folder / "labels").is_dir() and self.target == "class":
             paths = find_files(folder / "labels", "data.features")
