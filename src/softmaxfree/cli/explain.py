@@ -8,7 +8,15 @@ from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["run"]
 
-_SEEN = ("attention", "mixers")  # which have a query that is asked for
+_TAKES = {
+    "--point": ("cls", ("attention", "mixers", "landmarks")),
+    "--stage": (None, ("attention", "mixers", "landmarks", "cam")),
+    "--block": (-1, ("attention", "mixers", "landmarks")),
+    "--head": ("mean", ("attention",)),
+    "--target": (None, ("cam",)),
+    "--method": ("gradcam", ("cam",)),
+}
+"""Options with their defaults, and what they are for."""
 
 
 def run(
@@ -77,16 +85,21 @@ def run(
     for name, value in (("--size", size), ("--max-pixels", max_pixels)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
-    if query != "cls" and what not in (*_SEEN, "landmarks"):
-        raise InputError(f"--point is for --what attention, mixers and landmarks, not for {what}")
-    if target is not None and what != "cam":
-        raise InputError(f"--target is for --what cam, not for {what}")
+    given = dict(zip(_TAKES, (point, stage, block, head, target, method), strict=True))
+    asked_for = [option for option, value in given.items() if value != _TAKES[option][0]]
+    for option in asked_for:
+        if what not in (kinds := _TAKES[option][1]):
+            raise InputError(f"{option} is for --what {', '.join(kinds)}, not for {what}")
 
     from softmaxfree.cli import explain_outputs  # torch: seconds
 
     if image is None:
         if what != "mixers":
             raise InputError(f"--what {what} needs a picture; without one there is --what mixers alone")
+        of_network = (("--checkpoint", checkpoint), ("--model", model), ("--size", size))
+        asked_for += [option for option, value in of_network if value is not None]
+        if asked_for:
+            raise InputError(f"{asked_for[0]} needs a picture: without one the figure is of no network")
         explain_outputs.photographs(out)
         return
     from softmaxfree.cli.checkpoint import find_checkpoint
