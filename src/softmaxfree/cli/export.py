@@ -58,7 +58,7 @@ def run(
 
     from softmaxfree.export import export  # torch: seconds
     from softmaxfree.export.checking import TRAINED
-    from softmaxfree.export.formats import format_of
+    from softmaxfree.export.formats import AOTI, format_of
 
     format_of(Path(out))
     net, config, names = _load(checkpoint, model)
@@ -85,6 +85,10 @@ def run(
         print(f"time     {cost.before_ms:.1f} ms a picture before, {cost.after_ms:.1f} ms after")
         print(f"size     {cost.before_bytes / 1e6:.1f} MB before, {cost.after_bytes / 1e6:.1f} MB after")
         print(f"costs    agreement with float32 {cost.agreement:.1%} on {cost.pictures} pictures")
+    if done.kind == AOTI:
+        print(
+            "note     AOTInductor wants contiguous tensors, and does not look: call .contiguous() on what was permuted"
+        )
     if (side := min(config["input_size"][1:])) < done.smallest:
         print(
             f"note     the file takes images from {done.smallest} pixels, those of the training have {side}: scale up"
