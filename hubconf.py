@@ -16,8 +16,9 @@ import softmaxfree  # noqa: E402, F401  registers the models
 
 
 def from_hub(repository, **arguments):
-    """Return the trained model of `user/name` on the model hub; arguments are those of `timm.create_model`."""
-    return timm.create_model(f"hf-hub:{repository}", pretrained=True, **arguments)
+    """Return the trained model of a folder, or of `user/name` on the model hub; arguments as of `timm.create_model`."""
+    source = "local-dir" if Path(repository).is_dir() else "hf-hub"
+    return timm.create_model(f"{source}:{repository}", pretrained=True, **arguments)
 
 
 def _entry(name):

@@ -8,7 +8,8 @@ import timm
 import torch
 from PIL import Image
 
-from softmaxfree.explain import attention
+from softmaxfree.explain import AttentionMap, attention
+from softmaxfree.explain.pictures import draw_side_by_side
 from softmaxfree_cli import main
 
 pytest.importorskip("pytorch_grad_cam")
@@ -107,6 +108,18 @@ def test_the_other_kinds(what, explained):
         assert told["mixers"]["softmax"]["row_sum"] == pytest.approx(1, abs=1e-4)
 
 
+def test_a_faint_low_rank_is_drawn_on_its_own_scale():
+    weights = torch.linspace(0.5, 1, 16).view(1, 4, 4)
+    maps = {
+        name: AttentionMap(factor * weights, torch.zeros(1, 0), 0, "l", "soft", 8, (32, 32), (32, 32))
+        for name, factor in (("softmax", 0.1), ("exact Gaussian", 1.0), ("low rank", 1e-4), ("low rank, near", 0.9))
+    }
+    figure = draw_side_by_side([(Image.new("RGB", (32, 32)), maps, (3, 3), "here")])
+    panels = [axes for axes in figure.axes if axes.get_title()][1:]
+    assert [axes.images[0].norm.vmax for axes in panels] == pytest.approx([0.1, 1.0, 1e-4, 1.0])
+    assert ["own scale" in axes.get_title() for axes in panels] == [False, False, True, False]
+
+
 def test_the_class_of_a_map_can_be_chosen(explained):
     told, _ = explained("--what", "cam", "--target", 2, "--stage", 1, "--method", "layercam")
     assert (told["class"], told["target"], told["layer"], told["method"]) == ("cat", 2, "stages.1", "layercam")
@@ -140,7 +153,7 @@ def test_an_earlier_result_is_replaced_and_nothing_else(explained, photo, saved,
     ("argv", "message"),
     [
         (["--point", "10,40"], "x from 24 to 119 and y from 0 to 95: the preparation cuts the rest off; got 10,40"),
-        (["--point", "400,40"], "--point must be in what the network sees"),
+        (["--point", "400,40"], "--point must be in the picture, x from 0 to 143 and y from 0 to 95; got 400,40"),
         (["--point", "12"], "--point must be x,y in pixels, such as 120,80, or cls; got 12"),
         (["--point", "a,b"], "--point must be x,y in pixels"),
         (["--stage", "4"], "stage must be 0 to 3"),
@@ -149,6 +162,9 @@ def test_an_earlier_result_is_replaced_and_nothing_else(explained, photo, saved,
         (["--head", "first"], "--head must be a number, mean or all; got first"),
         (["--what", "cam", "--target", "4"], "--target must be the number of a class, 0 to 3, got 4"),
         (["--target", "1"], "--target is for --what cam"),
+        (["--what", "cam", "--head", "1"], "--head is for --what attention, not for cam"),
+        (["--what", "inverse", "--stage", "1"], "--stage is for --what attention, mixers, landmarks, cam, not for"),
+        (["--what", "landmarks", "--method", "layercam"], "--method is for --what cam, not for landmarks"),
         (["--what", "inverse", "--point", "60,40"], "--point is for --what attention"),
         (["--what", "landmarks", "--stage", "3"], "a mixer without landmarks"),
         (["--what", "mixers", "--stage", "3"], "must be of soft, or of gaussian with tied keys"),
@@ -166,6 +182,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, photo, saved, t
 def test_without_a_picture_or_checkpoint(saved, photo, capsys):
     for argv, message in (
         (["--checkpoint", str(saved)], "--what attention needs a picture"),
+        (["--what", "mixers", "--checkpoint", str(saved)], "--checkpoint needs a picture"),
         ([str(photo)], "give --checkpoint PATH, or --model NAME"),
         (["none.jpg", "--checkpoint", str(saved)], "there is no file none.jpg"),
         ([str(photo), "--checkpoint", "nowhere"], "there is no such checkpoint"),

@@ -48,6 +48,18 @@ def test_one_clear_error(arguments, told, run, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_that_cannot_be_written_is_told_at_once(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("softmaxfree.export.writing.write", lambda *_: pytest.fail("minutes of work came first"))
+    (tmp_path / "x_aoti").write_text("mine", encoding="utf-8")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for out, told in (("x_aoti", "x_aoti is a file, and a folder of that name"), ("file/a.pt2", "file")):
+        assert main(["export", str(run), str(tmp_path / out)]) == 2
+        error = capsys.readouterr().err
+        assert told in error
+        assert len(error.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "x_aoti"]
+
+
 def test_no_such_checkpoint(tmp_path, capsys):
     assert main(["export", str(tmp_path / "none"), str(tmp_path / "a.onnx")]) == 2
     assert "there is no such checkpoint" in capsys.readouterr().err

@@ -41,6 +41,50 @@ def test_of_a_pyramid_it_is_the_head_s_weights_at_each_cell(arguments):
     assert found.pixels.max() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 96, "embed_dim": 8, "num_heads": (1,) * 4, "window_size": 3}),
+        ("convnext_atto", {"dims": (8, 8, 16, 16)}),
+    ],
+    ids=["channels last", "the rest of the image has no cell"],
+)
+def test_maps_of_other_networks_of_timm(name, own):
+    torch.manual_seed(0)
+    model = timm.create_model(name, depths=(1,) * 4, num_classes=4, **own).eval()
+    model.head.fc.weight.data.mul_(1000)
+    side = 96 if "img_size" in own else 110
+    image, kept = torch.randn(3, side, side), []
+    found = class_activation(model, image, 2)
+    last = dict(model.named_modules())[found.layer]
+    handle = last.register_forward_hook(lambda *args: kept.append(args[2]))
+    logits = model(image[None])
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 2], kept[0])
+    places = (1, 2) if "img_size" in own else (2, 3)
+    cells = (kept[0] * gradient.mean(places, keepdim=True)).sum(3 if places == (1, 2) else 1)[0]
+    assert cells.shape == (3, 3)
+    assert found.pixels.shape == (side, side)
+    at_cells = found.pixels[15:96:32, 15:96:32]
+    assert np.corrcoef(at_cells.flatten(), scaled(cells.detach()).flatten())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("crossvit_tiny_240", {}, "layer 'blocks.2' must make a map of 15 x 15 cells, got list"),
+        ("mvitv2_tiny", {}, "stage -1 of MultiScaleVit has its map in no module of that name"),
+        ("hiera_tiny_224", {"stage": 0}, "stage must be the last one of Hiera"),
+        ("soft_nano", {"layer": "head"}, r"layer 'head' must make a map of 2 x 2 cells, got \(1, 1000\)"),
+        ("convnext_atto", {"layer": "stem"}, "layer 'stem' must make a map of 7 x 7 cells"),
+    ],
+)
+def test_what_is_no_map_is_refused(name, given, message):
+    model = timm.create_model(name)
+    with pytest.raises(InputError, match=message):
+        class_activation(model, torch.rand(3, *model.default_cfg["input_size"][1:]), 0, **given)
+
+
 @pytest.mark.parametrize("name", ["soft_vit_tiny", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("method", ["gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigengradcam"])
 def test_of_plain_transformers(name, method):

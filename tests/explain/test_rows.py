@@ -161,6 +161,26 @@ def test_a_layer_of_softmax_that_does_not_see_all_tokens_has_no_maps():
             explain(timm.create_model(name), torch.zeros(3, 224, 224), stage=stage)
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "stage"),
+    [
+        ("davit_tiny", {"depths": (1,) * 4, "embed_dims": (32,) * 4, "num_heads": (1,) * 4}, 3),
+        ("vit_dpwee_patch16_reg1_gap_256", {"img_size": 96, "depth": 1, "embed_dim": 24, "num_heads": 2}, 0),
+    ],
+    ids=["a window padded to 7 x 7 tokens", "the difference of two softmax"],
+)
+def test_a_padded_window_and_two_attentions_have_no_maps(name, own, stage):
+    model = timm.create_model(name, **own)
+    with pytest.raises(InputError, match="mixer without maps"):
+        explain(model, torch.zeros(3, 96, 96), (50, 50), stage=stage)
+
+
+def test_the_class_token_of_one_of_two_branches():
+    model = timm.create_model("crossvit_tiny_240", depth=((1, 1, 0),), num_classes=2)
+    found = attention(model, torch.randn(3, 240, 240), "cls", block=0)
+    assert (found.token, found.prefix.shape[1], found.weights.shape[1:]) == (0, 1, (20, 20))
+
+
 def test_the_class_token_of_a_pyramid():
     model = timm.create_model("soft_nano").eval()
     found = attention(model, torch.randn(3, 80, 110), "cls")

@@ -48,6 +48,29 @@ def test_a_folder_with_its_metadata(folder):
     assert json.loads(told["mean"]) == [0.5, 0.4, 0.3]
 
 
+_LAYOUTS = """
+import sys, torch
+model = torch._inductor.aoti_load_package(sys.argv[1])
+x = torch.linspace(-1, 1, 3 * 70 * 90).view(1, 70, 90, 3).permute(0, 3, 1, 2)
+print(model(x.contiguous()).tolist())
+try:
+    model(x)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_permuted_image_is_told_where_inputs_are_checked(model, folder):
+    env = {**os.environ, "AOTI_RUNTIME_CHECK_INPUTS": "1"}
+    command = [sys.executable, "-c", _LAYOUTS, str(folder / "model.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    logits, error = done.stdout.splitlines()[:2]
+    x = torch.linspace(-1, 1, 3 * 70 * 90).view(1, 70, 90, 3).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        assert json.loads(logits)[0] == pytest.approx(model(x)[0].tolist(), rel=1e-3, abs=1e-4)
+    assert "stride" in error
+
+
 def test_the_page_runs_it_from_cpp(model, folder, tmp_path):
     text = PAGE.read_text(encoding="utf-8")
     (tmp_path / "main.cpp").write_text(re.search(r"```cpp\n(.+?)```", text, re.S)[1])

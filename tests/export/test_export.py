@@ -48,7 +48,7 @@ def test_onnx_with_a_mask_tells_classes_and_preparation(tmp_path):
 
 def test_torch_export_of_feature_maps(tmp_path):
     done = export(small(), tmp_path / "a.pt2", CONFIG, features=True)
-    assert done.outputs == ("map0",)
+    assert (done.outputs, done.smallest) == (("map0",), 33)
     extra = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "a.pt2", extra_files=extra).module()
     assert json.loads(extra["metadata.json"])["task"] == "features"
@@ -59,8 +59,11 @@ def test_torch_export_of_feature_maps(tmp_path):
 
 def test_half_keeps_kernel_and_inverse_in_float32(tmp_path):
     net = small()
-    done = export(net, tmp_path / "a.onnx", CONFIG, half=True)
+    done = export(net, tmp_path / "a.onnx", CONFIG | {"input_size": (3, 24, 32)}, half=True)
     assert done.limit == 2e-2
+    # images that were smaller in training than what torch.export takes: ONNX has no such limit
+    assert [(each.batch, each.height, each.width) for each in done.differences[6:]] == [(1, 24, 32), (2, 24, 32)]
+    assert done.smallest == 24
     assert next(net.parameters()).dtype == torch.float32
     model = onnx.load(tmp_path / "a.onnx")
     kinds = {each.name: each.data_type for each in model.graph.initializer}
@@ -72,7 +75,7 @@ def test_half_keeps_kernel_and_inverse_in_float32(tmp_path):
     assert set(exps) == {onnx.TensorProto.FLOAT}
 
 
-def test_int8_leaves_kernel_and_inverse_alone_and_tells_its_cost(tmp_path):
+def test_int8_leaves_kernel_and_inverse_alone_and_tells_its_cost(tmp_path, caplog):
     from PIL import Image
     from skimage import data
 
@@ -81,6 +84,7 @@ def test_int8_leaves_kernel_and_inverse_alone_and_tells_its_cost(tmp_path):
     config = CONFIG | {"interpolation": "bilinear", "crop_pct": 1.0}
     done = export(small(), tmp_path / "a.onnx", config, NAMES, calibration=tmp_path)
     assert done.cost.pictures == 3
+    assert not [each for each in caplog.records if each.name == "root"]  # onnxruntime's advice
     assert done.cost.quantised > 0
     assert done.cost.kept >= 8  # two products in each Newton step alone
     assert 0 <= done.cost.agreement <= 1

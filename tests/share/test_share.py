@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 
 import softmaxfree  # noqa: F401  registers the models
+from softmaxfree.report.reading import read_run
 from softmaxfree_cli import main
 from tests.cli.written_run import write_run
 from tests.share.fake_hub import FakeHub
@@ -38,7 +40,7 @@ def test_a_folder_for_timm_and_transformers_with_a_card(run, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     card = (tmp_path / "a/README.md").read_text(encoding="utf-8")
     head = card.split("---")[1]
-    assert "license: mit" in head
+    assert 'license: "mit"' in head
     assert "library_name: timm" in head
     for told in (
         "| data | cracks |",
@@ -93,8 +95,36 @@ def test_there_and_back_by_a_hub(run, hub, tmp_path):
     assert f"{hub.url} cannot be reached: " in gone
 
 
+def test_nothing_of_the_user_is_replaced(run, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# My project\n", encoding="utf-8")
+    argv = ["push", str(run), "anna/cracks", "--out", str(tmp_path)]
+    assert main(argv) == 2
+    assert "README.md is there and is no earlier output" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    assert main([*argv[:-1], str(tmp_path / "new")]) == 0
+    assert main([*argv[:-1], str(tmp_path / "new"), "--license", "no"]) == 0
+    head = (tmp_path / "new/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert yaml.safe_load(head)["license"] == "no"
+    assert torch.hub.load(str(ROOT), "from_hub", str(tmp_path / "new"), source="local").num_classes == 3
+
+
+def test_a_card_has_the_scores_of_its_weights(tmp_path, capsys):
+    run = write_run(tmp_path)
+    (run / "best.ckpt").rename(run / "last.ckpt")
+    assert main(["push", str(run), "anna/cracks", "--out", str(tmp_path / "a")]) == 0
+    assert "| 50.00 |" in (tmp_path / "a/README.md").read_text(encoding="utf-8")  # of the last epoch, not of the best
+    summary = read_run(run) | {"kept": "best"}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["push", str(run), "anna/cracks", "--out", str(tmp_path / "b")]) == 2
+    assert "are of best.ckpt, but the weights there are" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
 def test_one_clear_error(run, tmp_path, capsys):
     assert main(["push", str(run), "anna"]) == 2
     assert "REPOSITORY must be user/name, got 'anna'" in capsys.readouterr().err
+    assert main(["push", str(run), "anna/--x"]) == 2
+    assert "REPOSITORY: Repo id must" in capsys.readouterr().err
     assert main(["push", str(tmp_path / "none"), "anna/x"]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Starting from other weights: what is loaded, left out and made anew, and what is refused."""
 
+import logging
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from softmaxfree.errors import InputError
+from softmaxfree.models import creation
 from softmaxfree.models.parts import parts_of
 from softmaxfree.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from softmaxfree.tasks.pretrained import save_pretrained
@@ -239,3 +241,16 @@ def test_another_image_size_and_other_channels(run_dir):
     assert module.model.stages[0].pos_embed.grid == (24, 24)
     grey = weights_of(run_dir)["stages.0.embed.0.conv.weight"]
     torch.testing.assert_close(module.model.stages[0].embed[0].conv.weight.detach(), (grey / 3).repeat(1, 3, 1, 1))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_once(monkeypatch, caplog):
+    def asks_again(name, **_):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise FileNotFoundError("the hub is not there\nand more of it")
+
+    monkeypatch.setattr(creation.timm, "create_model", asks_again)
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(InputError, match=r"the weights of hf-hub:anna/x are not there: the hub is not there$"):
+        creation.create_model("hf-hub:anna/x", pretrained=True)
+    assert not caplog.records
+    assert logging.getLogger("huggingface_hub").level == level

@@ -14,6 +14,7 @@ from softmaxfree.cli.models import find_models
 from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.images import natural_key
 from softmaxfree.models.conversion import arguments_for
+from softmaxfree.models.creation import first_line, quiet_hub
 from softmaxfree.weights import read_notes, read_record, read_weights
 
 __all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_classifier", "load_task"]
@@ -245,7 +246,10 @@ def _create(name: str, **arguments: Any) -> nn.Module:
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         find_models(name)  # raises, with the nearest names
     try:
-        return timm.create_model(name, **arguments)
+        with quiet_hub():
+            return timm.create_model(name, **arguments)
+    except FileNotFoundError as error:
+        raise InputError(f"the weights of {name} are not there: {first_line(error)}") from error
     except NoWeightsError as error:
         raise error.on_command_line("--checkpoint") from error
     except RuntimeError as error:  # timm's for: no such architecture, no weights

@@ -8,7 +8,15 @@ from softmaxfree.images import MAX_PIXELS
 
 __all__ = ["run"]
 
-_SEEN = ("attention", "mixers")  # which have a query that is asked for
+_TAKES = {
+    "--point": ("cls", ("attention", "mixers", "landmarks")),
+    "--stage": (None, ("attention", "mixers", "landmarks", "cam")),
+    "--block": (-1, ("attention", "mixers", "landmarks")),
+    "--head": ("mean", ("attention",)),
+    "--target": (None, ("cam", "contributions")),
+    "--method": ("gradcam", ("cam",)),
+}
+"""Options with their defaults, and what they are for."""
 
 
 def run(
@@ -90,16 +98,21 @@ def run(
     for name, value in (("--size", size), ("--max-pixels", max_pixels), ("--top", top)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, got {value}")
-    if query != "cls" and what not in (*_SEEN, "landmarks"):
-        raise InputError(f"--point is for --what attention, mixers and landmarks, not for {what}")
-    if target is not None and what not in ("cam", "contributions"):
-        raise InputError(f"--target is for --what cam and contributions, not for {what}")
+    given = dict(zip(_TAKES, (point, stage, block, head, target, method), strict=True))
+    asked_for = [option for option, value in given.items() if value != _TAKES[option][0]]
+    for option in asked_for:
+        if what not in (kinds := _TAKES[option][1]):
+            raise InputError(f"{option} is for --what {', '.join(kinds)}, not for {what}")
 
     from softmaxfree.cli import explain_outputs  # torch: seconds
 
     if image is None:
         if what != "mixers":
             raise InputError(f"--what {what} needs a picture; without one there is --what mixers alone")
+        of_network = (("--checkpoint", checkpoint), ("--model", model), ("--size", size))
+        asked_for += [option for option, value in of_network if value is not None]
+        if asked_for:
+            raise InputError(f"{asked_for[0]} needs a picture: without one the figure is of no network")
         explain_outputs.photographs(out)
         return
     from softmaxfree.cli.checkpoint import find_checkpoint, find_kind
@@ -118,10 +131,10 @@ def run(
         where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
         explain_slide(image, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where)
         return
-    if what == "contributions" or coords is not None or thumbnail is not None:
-        raise InputError(
-            f"--what contributions, --coords and --thumbnail are for bags; {weights or model} is of images"
-        )
+    of_bags = {"--what contributions": what == "contributions", "--coords": coords, "--thumbnail": thumbnail}
+    of_bags |= {"--scaling": scaling != "rank", "--top": top != 20}
+    if unfit := [option for option, value in of_bags.items() if value]:
+        raise InputError(f"{unfit[0]} is for bags; {weights or model} is of images")
     outputs = explain_outputs.Outputs(out, image, what, [path for path in (image, weights) if path is not None])
     subject = load_subject(image, weights, model, size, where, max_pixels)
     asked = query if query == "cls" else subject.place(*query)

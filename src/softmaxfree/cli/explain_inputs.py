@@ -22,7 +22,7 @@ class Subject(NamedTuple):
     """What is explained.
 
     `picture` is what the network sees, and `x` the same as its input `(1, C, H, W)`. `columns` and `rows` tell where in
-    the file each column and row of the picture comes from, in pixels.
+    the file each column and row of the picture comes from, in pixels; `file_size` is its width and height.
     """
 
     model: nn.Module
@@ -32,6 +32,7 @@ class Subject(NamedTuple):
     x: Tensor
     columns: np.ndarray
     rows: np.ndarray
+    file_size: tuple[int, int]
 
     def place(self, x: int, y: int) -> tuple[int, int]:
         """Returns the pixel of the picture that shows pixel `(x, y)` of the file.
@@ -44,8 +45,13 @@ class Subject(NamedTuple):
             Column and row.
 
         Raises:
-            InputError: it is cut off.
+            InputError: it is outside, or cut off.
         """
+        width, height = self.file_size
+        if not (0 <= x < width and 0 <= y < height):
+            raise InputError(
+                f"--point must be in the picture, x from 0 to {width - 1} and y from 0 to {height - 1}; got {x},{y}"
+            )
         found = []
         for at, places in ((x, self.columns), (y, self.rows)):
             nearest = int(np.abs(places - at).argmin())
@@ -116,6 +122,7 @@ def load_subject(
         x,
         np.asarray(columns)[middle[0]],
         np.asarray(rows)[:, middle[1]],
+        original.size,
     )
 
 

@@ -272,8 +272,8 @@ def _distance(maps: dict[str, AttentionMap], found: AttentionMap) -> float:
 
 
 def _line(maps: dict[str, AttentionMap]) -> str:
-    return ", ".join(
-        f"{name} {_distance(maps, found):.2g} from the exact Gaussian"
+    return "; ".join(
+        f"{name}: distance {_distance(maps, found):.2g} to the exact Gaussian"
         for name, found in maps.items()
         if name.startswith("low rank")
     )

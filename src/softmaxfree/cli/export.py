@@ -57,7 +57,8 @@ def run(
         raise InputError("--int8 and --calibration DIR belong together: give both")
 
     from softmaxfree.export import export  # torch: seconds
-    from softmaxfree.export.formats import format_of
+    from softmaxfree.export.checking import TRAINED
+    from softmaxfree.export.formats import AOTI, format_of
 
     format_of(Path(out))
     net, config, names = _load(checkpoint, model)
@@ -73,10 +74,10 @@ def run(
         image=image,
         calibration=calibration,
     )
+    of_float = " (before 8 bits)" if done.cost is not None else ""
     for each in done.differences:
-        print(
-            f"checked  {each.batch}x{each.height}x{each.width}, {each.where} the budget: {each.value:.1e} of the range"
-        )
+        where = "as in training" if each.where == TRAINED else f"{each.where} the budget"
+        print(f"checked  {each.batch}x{each.height}x{each.width}, {where}: {each.value:.1e} of the range{of_float}")
     if (cost := done.cost) is not None:
         print(
             f"int8     {cost.quantised} convolutions and products in 8 bits, {cost.kept} (kernel, inverse) in float32"
@@ -84,6 +85,14 @@ def run(
         print(f"time     {cost.before_ms:.1f} ms a picture before, {cost.after_ms:.1f} ms after")
         print(f"size     {cost.before_bytes / 1e6:.1f} MB before, {cost.after_bytes / 1e6:.1f} MB after")
         print(f"costs    agreement with float32 {cost.agreement:.1%} on {cost.pictures} pictures")
+    if done.kind == AOTI:
+        print(
+            "note     AOTInductor wants contiguous tensors, and does not look: call .contiguous() on what was permuted"
+        )
+    if (side := min(config["input_size"][1:])) < done.smallest:
+        print(
+            f"note     the file takes images from {done.smallest} pixels, those of the training have {side}: scale up"
+        )
     print(f"written  {done.out}: {', '.join(done.inputs)} to {', '.join(done.outputs)}; allowed were {done.limit:g}")
 
 

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from softmaxfree.errors import InputError
+from softmaxfree.replacing import require_free
 
 __all__ = ["run"]
 
@@ -26,7 +27,7 @@ def run(
     Args:
         run: Folder of the run.
         repository: Where to put it: `user/name`.
-        out: Folder to write the files to; then nothing is sent.
+        out: Folder to write the files to; then nothing is sent. An earlier model there is replaced, and nothing else.
         license: Licence of the weights, by its name on the hub, such as `mit`. By default the card says that it is not
             stated.
         data_license: Licence of the data, in the same way.
@@ -47,11 +48,18 @@ def run(
 
     from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier
     from softmaxfree.report.reading import read_run
+    from softmaxfree.share.folder import FILES
 
+    if out is not None:
+        require_free([out / name for name in FILES], [], _is_ours)
     summary = read_run(run)
     checkpoint = find_checkpoint(run)
     if (kind := find_kind(checkpoint)) != "classification":
         raise InputError(f"RUN: timm's layout of the hub holds classifiers, but {run} is of {kind}")
+    if Path(checkpoint).stem != summary["kept"]:
+        raise InputError(
+            f"RUN: the scores of {run} are of {summary['kept']}.ckpt, but the weights there are {checkpoint}"
+        )
     net, config, names, _ = load_classifier(checkpoint, None)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     card = model_card(summary, repository, config, names, parameters, license, data_license)
@@ -64,3 +72,11 @@ def run(
         address = upload(folder, repository, private)
     print(f"sent     {', '.join(written)} to {address}")
     print(f'use      timm.create_model("hf-hub:{repository}", pretrained=True), or --init-from hf-hub:{repository}')
+
+
+def _is_ours(path: Path) -> bool:
+    """A card of ours, and what lies beside one."""
+    from softmaxfree.share.card import MADE_WITH
+
+    card = path.with_name("README.md")
+    return card.is_file() and MADE_WITH in card.read_text(encoding="utf-8", errors="replace")

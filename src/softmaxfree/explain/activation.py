@@ -1,8 +1,9 @@
 """Class activation maps of classifiers, detections and segments, through pytorch-grad-cam."""
 
 import importlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -87,16 +88,14 @@ def class_activation(
     size = x.shape[-2:]
     seen = seen_size(model, *size)
     stride = _stride(backbone, name.removeprefix(f"{prefix}."))
-    cells = [-(-side // stride) for side in seen]
+    shape, cells = list(seen), [0, 0]
 
-    def as_map(output: Tensor) -> Tensor:
-        if output.ndim == 3:  # tokens, those of the grid last
-            grid = [-(-side // stride) for side in shape]
-            output = output[:, output.shape[1] - grid[0] * grid[1] :].mT.unflatten(2, grid)
-        return output[:, :, : cells[0], : cells[1]]
+    def as_map(output: Any) -> Tensor:
+        whole = _as_map(output, shape, stride, name)
+        cells[:] = (min(-(-side // stride), own) for side, own in zip(seen, whole.shape[2:], strict=True))
+        return whole[:, :, : cells[0], : cells[1]]
 
     network, score = _Network(model), _Score(target)
-    shape: list[int] = list(seen)
 
     def sees(module: nn.Module, args: tuple) -> None:
         if args and isinstance(args[0], Tensor):
@@ -108,17 +107,36 @@ def class_activation(
             maps = cam(network, [modules[name]], reshape_transform=as_map)
             try:
                 maps.compute_input_gradient = True  # as no weight asks for a gradient
-                # at the size of the cells, of which the last ones may reach beyond the image
+                # at the size of the cells, of which the last ones may reach beyond the image, or end before it
                 maps.get_target_width_height = lambda _: (cells[1] * stride, cells[0] * stride)
                 values = maps(x, [score])
+            except AttributeError as error:  # of gradients that are not there
+                raise InputError(f"layer {name!r} takes no part in the score") from error
             finally:
                 maps.activations_and_grads.release()
     finally:
         handle.remove()
     whole = torch.as_tensor(values)[:, None, : seen[0], : seen[1]]
+    whole = F.pad(whole, (0, seen[1] - whole.shape[3], 0, seen[0] - whole.shape[2]), mode="replicate")
     if tuple(whole.shape[-2:]) != tuple(size):
         whole = F.interpolate(whole, size=tuple(size), mode="bilinear")
     return Activation(whole[0, 0], score.target, score.label, score.value, name, method, score.box)
+
+
+def _as_map(output: Any, shape: Sequence[int], stride: int, name: str) -> Tensor:
+    """Returns what a module makes as `(1, C, Y, X)`: channels are first or last, or tokens of the grid are the last."""
+    # with the cell that is cut off at the end, or, as convolutions without padding have it, without
+    sides = [{-(-side // stride), max(side // stride, 1)} for side in shape]
+    if isinstance(output, Tensor) and output.ndim == 4:
+        for order in ((0, 1, 2, 3), (0, 3, 1, 2)):
+            own = output.permute(order)
+            if own.shape[2] in sides[0] and own.shape[3] in sides[1]:
+                return own
+    grid = [max(side) for side in sides]
+    if isinstance(output, Tensor) and output.ndim == 3 and output.shape[1] >= math.prod(grid):
+        return output[:, output.shape[1] - math.prod(grid) :].mT.unflatten(2, grid)
+    kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise InputError(f"layer {name!r} must make a map of {grid[0]} x {grid[1]} cells, got {kind}")
 
 
 class _Network(nn.Module):
@@ -210,6 +228,15 @@ def _map_layer(prefix: str, backbone: Any, stage: int) -> str:
     # wrappers of timm name modules otherwise, and put them one level deeper
     name = next((own for own in modules if re.fullmatch(rf"(?:model\.)?{re.escape(last)}", own)), None)
     name = name or next((own for own in modules if own == last.replace(".", "_")), "")
+    kind = type(backbone).__name__
+    if not name:
+        raise InputError(f"stage {stage} of {kind} has its map in no module of that name, {last}; give layer")
+    if (
+        hasattr(backbone, "reroll") and info[stage] is not info[-1]
+    ):  # Hiera: its tokens lie in the order of their pooling
+        raise InputError(
+            f"stage must be the last one of {kind}, whose earlier tokens are in another order; got {stage}"
+        )
     if hasattr(modules[name], "norm1") and hasattr(modules[name], "mlp"):
         name += ".norm1"
     return f"{prefix}.{name}" if prefix else name

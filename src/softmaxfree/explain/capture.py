@@ -193,31 +193,32 @@ def _of_mixer(mixer: AbstractMixer, args: tuple, kwargs: dict[str, Any]) -> Capt
 
 
 class _Intercept(TorchFunctionMode):
-    """Ends an attention where it calls `scaled_dot_product_attention`."""
+    """Keeps what an attention calls `scaled_dot_product_attention` with; zeros are the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[dict[str, Any]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            raise _Reached(args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        self.calls.append(given)
+        return given["query"].new_zeros(*given["query"].shape[:-1], given["value"].shape[-1])
 
 
 def _of_softmax(layer: Layer, args: tuple, kwargs: dict[str, Any], size: Sequence[int]) -> Captured:
     fused: Any = copy.copy(layer.module)  # has its weights, and leaves the module of the network as it is
     fused.fused_attn = True
-    call: tuple[tuple, dict[str, Any]] | None = None
-    try:
-        with _Intercept():
-            fused(*args, **kwargs)
-    except _Reached as at:
-        call = at.inputs
+    with _Intercept() as intercept:
+        fused(*args, **kwargs)
     rows, columns = (-(-side // layer.stride) for side in size)
-    given: Any = (
-        {} if call is None else dict(zip(("query", "key", "value", "attn_mask"), call[0], strict=False)) | call[1]
-    )
+    given: Any = intercept.calls[0] if len(intercept.calls) == 1 else {}  # of two only the network knows the sum
     q: Any = given.get("query")
     k: Any = given.get("key")
     whole = q is not None and k is not None and q.shape == k.shape and len(q) == 1 and q.ndim == 4
-    if not whole or q.shape[2] < rows * columns or given.get("is_causal"):
+    # more tokens than cells are prefix tokens, or what a window was padded with
+    if not whole or q.shape[2] - rows * columns not in layer.prefixes or given.get("is_causal"):
         raise InputError(
             f"{layer.name} ({type(layer.module).__name__}) is a mixer without maps: it is no softmax attention of all "
             f"{rows * columns} tokens to each other"

@@ -18,7 +18,7 @@ class Layer(NamedTuple):
     """An attention of a network.
 
     `name` is that of the module. `class_token` tells whether the first token is one. `stride` is the side of a token's
-    cell in pixels of what the backbone sees.
+    cell in pixels of what the backbone sees. `prefixes` are the numbers of prefix tokens that its tokens may have.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Layer(NamedTuple):
     stage: int
     class_token: bool
     stride: int
+    prefixes: tuple[int, ...] = (0,)
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Any]:
@@ -67,9 +68,11 @@ def attention_layers(model: nn.Module) -> list[Layer]:
             continue
         stage = _STAGE.search(name)
         parents = [modules[name[:at]] for at in (0, *(dot.start() for dot in re.finditer(r"\.", name)))]
-        token = any(getattr(parent, "cls_token", None) is not None for parent in parents)
+        token = any(_has_class_token(parent) for parent in parents)
+        told = {int(own) for own in (getattr(parent, "num_prefix_tokens", 0) for parent in parents) if own}
+        prefixes = tuple(sorted({0, int(token), *told}))
         whole = f"{prefix}.{name}" if prefix else name
-        layers.append(Layer(whole, module, int(stage[1]) if stage else 0, token, _stride(backbone, name)))
+        layers.append(Layer(whole, module, int(stage[1]) if stage else 0, token, _stride(backbone, name), prefixes))
     if not layers:
         raise InputError(f"model must have attention, got {type(backbone).__name__}, which has none that is understood")
     return layers
@@ -103,6 +106,11 @@ def require_place(name: str, given: int | None, count: int, where: str = "") -> 
     whole = given is None or (isinstance(given, int) and not isinstance(given, bool))
     allowed = f"0 to {count - 1}{where}, or from -1 to -{count} counted from the end"
     require(whole and (given is None or -count <= given < count), name, given, allowed)
+
+
+def _has_class_token(module: nn.Module) -> bool:
+    own = (name for name, value in vars(module).get("_parameters", {}).items() if value is not None)
+    return bool(getattr(module, "has_class_token", False)) or any(name.startswith("cls_token") for name in own)
 
 
 def _stride(backbone: Any, name: str) -> int:

@@ -19,6 +19,7 @@ _WIDEST = 4  # panels in a row
 _PANEL = 3.4  # inches
 _SIDE = 1024  # pixels of the longer side of an image that is shown
 _SMALL = 8.5
+_FAINT = 0.1  # of a shared scale: what stays below is not seen
 _QUERY: dict[str, Any] = {"marker": "o", "ms": 9, "mfc": "none", "clip_on": False}
 
 
@@ -52,6 +53,8 @@ def draw_attention(
 def draw_side_by_side(rows: Sequence[tuple[Image.Image, dict[str, AttentionMap], Sequence[int] | None, str]]) -> Figure:
     """Return images, one a row, each with the maps of several mixers; those of the Gaussian share a scale.
 
+    What stays far below the largest has its own scale, and says so: on the shared one it would be blank.
+
     Args:
         rows: image, maps (the mean of the heads is shown), query, and what that is called.
 
@@ -71,7 +74,10 @@ def draw_side_by_side(rows: Sequence[tuple[Image.Image, dict[str, AttentionMap],
             title = f"{name}\n{_numbers(weights, found.row_sums.mean())}"
             if name.startswith("low rank"):
                 title += f"\ndistance to exact {float((weights - exact).norm() / exact.norm()):.2g}"
-            _show_map(figure, panel, found, weights, title, query, None if name == "softmax" else largest)
+            own = name == "softmax" or float(weights.abs().max()) < _FAINT * largest
+            if own and name != "softmax":
+                title += ", own scale"
+            _show_map(figure, panel, found, weights, title, query, None if own else largest)
     return figure
 
 

@@ -1,9 +1,11 @@
 """Eight bits: calibrated on the user's pictures, and what they cost on these."""
 
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +91,7 @@ def quantised(program: Program, file: Path, files: Sequence[Path], config: Mappi
     before = load(file, ONNX)
     times, results = _timed(program, before, pictures)
     size = file.stat().st_size
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, _silent():
         target = Path(scratch, "int8.onnx")
         quantize_static(
             str(file),
@@ -108,6 +110,17 @@ def quantised(program: Program, file: Path, files: Sequence[Path], config: Mappi
     agreement = float(np.mean([_agreement(program.kind, a, b) for a, b in zip(results, after, strict=True)]))
     kept = len(products) - len(with_weights)
     return Cost(len(pictures), times, after_times, agreement, size, file.stat().st_size, kept, len(with_weights))
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """onnxruntime advises, through the root logger, what export has done already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def calibration_files(folder: Path) -> list[Path]:

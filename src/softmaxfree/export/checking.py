@@ -13,10 +13,13 @@ from softmaxfree.errors import InputError
 from softmaxfree.export.programs import Program
 from softmaxfree.images import read_image
 
-__all__ = ["LIMITS", "Difference", "Run", "check", "listed", "photograph", "sizes_of"]
+__all__ = ["LIMITS", "TRAINED", "Difference", "Run", "check", "check_runs", "listed", "photograph", "sizes_of"]
 
 LIMITS = {"float": 1e-4, "half": 2e-2}
 """Largest difference that is allowed, as a part of the range of an output."""
+
+TRAINED = "training"
+"""Where a size comes from that is not of the landmark budget."""
 
 Run = Callable[..., list[Tensor]]
 """A loaded file: tensors in, tensors out."""
@@ -72,7 +75,9 @@ def photograph(file: str | Path | None, data_config: dict[str, Any], channels: i
 
 
 @torch.no_grad()
-def check(program: Program, run: Run, image: Tensor, limit: float) -> list[Difference]:
+def check(
+    program: Program, run: Run, image: Tensor, limit: float, trained: tuple[int, int] | None = None
+) -> list[Difference]:
     """Compare a file with the model at three sizes, in batches of one and of two.
 
     Args:
@@ -80,6 +85,7 @@ def check(program: Program, run: Run, image: Tensor, limit: float) -> list[Diffe
         run: the file.
         image: see `photograph`.
         limit: the largest difference that is allowed, a part of the range of an output.
+        trained: height and width that are looked at too.
 
     Returns:
         The differences.
@@ -88,13 +94,10 @@ def check(program: Program, run: Run, image: Tensor, limit: float) -> list[Diffe
         InputError: one is larger, or the file does not run.
     """
     found = []
-    for where, size in sizes_of(program).items():
+    for where, size in (sizes_of(program) | ({} if trained is None else {TRAINED: trained})).items():
         for batch in (1, 2):
             inputs = example(program, image, batch, size)
-            try:
-                outputs = run(*inputs)
-            except Exception as error:  # whatever a runtime raises
-                raise InputError(f"OUT: the file does not run at {batch}x{size[0]}x{size[1]}: {error}") from error
+            outputs = _ran(run, inputs)
             worst = max(_part(a, b) for a, b in zip(outputs, listed(program.exact(*inputs)), strict=True))
             found.append(Difference(batch, *size, where, worst))
             if not worst <= limit:  # nan too
@@ -103,6 +106,23 @@ def check(program: Program, run: Run, image: Tensor, limit: float) -> list[Diffe
                     f"{batch}x{size[0]}x{size[1]} pixels, allowed are {limit:g}; nothing was written"
                 )
     return found
+
+
+def check_runs(program: Program, run: Run, image: Tensor) -> None:
+    """Raises InputError where a file, which is not that exact, does not run at the sizes of `check`."""
+    for size in sizes_of(program).values():
+        for batch in (1, 2):
+            outputs = _ran(run, example(program, image, batch, size))
+            if not all(out.isfinite().all() for out in outputs):
+                raise InputError(f"OUT: the file returns numbers that are not finite at {batch}x{size[0]}x{size[1]}")
+
+
+def _ran(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
+    try:
+        return run(*inputs)
+    except Exception as error:  # whatever a runtime raises
+        batch, _, height, width = inputs[0].shape
+        raise InputError(f"OUT: the file does not run at {batch}x{height}x{width}: {error}") from error
 
 
 def example(program: Program, image: Tensor, batch: int, size: tuple[int, int]) -> list[Tensor]:

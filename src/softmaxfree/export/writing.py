@@ -14,7 +14,7 @@ from torch import nn
 from softmaxfree.atomic import atomic_write
 from softmaxfree.errors import InputError
 from softmaxfree.export.agreement import Cost, calibration_files, quantised
-from softmaxfree.export.checking import LIMITS, Difference, check, example, photograph
+from softmaxfree.export.checking import LIMITS, Difference, check, check_runs, example, photograph
 from softmaxfree.export.formats import AOTI, ONNX, format_of, load, require_compiler, write
 from softmaxfree.export.programs import program_of
 from softmaxfree.models.segmentation import STRIDE
@@ -38,6 +38,7 @@ class Exported(NamedTuple):
         differences: from the model in float32; of int8 those of the file before it.
         limit: that they keep to.
         cost: of int8; None for any other.
+        smallest: height and width that it was checked to take.
     """
 
     out: Path
@@ -47,6 +48,7 @@ class Exported(NamedTuple):
     differences: list[Difference]
     limit: float
     cost: Cost | None
+    smallest: int
 
 
 @torch.no_grad()
@@ -104,9 +106,15 @@ def export(
     limit = LIMITS["half" if half else "float"]
     with _place(out, kind, notes) as part:
         write(program, inputs, part, kind, notes, opset)
-        differences = check(program, load(part, kind), picture, limit)
+        height, width = config["input_size"][1:]
+        small = min(height, width) < program.smallest  # which ONNX takes, and torch.export does not
+        trained = (height, width) if small and kind == ONNX and program.kind != "segmentation" else None
+        differences = check(program, load(part, kind), picture, limit, trained)
         cost = quantised(program, part, files, config) if files else None
-    return Exported(out, kind, program.inputs, program.outputs, differences, limit, cost)
+        if cost is not None:
+            check_runs(program, load(part, kind), picture)
+    smallest = min(trained) if trained else program.smallest
+    return Exported(out, kind, program.inputs, program.outputs, differences, limit, cost, smallest)
 
 
 def notes_of(model: Any, kind: str, config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, str]:
@@ -140,12 +148,19 @@ def _place(out: Path, kind: str, notes: Mapping[str, str]) -> Iterator[Path]:
     """Yields where the file is to be written; it gets its name at the end, and an error leaves nothing."""
     if kind != AOTI or out.suffix == ".pt2":
         with atomic_write(out) as part:
+            part.touch()  # a place where nothing can be written is told before the work of minutes
+            part.unlink()
             yield part
         return
+    if out.exists() and not out.is_dir():
+        raise InputError(f"OUT: {out} is a file, and a folder of that name would be written; name another place")
     if out.exists() and {path.name for path in out.iterdir()} - {MODEL, NOTES}:
         raise InputError(f"OUT: the folder {out} holds other files; name another place or move it")
     folder = out.with_name(f".{secrets.token_hex(8)}")
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(out)) from error
     try:
         yield folder / MODEL
         (folder / NOTES).write_text(json.dumps(dict(notes), indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,7 +1,9 @@
 """Models of timm by name, with one clear error where there is none; and their arguments without files."""
 
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 
 from softmaxfree.errors import InputError, NoWeightsError
 
-__all__ = ["check_name", "check_start", "create_model", "standalone"]
+__all__ = ["check_name", "check_start", "create_model", "first_line", "quiet_hub", "standalone"]
 
 # arguments that say where weights come from; and the part of `pretrained_cfg_overlay` that says how images are prepared
 _START = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -35,19 +37,36 @@ def create_model(name: str, **arguments: Any) -> Any:
     check_name(name)
     check_start(arguments)
     try:
-        return timm.create_model(name, **arguments)
+        with quiet_hub():
+            return timm.create_model(name, **arguments)
     except TypeError as error:
         raise InputError(f"model_args: {error}") from error
     except FileNotFoundError as error:
-        raise InputError(f"model_args: the weights to start from are not there: {error}") from error
+        raise InputError(f"model_args: the weights of {name} are not there: {first_line(error)}") from error
     except InputError:
         raise
     except Exception as error:  # without a network, each way to weights has its own
         if not arguments.get("pretrained"):
             raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        why = f"the weights of {name} cannot be loaded: {reason}"
+        why = f"the weights of {name} cannot be loaded: {first_line(error)}"
         raise NoWeightsError(f"model_args.pretrained: {why}", why) from error
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keeps to itself that the hub is asked again, two lines each time: the error at the end says it in one."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error that has several, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_name(name: str) -> None:

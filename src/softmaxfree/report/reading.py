@@ -77,7 +77,10 @@ def _without_summary(folder: Path) -> Summary:
     labels = shown_labels(labels, model.get("num_classes") or math.inf)
     monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
+    kept = next((name for name in ("best", "last") if (folder / f"{name}.ckpt").exists()), "")
     best = max(scored, key=lambda row: (row[monitor], -row.get("val/loss", 0), row["epoch"]), default=None)
+    if kept == "last":  # its scores are those of the last epoch
+        best = rows[-1] if rows and rows[-1] in scored else None
     planned = trainer.get("max_epochs")
     told = (
         f"{len(rows)} of {planned} epochs are"
@@ -107,7 +110,7 @@ def _without_summary(folder: Path) -> Summary:
         "metrics": {name: best[name] for name in labels if name in best} if best else {},
         "labels": {name: list(label) for name, label in labels.items()},
         "monitor": monitor,
-        "kept": next((name for name in ("best", "last") if (folder / f"{name}.ckpt").exists()), ""),
+        "kept": kept,
         "best_epoch": int(best["epoch"]) + 1 if best else None,
         "seconds": sum(row.get("seconds") or 0 for row in rows) if rows else None,
         "class_scores": {},

@@ -7,7 +7,10 @@ from typing import Any
 from softmaxfree.report.summary import title_of
 from softmaxfree.version import __version__
 
-__all__ = ["model_card"]
+__all__ = ["MADE_WITH", "model_card"]
+
+MADE_WITH = "trained with `softmaxfree`"
+"""Tells a card from here, which a later one may replace."""
 
 _NAMED = 50  # classes
 
@@ -38,13 +41,13 @@ def model_card(
     data = summary["data"]
     counts = ", ".join(f"{number} images ({split})" for split, number in data["num_images"].items())
     facts = {
-        "data": ": ".join(filter(None, (data["name"] or "not known", data["found"]))),
+        "data": _data(data["name"], data["found"]),
         "images": counts or "not known",
         "licence of the data": data_licence or "not stated",
         "licence of the weights": licence or "not stated",
         "parameters": f"{parameters / 1e6:.2f} M",
         "image size": "x".join(map(str, data_config["input_size"][1:])) + " pixels in training; larger ones work",
-        "started from": summary["model"]["loaded"] or "random weights, or not known",
+        "started from": summary["model"]["loaded"] or ("not known" if summary["missing"] else "random weights"),
         "classes": f"{len(classes)}: {', '.join(classes[:_NAMED])}{' ...' * (len(classes) > _NAMED)}",
     }
     machine = summary["machine"]
@@ -55,14 +58,14 @@ def model_card(
     return "\n".join(
         [
             "---",
-            *([f"license: {licence}"] if licence else []),
+            *([f"license: {json.dumps(licence, ensure_ascii=False)}"] if licence else []),  # `no` is no text in YAML
             "library_name: timm",
             "pipeline_tag: image-classification",
             "tags:\n- image-classification\n- timm\n- softmaxfree",
             "---",
             f"# {_cell(title_of(dict(summary)))}",
             "",
-            "An image classifier whose attention has no softmax, trained with `softmaxfree`.",
+            f"An image classifier whose attention has no softmax, {MADE_WITH}.",
             "",
             *_table(("fact", "value"), list(facts.items())),
             "",
@@ -90,6 +93,12 @@ def model_card(
             "",
         ]
     )
+
+
+def _data(name: str, found: str) -> str:
+    if found.startswith(f"{name}:"):
+        return found
+    return ": ".join(filter(None, (name, found))) or "not known"
 
 
 def _score(summary: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,9 @@ from torch import nn
 from softmaxfree.atomic import atomic_write
 from softmaxfree.tasks.pretrained import save_pretrained
 
-__all__ = ["write_folder"]
+__all__ = ["FILES", "write_folder"]
+
+FILES = ("README.md", "config.json", "model.safetensors")
 
 
 def write_folder(
@@ -34,4 +36,4 @@ def write_folder(
     save_pretrained(model, folder, data_config, tuple(class_names))
     with atomic_write(folder / "README.md") as part:
         part.write_text(card, encoding="utf-8")
-    return ["README.md", "config.json", "model.safetensors"]
+    return list(FILES)

@@ -1,19 +1,23 @@
 """The way to the model hub. Tokens are those of huggingface_hub, which finds them itself; none is seen here."""
 
-import re
 from pathlib import Path
 
 from softmaxfree.errors import InputError
 
 __all__ = ["check_repository", "upload"]
 
-_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def check_repository(name: str) -> None:
-    """Raises InputError unless a name is of the form `user/name`."""
-    if not _NAME.fullmatch(name):
+    """Raises InputError unless a name is of the form `user/name`, as the hub allows it."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.count("/") != 1:
         raise InputError(f"REPOSITORY must be user/name, got {name!r}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(f"REPOSITORY: {_first(error)}") from error
 
 
 def upload(folder: str | Path, repository: str, private: bool = False, message: str = "Add model") -> str:
