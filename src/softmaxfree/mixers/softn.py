@@ -121,91 +121,110 @@ class RowNormalizedAttention(AbstractAttention):
         """Mixes, see `AbstractMixer.mix`; there may be more or fewer queries than keys where there is no mask."""
         with full_precision(v):
             dtype, prefix = v.dtype, k.shape[2] - math.prod(grid)
-            q, q_mean = _centred(self._scaled(q, self.q_map), mask)
-            k, _ = _centred(self._scaled(k, self.k_map), mask)
-            ones = k.new_ones((*v.shape[:3], 1))
-            values = torch.cat([widen(v), ones], -1)
-            if mask is not None:
-                values = zero_tokens(values, mask)
-            landmarks = self.landmarks(k[:, :, prefix:], grid, mask)
+            q, k, v = widen(q), widen(k), widen(v)
+            q_mean, k_mean = _mean(q, mask), _mean(k, mask)
             valid = None if mask is None else self.landmarks.valid(mask)
-            exact = [(k[:, :, :prefix], values[:, :, :prefix])]
-            others = k[:, :, prefix:], values[:, :, prefix:]
-            if self.exact_keys:
-                first, rest = self._heaviest(q_mean, *others, mask)
-                exact, others = [*exact, first], rest
-            weighted, scale = _summary(landmarks + q_mean, *others, landmarks, valid)
-            z = landmark_core(landmarks / math.sqrt(_LOG2_E), self.solver.json, False, valid)
-            weighted = z.to(weighted.dtype) @ weighted
-            keys, own = (torch.cat(parts, 2) for parts in zip(*exact, strict=True))
-            offsets = torch.cat([_offsets(landmarks, valid), (keys @ q_mean.mT).squeeze(-1) - scale], -1)
-            points = torch.cat([landmarks, keys], 2)
-            sums = torch.cat([weighted, own], 2)
+            of_grid = k[:, :, prefix:]
+            places, there = self._heaviest(q_mean - k_mean, of_grid, mask)
+            # means, maps and scale go to the few points: no token is changed
+            landmarks = _mapped(self.landmarks(of_grid, grid, mask) - k_mean, self.k_map)
+            q_mean = _mapped(q_mean, self.q_map)
+            unit = self.scale * _LOG2_E  # makes logits to base 2, whose exponential is faster
+            halves = landmarks.square().sum(-1) * (unit / 2)
+            points = unit * _mapped(landmarks + q_mean, self.k_map, back=True)
+            sizes = -halves - (points @ k_mean.mT).squeeze(-1)
+            sums, scale = _summary(points, sizes, of_grid, v[:, :, prefix:], places, mask, valid)
+            inverse = landmark_core(landmarks * self.scale**0.5, self.solver.json, False, valid)
+            keys, values = (_exact(x, places, prefix) for x in (k, v))
+            keys = torch.cat([landmarks, _mapped(keys - k_mean, self.k_map)], 2)
+            points = unit * _mapped(keys, self.q_map, back=True)
+            offsets = -halves - unit * (landmarks @ q_mean.mT).squeeze(-1)
+            if valid is not None:
+                offsets = _without(offsets, ~valid.unsqueeze(1))
+            there = F.pad(there, (prefix, 0), value=True)
+            offsets = torch.cat([offsets, _without(-scale.expand(there.shape), ~there)], -1)
+            values = torch.cat([values, values.new_ones((*values.shape[:3], 1))], -1)
+            sums = torch.cat([inverse.to(sums.dtype) @ sums, values], 2)
             sums = torch.cat([sums, sums[..., -1:].abs()], -1)
             out = in_rows(lambda some: _normalised(some, points, offsets, sums, self.floor), q, points)
             return out.to(dtype)
 
-    def _scaled(self, x: Tensor, own: Tensor | None) -> Tensor:
-        """Returns points `(B, H, N, D)` of which inner products are logits to base 2."""
-        x = widen(x) * math.sqrt(self.scale * _LOG2_E)  # the exponential to base 2 is the fast one
-        return x if own is None else x @ own.to(x.dtype)
+    def _heaviest(self, shift: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the places of the keys of greatest weight before the maps, `(B, H, exact_keys)`, and which are keys.
 
-    def _heaviest(
-        self, q_mean: Tensor, k: Tensor, values: Tensor, mask: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Returns keys and values of the greatest weights, and all keys with the values of the others."""
+        `log w` is `mean(q) . k' + |k'|^2 / 2`, but for a constant `(mean(q) - mean(k)) . k + |k|^2 / 2`. A grid of
+        fewer cells is padded, so that exported programs need no choice.
+        """
         with torch.no_grad():
-            weight = (k @ q_mean.mT).squeeze(-1) + k.square().sum(-1) / 2  # log w, to base 2
+            weight = torch.linalg.vector_norm(k, dim=-1).square() / 2 + (k @ shift.mT).squeeze(-1)
             if mask is not None:
                 weight = weight.masked_fill(~mask.flatten(1).unsqueeze(1), -torch.inf)
-            # a grid of fewer cells is padded, so that exported programs need no choice
-            places = F.pad(weight, (0, self.exact_keys), value=-torch.inf).topk(self.exact_keys).indices
-            there = (places < k.shape[2]).unsqueeze(-1)
-            places = places.clamp_max(k.shape[2] - 1)
-            left = torch.ones_like(weight).scatter(-1, places, 0.0).unsqueeze(-1)
-        own = [x.gather(2, places.unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])) for x in (k, values)]
-        return (own[0], own[1] * there), (k, values * left)
+            found = F.pad(weight, (0, self.exact_keys), value=-torch.inf).topk(self.exact_keys)
+            # with fewer cells than places all cells are taken, also the last one
+            return found.indices.clamp_max(k.shape[2] - 1), found.values > -torch.inf
 
 
-def _centred(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns points seen from their mean, 0 in the padding, and the mean `(B, H, 1, D)`."""
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mean of the valid tokens, `(B, H, 1, D)`."""
     if mask is None:
-        mean = x.mean(2, keepdim=True)
-        return x - mean, mean
-    mean = zero_tokens(x, mask).sum(2, keepdim=True) / num_valid(mask, x)
-    return zero_tokens(x - mean, mask), mean
+        return x.mean(2, keepdim=True)
+    return zero_tokens(x, mask).sum(2, keepdim=True) / num_valid(mask, x)
 
 
-def _offsets(landmarks: Tensor, valid: Tensor | None) -> Tensor:
-    """Returns `-|l|^2 / 2`, `(B, H, M)`, and hardly anything for invalid landmarks."""
-    offsets = landmarks.square().sum(-1) / -2
-    return offsets if valid is None else offsets.masked_fill(~valid.unsqueeze(1), torch.finfo(offsets.dtype).min / 4)
+def _mapped(x: Tensor, own: Tensor | None, back: bool = False) -> Tensor:
+    """Returns points through a map, or through its transpose: `(x M) . y = x . (y M^T)`."""
+    return x if own is None else x @ (own.mT if back else own).to(x.dtype)
+
+
+def _exact(x: Tensor, places: Tensor, prefix: int) -> Tensor:
+    """Returns the prefix tokens and those at places of the grid, `(B, H, P + exact_keys, D)`."""
+    chosen = (places + prefix).unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])
+    return torch.cat([x[:, :, :prefix], x.gather(2, chosen)], 2)
+
+
+def _least(x: Tensor) -> float:
+    return torch.finfo(x.dtype).min / 8
+
+
+def _without(logits: Tensor, where: Tensor) -> Tensor:
+    return logits.masked_fill(where, _least(logits))
 
 
 def _summary(
-    points: Tensor, k: Tensor, values: Tensor, landmarks: Tensor, valid: Tensor | None
+    points: Tensor,
+    sizes: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    mask: Tensor | None,
+    valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns `K(l, k) w v`, over 2 to the power of `scale`, `(B, H, M, E + 1)`, and `scale (B, H, 1)`.
+    """Returns `K(l, k) w (v, 1)` without the exact keys, over 2 to the power of `scale (B, H, 1)`.
 
-    `|k|^2` cancels: `-|l - k|^2 / 2 + log w = (l + mean(q)) . k - |l|^2 / 2`.
+    `|k|^2` cancels: `-|l - k'|^2 / 2 + log w = (l + mean(q)) . k' - |l|^2 / 2`, here `points . k + sizes`.
     """
 
     def rows(some: Tensor) -> Tensor:
         logits = some @ k.mT
+        logits = logits.scatter_(-1, places.unsqueeze(2).expand(-1, -1, some.shape[2], -1), _least(logits))
+        if mask is not None:
+            logits = logits.masked_fill_(~mask.flatten(1)[:, None, None], _least(logits))
         top = logits.detach().amax(-1, keepdim=True)
-        return torch.cat([(logits - top).exp2_() @ values, top], -1)
+        top = top.masked_fill(top <= _least(top), 0.0)  # no key is left
+        kernel = logits.sub_(top).exp2_()
+        return torch.cat([kernel @ v, kernel.sum(-1, keepdim=True), top], -1)
 
     found = in_rows(rows, points, k)
-    size = found[..., -1] + _offsets(landmarks, valid)
+    size = found[..., -1] + sizes
+    if valid is not None:
+        size = _without(size, ~valid.unsqueeze(1))
     scale = size.detach().amax(-1, keepdim=True)
-    sums = found[..., :-1] * (size - scale).exp2().unsqueeze(-1)
-    return (sums if valid is None else sums.masked_fill(~valid[:, None, :, None], 0.0)), scale
+    return found[..., :-1] * (size - scale).exp2().unsqueeze(-1), scale
 
 
 def _normalised(q: Tensor, points: Tensor, offsets: Tensor, sums: Tensor, floor: float) -> Tensor:
     """Returns weighted sums over denominators for queries `(B, H, n, D)`; `|q|^2` cancels, as all of a row's scale."""
-    logits = q @ points.mT + offsets.unsqueeze(-2)
-    kernel = (logits - logits.detach().amax(-1, keepdim=True)).exp2_()
-    out = kernel @ sums
+    logits = (q @ points.mT).add_(offsets.unsqueeze(-2))
+    out = logits.sub_(logits.detach().amax(-1, keepdim=True)).exp2_() @ sums
     least = torch.maximum(floor * out[..., -1:], out.new_full((), torch.finfo(out.dtype).tiny))
     return out[..., :-2] / torch.maximum(out[..., -2:-1], least)
