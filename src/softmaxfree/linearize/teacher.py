@@ -7,12 +7,12 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from softmaxfree.errors import InputError
+from softmaxfree.models.linearized import resample_positions
 
-__all__ = ["NAME", "bundled_teacher", "resample_positions", "teacher_file", "teacher_weights"]
+__all__ = ["NAME", "bundled_teacher", "teacher_file", "teacher_weights"]
 
 NAME = "vit_small_patch14_dinov2"
 """Of the teacher in timm."""
@@ -53,10 +53,9 @@ def teacher_file() -> Path:
 def bundled_teacher(img_size: int = 518) -> Any:
     """Builds the teacher: a ViT of timm in evaluation mode, which takes every size that is a multiple of 14.
 
-    Positions are resampled as where it was trained, bicubic without antialiasing; timm's own way gives other tokens.
-
     Args:
-        img_size: height and width in pixels that its configuration tells.
+        img_size: height and width in pixels for which its positions are resampled as where it was trained; for others
+            timm does it in its own way.
 
     Returns:
         The model, without a head; its features are the class token behind the last norm.
@@ -67,31 +66,11 @@ def bundled_teacher(img_size: int = 518) -> Any:
     if img_size % 14 or img_size < 14:
         raise InputError(f"size must be a multiple of 14, the side of a patch, got {img_size}")
     weights = teacher_weights(teacher_file())
-    grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-    model = timm.create_model(NAME, img_size=14 * grid, num_classes=0, dynamic_img_size=True)
+    model = timm.create_model(NAME, img_size=img_size, num_classes=0, dynamic_img_size=True)
+    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    weights["pos_embed"] = resample_positions(weights["pos_embed"], 1, (side, side), model.patch_embed.grid_size)
     model.load_state_dict(weights)
-    resample_positions(model, img_size)
     return model.eval()
-
-
-def resample_positions(model: Any, img_size: int | tuple[int, int]) -> None:
-    """Resamples the position table of a ViT of timm to a size, bicubic without antialiasing, in place.
-
-    Args:
-        model: with `pos_embed` and `patch_embed`.
-        img_size: height and width in pixels.
-    """
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    before, prefix = model.patch_embed.grid_size, model.num_prefix_tokens
-    if size == tuple(model.patch_embed.img_size):
-        return
-    grid = tuple(side // patch for side, patch in zip(size, model.patch_embed.patch_size, strict=True))
-    table = model.pos_embed.data
-    cells = table[:, prefix:].unflatten(1, before).permute(0, 3, 1, 2)
-    cells = F.interpolate(cells, size=grid, mode="bicubic", antialias=False).flatten(2).transpose(1, 2)
-    # the table first: with tokens of its size `set_input_size` resamples nothing
-    model.pos_embed = nn.Parameter(torch.cat([table[:, :prefix], cells], 1), model.pos_embed.requires_grad)
-    model.patch_embed.set_input_size(img_size=size)
 
 
 def teacher_weights(path: Path) -> dict[str, Tensor]:
