@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from softmaxfree.errors import InputError
 from softmaxfree.layers.landmarks import pooling_matrix
 from softmaxfree.models.backbone import AbstractBackbone
-from softmaxfree.models.exchange import exchanged
 from softmaxfree.models.detection import Detector
+from softmaxfree.models.exchange import exchanged
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.segmentation import Segmenter
 

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.arguments import require_number, require_whole
+from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.mixers.mixer import AbstractAttention, num_valid, require_flag, zero_tokens
+from softmaxfree.mixers.neighbours import corrections
 from softmaxfree.mixers.registry import register
 from softmaxfree.mixers.rows import in_rows
 from softmaxfree.mixers.windows import window_means
@@ -39,7 +40,8 @@ class RowNormalizedAttention(AbstractAttention):
     windows of keys. The keys of prefix tokens and the `exact_keys` of greatest weight are kept outside of the
     decomposition: few keys, such as that of a class token, have most of the weight in trained networks. Factors that
     cancel in a row are left out, so that rows far from all landmarks keep their precision. The decomposition can be
-    negative; a denominator is at least `floor` of the sum of its terms' magnitudes.
+    negative; a denominator is at least `floor` of the sum of its terms' magnitudes. Heads that see the neighbours of a
+    token alone are of no low rank: with `near`, keys near a query have exact weights, too.
 
     Args:
         dim: channels `C`.
@@ -49,6 +51,7 @@ class RowNormalizedAttention(AbstractAttention):
         solver: inverts the landmark kernel matrix: a solver, its `to_dict()`, or its name.
         exact_keys: how many keys of the grid are exact.
         floor: least denominator, as a part of the sum of magnitudes.
+        near: how many tokens around a query its keys are exact at least, on a grid of two axes; 0 for none.
         maps: whether queries and keys go through a matrix of each head, `D x D`, which begins as the identity.
         device: of the weights.
         dtype: of the weights.
@@ -73,6 +76,7 @@ class RowNormalizedAttention(AbstractAttention):
         solver: AbstractPinvSolver | Mapping[str, Any] | str = _SOLVER,
         exact_keys: int = 16,
         floor: float = 0.1,
+        near: int = 0,
         maps: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
@@ -81,10 +85,12 @@ class RowNormalizedAttention(AbstractAttention):
         super().__init__(dim, num_heads, device=device, dtype=dtype, **common)
         require_whole("exact_keys", exact_keys, 0)
         require_number("floor", floor, 0, 1)
+        require_whole("near", near, 0)
         require_flag("maps", maps)
         self.landmarks = window_means(ratio, landmark_grid)
         self.ndims = (len(landmark_grid),)
-        self.ratio, self.exact_keys, self.floor, self.maps = ratio, exact_keys, floor, maps
+        require(not near or len(landmark_grid) == 2, "near", near, "0 for sequences")
+        self.ratio, self.exact_keys, self.floor, self.near, self.maps = ratio, exact_keys, floor, near, maps
         self.q_map = self.k_map = None
         if maps:
             one = torch.eye(self.head_dim, device=device, dtype=dtype).repeat(num_heads, 1, 1)
@@ -133,8 +139,10 @@ class RowNormalizedAttention(AbstractAttention):
             halves = landmarks.square().sum(-1) * (unit / 2)
             points = unit * _mapped(landmarks + q_mean, self.k_map, back=True)
             sizes = -halves - (points @ k_mean.mT).squeeze(-1)
-            sums, scale = _summary(points, sizes, of_grid, v[:, :, prefix:], places, mask, valid)
-            inverse = landmark_core(landmarks * self.scale**0.5, self.solver.json, False, valid)
+            near = self.near > 0 and q.shape[2] == k.shape[2]
+            inverse = landmark_core(landmarks * self.scale**0.5, self.solver.json, False, valid).to(k.dtype)
+            own = of_grid, v[:, :, prefix:]
+            through, sums, scale = (_whole if near else _summary)(inverse, points, sizes, *own, places, mask, valid)
             keys, values = (_exact(x, places, prefix) for x in (k, v))
             keys = torch.cat([landmarks, _mapped(keys - k_mean, self.k_map)], 2)
             points = unit * _mapped(keys, self.q_map, back=True)
@@ -144,10 +152,19 @@ class RowNormalizedAttention(AbstractAttention):
             there = F.pad(there, (prefix, 0), value=True)
             offsets = torch.cat([offsets, _without(-scale.expand(there.shape), ~there)], -1)
             values = torch.cat([values, values.new_ones((*values.shape[:3], 1))], -1)
-            sums = torch.cat([inverse.to(sums.dtype) @ sums, values], 2)
+            sums = torch.cat([sums, values], 2)
             sums = torch.cat([sums, sums[..., -1:].abs()], -1)
-            out = in_rows(lambda some: _normalised(some, points, offsets, sums, self.floor), q, points)
-            return out.to(dtype)
+            if not near:
+                return in_rows(
+                    lambda some: _normalised(_sums(some, points, offsets, sums)[0], self.floor), q, points
+                ).to(dtype)
+            out, kernel, top = _sums(q, points, offsets, sums)
+            near_keys = unit * _mapped(_mapped(of_grid - k_mean, self.k_map), self.q_map, back=True)
+            less = torch.cat([q, top + scale.unsqueeze(-1)], -1)[:, :, prefix:]
+            counted = _kept(of_grid[..., 0], places, mask)
+            kernel = kernel[:, :, prefix:, : landmarks.shape[2]]
+            extra = corrections(less, near_keys, kernel, through, own[1], counted, grid, self.near)
+            return _normalised(out + F.pad(extra, (0, 0, prefix, 0)), self.floor).to(dtype)
 
     def _heaviest(self, shift: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the places of the keys of greatest weight before the maps, `(B, H, exact_keys)`, and which are keys.
@@ -190,7 +207,15 @@ def _without(logits: Tensor, where: Tensor) -> Tensor:
     return logits.masked_fill(where, _least(logits))
 
 
+def _logits(points: Tensor, k: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns logits of landmarks and keys, `(B, H, M, N)`, without the exact keys and the padding."""
+    logits = points @ k.mT
+    logits = logits.scatter_(-1, places.unsqueeze(2).expand(-1, -1, points.shape[2], -1), _least(logits))
+    return logits if mask is None else logits.masked_fill_(~mask.flatten(1)[:, None, None], _least(logits))
+
+
 def _summary(
+    inverse: Tensor,
     points: Tensor,
     sizes: Tensor,
     k: Tensor,
@@ -198,17 +223,14 @@ def _summary(
     places: Tensor,
     mask: Tensor | None,
     valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Returns `K(l, k) w (v, 1)` without the exact keys, over 2 to the power of `scale (B, H, 1)`.
+) -> tuple[None, Tensor, Tensor]:
+    """Returns None, `A+ K(l, k) w (v, 1)` without the exact keys over 2 to the power of `scale`, and `scale (B, H, 1)`.
 
     `|k|^2` cancels: `-|l - k'|^2 / 2 + log w = (l + mean(q)) . k' - |l|^2 / 2`, here `points . k + sizes`.
     """
 
     def rows(some: Tensor) -> Tensor:
-        logits = some @ k.mT
-        logits = logits.scatter_(-1, places.unsqueeze(2).expand(-1, -1, some.shape[2], -1), _least(logits))
-        if mask is not None:
-            logits = logits.masked_fill_(~mask.flatten(1)[:, None, None], _least(logits))
+        logits = _logits(some, k, places, mask)
         top = logits.detach().amax(-1, keepdim=True)
         top = top.masked_fill(top <= _least(top), 0.0)  # no key is left
         kernel = logits.sub_(top).exp2_()
@@ -219,12 +241,44 @@ def _summary(
     if valid is not None:
         size = _without(size, ~valid.unsqueeze(1))
     scale = size.detach().amax(-1, keepdim=True)
-    return found[..., :-1] * (size - scale).exp2().unsqueeze(-1), scale
+    return None, inverse @ (found[..., :-1] * (size - scale).exp2().unsqueeze(-1)), scale
 
 
-def _normalised(q: Tensor, points: Tensor, offsets: Tensor, sums: Tensor, floor: float) -> Tensor:
-    """Returns weighted sums over denominators for queries `(B, H, n, D)`; `|q|^2` cancels, as all of a row's scale."""
+def _whole(
+    inverse: Tensor,
+    points: Tensor,
+    sizes: Tensor,
+    k: Tensor,
+    v: Tensor,
+    places: Tensor,
+    mask: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `A+ K(l, k) w` over 2 to the power of `scale`, `(B, H, M, N)`, and as `_summary`."""
+    logits = _logits(points, k, places, mask) + sizes.unsqueeze(-1)
+    if valid is not None:
+        logits = _without(logits, ~valid[:, None, :, None])
+    scale = logits.detach().amax((-2, -1)).unsqueeze(-1)
+    scale = scale.masked_fill(scale <= _least(scale) / 2, 0.0)  # no key is left
+    through = inverse @ (logits - scale.unsqueeze(-1)).exp2()
+    return through, torch.cat([through @ v, through.sum(-1, keepdim=True)], -1), scale
+
+
+def _kept(like: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns which keys of the grid are not exact already, `(B, H, N)` bool."""
+    kept = torch.ones_like(like, dtype=torch.bool).scatter(-1, places, False)
+    return kept if mask is None else kept & mask.flatten(1).unsqueeze(1)
+
+
+def _sums(q: Tensor, points: Tensor, offsets: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns weighted sums for queries `(B, H, n, D)`, the kernel, and to base 2 what its rows are over."""
     logits = (q @ points.mT).add_(offsets.unsqueeze(-2))
-    out = logits.sub_(logits.detach().amax(-1, keepdim=True)).exp2_() @ sums
+    top = logits.detach().amax(-1, keepdim=True)
+    kernel = logits.sub_(top).exp2_()
+    return kernel @ sums, kernel, top
+
+
+def _normalised(out: Tensor, floor: float) -> Tensor:
+    """Returns sums over denominators; `|q|^2` cancels, as all of a row's scale."""
     least = torch.maximum(floor * out[..., -1:], out.new_full((), torch.finfo(out.dtype).tiny))
     return out[..., :-2] / torch.maximum(out[..., -2:-1], least)

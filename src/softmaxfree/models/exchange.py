@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractAttention, AbstractMixer, create_mixer, mixer_class
 
-__all__ = ["ExchangedAttention", "attention_blocks", "check_blocks", "exchange", "exchanged"]
+__all__ = ["Arguments", "ExchangedAttention", "attention_blocks", "check_blocks", "exchange", "exchanged"]
 
 _Inputs = tuple[Tensor, Tensor, Tensor, list[int]]
 
@@ -125,15 +125,17 @@ _NETWORKS: dict[type, type] = {
 }  # fmt: skip
 
 
-def exchange(
-    model: Any, mixer: str, mixer_args: Mapping[str, Any] | None = None, blocks: Sequence[int] | None = None
-) -> Any:
+Arguments = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+"""Of a mixer: for all blocks, or for each block."""
+
+
+def exchange(model: Any, mixer: str, mixer_args: Arguments = None, blocks: Sequence[int] | None = None) -> Any:
     """Exchanges the attention of a network of timm, in place; nothing is trained.
 
     Args:
         model: a `vit_*`, `deit_*`, `*_dinov2`, `*_dinov3`, `eva02_*` or `pvt_v2_*`.
         mixer: name of one that mixes queries, keys and values of the usual projections, such as "softn".
-        mixer_args: its arguments.
+        mixer_args: its arguments, or those of each block that is exchanged.
         blocks: numbers of the blocks, in order; None takes all. The others keep softmax.
 
     Returns:
@@ -151,7 +153,13 @@ def exchange(
         raise InputError(f"mixer: {mixer} has projections of its own, which a trained attention does not; try softn")
     if not kind.prefix and getattr(model, "num_prefix_tokens", 0):
         raise InputError(f"mixer: {mixer} takes no class token, which {_of(model)} has")
-    made = [_mixing(each, mixer, mixer_args) if i in chosen else _mixing(each, "softmax") for i, each in enumerate(own)]
+    given = [mixer_args or {}] * len(chosen) if mixer_args is None or isinstance(mixer_args, Mapping) else mixer_args
+    if len(given) != len(chosen):
+        raise InputError(f"mixer_args must be a dict, or one for each of {len(chosen)} blocks, got {len(given)}")
+    by_block = dict(zip(chosen, given, strict=True))
+    made = [
+        _mixing(each, mixer, by_block[i]) if i in by_block else _mixing(each, "softmax") for i, each in enumerate(own)
+    ]
     for attention, mixing in zip(own, made, strict=True):
         attention.__class__ = _ATTENTION[type(attention)]
         attention.mixer = mixing.to(attention.proj.weight.device, attention.proj.weight.dtype)

@@ -1,6 +1,6 @@
 """`linearized`: a transformer of timm whose attention is exchanged, under a name of its own, so that timm loads it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from softmaxfree.errors import InputError
 from softmaxfree.mixers.mixer import plain
 from softmaxfree.models.creation import create_model
-from softmaxfree.models.exchange import exchange, exchanged
+from softmaxfree.models.exchange import Arguments, exchange, exchanged
 from softmaxfree.models.record import NAME, decode, encode
 
 __all__ = ["linearized_of", "resample_positions"]
@@ -35,7 +35,7 @@ def linearized(pretrained: bool = False, **kwargs) -> Any:
 
 
 def linearized_of(
-    model: Any, mixer: str = "softn", mixer_args: Mapping[str, Any] | None = None, blocks: Sequence[int] | None = None
+    model: Any, mixer: str = "softn", mixer_args: Arguments = None, blocks: Sequence[int] | None = None
 ) -> Any:
     """Exchanges the attention of a model of timm in place, and lets its weights carry what they are tied to.
 
@@ -55,7 +55,7 @@ def linearized_of(
     if not teacher:
         raise InputError(f"model must be made by timm.create_model, whose name it keeps; got {type(model).__name__}")
     exchange(model, mixer, mixer_args, blocks)
-    own = {"teacher": teacher, "mixer": mixer, "mixer_args": plain(dict(mixer_args or {}))}
+    own = {"teacher": teacher, "mixer": mixer, "mixer_args": plain(mixer_args or {})}
     model._model_args = {**getattr(model, "_model_args", {}), **own, "blocks": None if blocks is None else [*blocks]}
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": _ENTRY}
     model.register_buffer(NAME, encode(_record(model)).to(next(model.parameters()).device))
@@ -86,7 +86,7 @@ def resample_positions(table: Tensor, prefix: int, before: Sequence[int], after:
 def _build(
     teacher: str = "vit_small_patch14_dinov2",
     mixer: str = "softn",
-    mixer_args: Mapping[str, Any] | None = None,
+    mixer_args: Arguments = None,
     blocks: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> Any:
