@@ -93,15 +93,19 @@ class _Reducing(ExchangedAttention, ReducingAttention):
 class _TellsGrid:
     """A network whose attention gets the grid of the patches on the way of the mask."""
 
+    def grid_of(self: Any, size: Sequence[int]) -> list[int]:
+        """Returns rows and columns of the patches of an image of this height and width."""
+        return list(self.patch_embed.dynamic_feat_size(tuple(size)))
+
     def forward_features(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         _no_mask(attn_mask, is_causal)
-        return super().forward_features(x, attn_mask=_grid(self, x))  # type: ignore[misc]
+        return super().forward_features(x, attn_mask=self.grid_of(x.shape[-2:]))  # type: ignore[misc]
 
     def forward_intermediates(
         self: Any, x: Tensor, *args: Any, attn_mask: Tensor | None = None, is_causal: bool = False, **kwargs: Any
     ) -> Any:
         _no_mask(attn_mask, is_causal)
-        return super().forward_intermediates(x, *args, attn_mask=_grid(self, x), **kwargs)  # type: ignore[misc]
+        return super().forward_intermediates(x, *args, attn_mask=self.grid_of(x.shape[-2:]), **kwargs)  # type: ignore[misc]
 
 
 class _ViT(_TellsGrid, VisionTransformer):
@@ -214,10 +218,6 @@ def _mixing(attention: Any, name: str, own: Mapping[str, Any] | None = None) -> 
         raise InputError("mixer_args: a trained attention is exchanged without gate and value_kernel, on images")
     mixer.qkv = mixer.proj = nn.Identity()
     return mixer
-
-
-def _grid(model: Any, x: Tensor) -> list[int]:
-    return list(model.patch_embed.dynamic_feat_size(x.shape[-2:]))
 
 
 def _no_mask(mask: Any, is_causal: bool) -> None:
