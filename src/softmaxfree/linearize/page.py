@@ -15,21 +15,16 @@ __all__ = ["PAGE", "write_page"]
 PAGE = "report.html"
 """Its name in the folder of a run."""
 
-_STAGES = {
-    "swap": "after the swap",
-    "blocks": "blocks learned",
-    "features": "features learned",
-    "labels": "with labels",
-}
+_STAGES = {"swap": "swapped", "blocks": "blocks learned", "features": "features learned", "labels": "with labels"}
 _LIKENESS = (
-    "Cosine of the student's features with the teacher's on held-out pictures: of the class token, or of the mean where "
-    "there is none; around the teacher's mean over the pictures; of the patches. Different pictures are alike, too: "
-    "'different' is the teacher's cosine of one with another. The probe is a logistic regression on the teacher's "
+    "Cosine of the student's features with the teacher's on held-out pictures: of the class token, or of the mean "
+    "where there is none; around the teacher's mean over the pictures; of the patches. Different pictures are alike, "
+    "too: 'different' is the teacher's cosine of one with another. The probe is a logistic regression on the teacher's "
     "features, used unchanged on the student's."
 )
 _MAPS = (
-    "On one held-out picture, means over heads. Locality is the distance in patches between a query and what it attends "
-    "to; rank is the exponential of the entropy of the singular values."
+    "On one held-out picture, means over heads. Locality is the distance in patches between a query and what it "
+    "attends to; rank is the exponential of the entropy of the singular values."
 )
 
 
