@@ -20,6 +20,14 @@ __all__ = ["linearized_of", "resample_positions"]
 _ENTRY = "linearized"
 
 
+_CFG: dict[str, Any] = {
+    "num_classes": 0, "input_size": (3, 224, 224), "pool_size": None, "fixed_input_size": True, "crop_pct": 1.0,
+    "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+    "first_conv": "patch_embed.proj", "classifier": "head",
+}  # fmt: skip
+default_cfgs = generate_default_cfgs({_ENTRY: dict(_CFG)})
+
+
 @register_model
 def linearized(pretrained: bool = False, **kwargs) -> Any:
     """A softmax ViT of timm, `teacher`, whose attention is exchanged for `mixer` in `blocks`; weights by linearize."""
@@ -128,11 +136,3 @@ def _fitting(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     side = round((table.shape[1] - prefix) ** 0.5)
     after = model.patch_embed.grid_size
     return {**state_dict, "pos_embed": resample_positions(table, prefix, (side, side), after)}
-
-
-_CFG: dict[str, Any] = {
-    "num_classes": 0, "input_size": (3, 224, 224), "pool_size": None, "fixed_input_size": True, "crop_pct": 1.0,
-    "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
-    "first_conv": "patch_embed.proj", "classifier": "head",
-}  # fmt: skip
-default_cfgs = generate_default_cfgs({_ENTRY: dict(_CFG)})
