@@ -75,6 +75,25 @@ def test_padding_leaves_no_trace(near):
     torch.testing.assert_close(padded[:, :, inside], alone, rtol=1e-9, atol=1e-11)
 
 
+def test_with_near_keys_it_is_exported_for_every_size():
+    mixer = create_mixer("softn", dim=16, num_heads=2, dtype=torch.float64, near=1, landmark_grid=(3, 3))
+
+    class OnMap(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = mixer
+
+        def forward(self, x):
+            return self.mixer(x.flatten(2).transpose(1, 2), [x.shape[2], x.shape[3]])
+
+    height, width = (torch.export.Dim(side, min=4, max=64) for side in ("height", "width"))
+    shapes = {"x": {2: height, 3: width}}
+    program = torch.export.export(OnMap(), (torch.randn(1, 16, 12, 10).double(),), dynamic_shapes=shapes).module()
+    for size in ((12, 10), (5, 21), (4, 4)):
+        x = torch.randn(1, 16, *size, dtype=torch.float64)
+        torch.testing.assert_close(program(x), OnMap()(x), rtol=1e-7, atol=1e-9)
+
+
 def test_arguments_out_of_range():
     for own, message in (
         ({"exact_keys": -1}, "exact_keys must be 0 or more"),

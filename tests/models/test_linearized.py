@@ -106,6 +106,20 @@ def test_its_attention_is_explained():
         attention(exchange(teacher("pvt_v2_b0"), "softn"), images("pvt_v2_b0", 1), (3, 5), stage=0)
 
 
+def test_it_is_exported_for_every_size(tmp_path):
+    pytest.importorskip("skimage")
+    from softmaxfree.export import export
+
+    config = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    own = timm.create_model("vit_tiny_patch16_224", **{**FAMILIES["vit_tiny_patch16_224"], "depth": 1})
+    student = linearized_of(own, "softn", {**ARGUMENTS, "near": 1})
+    done = export(student, tmp_path / "student.pt2", config, ["a", "b", "c"])
+    assert {(each.height % 8, each.width % 8) for each in done.differences} == {(0, 0)}
+    fixed = linearized_of(teacher("deit_tiny_distilled_patch16_224"), "softn", ARGUMENTS)
+    with pytest.raises(InputError, match="make it with dynamic_img_size=True"):
+        export(fixed, tmp_path / "fixed.pt2", config, ["a", "b", "c"])
+
+
 def test_positions_are_resampled_without_antialiasing():
     table = torch.randn(1, 1 + 36, 4)
     small = resample_positions(table, 1, (6, 6), (3, 3))

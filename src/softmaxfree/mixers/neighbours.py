@@ -48,16 +48,26 @@ def corrections(
 def _windows(x: Tensor, grid: list[int], side: int, around: int) -> Tensor:
     """Cuts `(B, H, N, F)` into windows with what is around, `(B, H, W, (side + 2 around)^2, F)`, 0 outside."""
     rows, columns = grid
-    after = [around + -size % side for size in (columns, rows)]
+    down, across = _counts(grid, side)
+    after = (around + across * side - columns, around + down * side - rows)
     image = F.pad(x.unflatten(2, grid), (0, 0, around, after[0], around, after[1]))
     whole = side + 2 * around
     cut = image.unfold(2, whole, side).unfold(3, whole, side).permute(0, 1, 2, 3, 5, 6, 4)
-    return cut.flatten(4, 5).flatten(2, 3)
+    return cut.reshape(*x.shape[:2], down * across, whole * whole, x.shape[3])
 
 
 def _tokens(x: Tensor, grid: list[int], side: int) -> Tensor:
     """Returns windows `(B, H, W, side^2, F)` as tokens `(B, H, N, F)`."""
+    _, across = _counts(grid, side)
+    row, column = (torch.arange(size, device=x.device) for size in grid)
+    # by places, as a slice would pin the sizes of an exported program
+    window = (row // side).unsqueeze(1) * across + column // side
+    place = (row % side).unsqueeze(1) * side + column % side
+    return x.flatten(2, 3).index_select(2, (window * side * side + place).flatten())
+
+
+def _counts(grid: list[int], side: int) -> tuple[int, int]:
+    """How many windows there are, an empty one with them: of one alone an exported program would take no more."""
     rows, columns = grid
-    down, across = (rows + side - 1) // side, (columns + side - 1) // side
-    image = x.unflatten(3, (side, side)).unflatten(2, (down, across)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    return image[:, :, :rows, :columns].flatten(2, 3)
+    extra = side if torch.compiler.is_exporting() else 0
+    return (rows + side - 1 + extra) // side, (columns + side - 1 + extra) // side
