@@ -114,6 +114,32 @@ def test_labels_give_it_a_head(folder, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["dark", "light"]
 
 
+def test_what_a_mixer_gets_by_default_depends_on_the_size():
+    settings = Settings(size=(224,))
+    assert settings.arguments(range(12), 12, 16) == {"maps": True, "near": 1}
+    large = settings.arguments([0, 6, 7], 12, 37)
+    assert [(own["near"], own["landmark_grid"]) for own in large] == [(0, [8, 8]), (1, [8, 8]), (0, [8, 8])]
+    assert settings.arguments([0], 4, 0) == {"maps": True, "near": 0}
+    assert Settings(size=(224,), mixer="mala").arguments([0], 4, 16) == {}
+    assert Settings(size=(224,), mixer_args={"near": 2}).arguments([0], 4, 37) == {"near": 2}
+
+
+def test_a_pyramid_and_rotary_positions_learn_too(folder, tmp_path):
+    few = {**SETTINGS, "steps": 2, "block_steps": 2, "mixer_args": None}
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    pyramid = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_classes": 0}
+    for name, size, own in (
+        ("pvt_v2_b0", 64, pyramid),
+        ("vit_small_patch16_dinov3", 48, small | {"img_size": 48}),
+        ("vit_small_patch16_rope_mixed_224", 48, small | {"img_size": 48}),
+    ):
+        out = tmp_path / name
+        settings = Settings(**(few | {"size": (size,)}))
+        lines = list(linearize(timm.create_model(name, **own), find_pictures(folder, 2), settings, out))
+        assert lines[-1].startswith("written")
+        assert load_measures(out)["measures"][-1]["raw"] > 0.9
+
+
 def test_bad_input_leaves_nothing_behind(folder, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="size must be a multiple of 8 for this model, got 30"):

@@ -103,9 +103,11 @@ def map_shape(model: nn.Module, image: Tensor) -> list[tuple[float, float]]:
         image: `(1, C, H, W)`.
 
     Returns:
-        A pair for each block; none where there are more than 1,500 tokens, or a pyramid reduces its keys.
+        A pair for each block; none where there are more than 1,500 tokens, and of a pyramid, which reduces its keys.
     """
-    found = []
+    found: list[tuple[float, float]] = []
+    if not hasattr(model, "blocks"):
+        return found
     for layer in attention_layers(model):
         seen = capture(model, layer, image)
         q, k, rows, columns = seen.q, seen.k, *seen.grid

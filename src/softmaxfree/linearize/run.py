@@ -19,7 +19,7 @@ from softmaxfree.linearize.pictures import Pictures
 from softmaxfree.linearize.settings import Settings
 from softmaxfree.linearize.stages import learn_block, learn_features, learners
 from softmaxfree.machine import describe
-from softmaxfree.models.exchange import check_blocks, exchanged
+from softmaxfree.models.exchange import attention_blocks, check_blocks
 from softmaxfree.models.linearized import linearized_of
 from softmaxfree.tasks.pretrained import save_pretrained
 
@@ -52,9 +52,11 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
     if len(pictures.train) < settings.batch_size:
         raise InputError(f"data must have a batch of {settings.batch_size} images, got {len(pictures.train)}")
     teacher = model.eval()
-    student = linearized_of(copy.deepcopy(model), settings.mixer, settings.arguments, settings.blocks).eval()
+    depth = len(attention_blocks(model))
+    chosen = check_blocks(settings.blocks, depth)
+    arguments = settings.arguments(chosen, depth, _side(model, max(settings.size)))
+    student = linearized_of(copy.deepcopy(model), settings.mixer, arguments, settings.blocks).eval()
     student.requires_grad_(False)
-    chosen = check_blocks(settings.blocks, len(exchanged(student)))
     _check_sizes(teacher, pictures, settings)
     _keep_settings(settings, teacher, pictures, out)
     activations = Activations(teacher, pictures, out / _CACHE)
@@ -211,6 +213,11 @@ class _Run:
 def load_measures(out: Path) -> dict[str, Any]:
     """Returns what a finished run has measured, see `measures.json`; raises FileNotFoundError before."""
     return json.loads((out / MEASURES).read_text(encoding="utf-8"))
+
+
+def _side(model: Any, size: int) -> int:
+    """How many patches a side an image has; 0 in a pyramid."""
+    return model.patch_embed.dynamic_feat_size((size, size))[0] if hasattr(model, "blocks") else 0
 
 
 def _head(student: Any) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Any, Literal
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.errors import InputError
 
-__all__ = ["DEFAULT_ARGUMENTS", "Settings"]
+__all__ = ["Settings"]
 
-DEFAULT_ARGUMENTS = {"softn": {"near": 1, "maps": True}}
-"""Of mixers, where a trained attention is exchanged and none are given."""
+_FEW = 24  # patches a side, up to which time counts less than likeness
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Settings:
     Attributes:
         size: sizes of images in pixels, at which the student learns in turn; the first is that of its positions.
         mixer: name of the mixer.
-        mixer_args: its arguments, or those of each block; None are `DEFAULT_ARGUMENTS`.
+        mixer_args: its arguments, or those of each exchanged block; None are those of `arguments`.
         blocks: numbers of the blocks whose attention is exchanged; None for all.
         batch_size: images of a step.
         block_steps: steps of each block towards the teacher's outputs.
@@ -67,7 +66,23 @@ class Settings:
             require_number(name, getattr(self, name), 0)
         require(self.train in ("mixer", "attention", "all"), "train", self.train, "mixer, attention or all")
 
-    @property
-    def arguments(self) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        """The arguments of the mixer."""
-        return DEFAULT_ARGUMENTS.get(self.mixer, {}) if self.mixer_args is None else self.mixer_args
+    def arguments(self, chosen: Sequence[int], depth: int, side: int) -> Mapping[str, Any] | list[dict[str, Any]]:
+        """Returns the arguments of the mixer.
+
+        By default those of `softn` let queries and keys learn. On small images near keys are exact in all blocks; on
+        large ones in the first half alone, where heads see neighbours alone, and with fewer landmarks.
+
+        Args:
+            chosen: numbers of the exchanged blocks.
+            depth: how many blocks there are.
+            side: patches a side of the largest image; 0 for a pyramid, which reduces its keys.
+
+        Returns:
+            A dict, or one for each exchanged block.
+        """
+        if self.mixer_args is not None or self.mixer != "softn":
+            given = self.mixer_args or {}
+            return given if isinstance(given, Mapping) else [dict(own) for own in given]
+        if side <= _FEW:
+            return {"maps": True, "near": int(side > 0)}
+        return [{"maps": True, "near": int(1 <= i <= depth // 2), "landmark_grid": [8, 8]} for i in chosen]
