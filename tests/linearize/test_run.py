@@ -117,7 +117,7 @@ def test_labels_give_it_a_head(folder, tmp_path):
 def test_what_a_mixer_gets_by_default_depends_on_the_size():
     settings = Settings(size=(224,))
     assert settings.arguments(range(12), 12, 16) == {"maps": True, "near": 1}
-    large = settings.arguments([0, 6, 7], 12, 37)
+    large = settings.arguments([0, 4, 5], 12, 37)
     assert [(own["near"], own["landmark_grid"]) for own in large] == [(0, [8, 8]), (1, [8, 8]), (0, [8, 8])]
     assert settings.arguments([0], 4, 0) == {"maps": True, "near": 0}
     assert Settings(size=(224,), mixer="mala").arguments([0], 4, 16) == {}

@@ -70,7 +70,7 @@ class Settings:
         """Returns the arguments of the mixer.
 
         By default those of `softn` let queries and keys learn. On small images near keys are exact in all blocks; on
-        large ones in the first half alone, where heads see neighbours alone, and with fewer landmarks.
+        large ones in the first third alone, where heads see neighbours alone, and with fewer landmarks.
 
         Args:
             chosen: numbers of the exchanged blocks.
@@ -85,4 +85,4 @@ class Settings:
             return given if isinstance(given, Mapping) else [dict(own) for own in given]
         if side <= _FEW:
             return {"maps": True, "near": int(side > 0)}
-        return [{"maps": True, "near": int(1 <= i <= depth // 2), "landmark_grid": [8, 8]} for i in chosen]
+        return [{"maps": True, "near": int(1 <= i <= depth // 3), "landmark_grid": [8, 8]} for i in chosen]
