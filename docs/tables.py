@@ -109,6 +109,35 @@ def exported() -> str:
     )
 
 
+def linearized(part: str) -> str:
+    """The bundled teacher and its students: `probe`, accuracy and cosines; or `cost`, time and memory."""
+    if not (ROOT / "benchmarks" / "linearize-cpu.csv").exists():
+        return "Not measured yet: `python benchmarks/linearize.py` does."
+    rows = [row for row in read("linearize-cpu") if row["what"] == part]
+    if not rows:
+        return f"Not measured yet: `python benchmarks/linearize.py {part}` does."
+    if part == "probe":
+        scratch = max(float(row["top1"]) for row in read("solar-cpu") if row["model"] == "soft_nano" and row["top1"])
+        lines = []
+        for row in rows:
+            shares = [percent(row[key]) for key in ("probe_teacher", "probe_student", "agreement")]
+            cosines = [f"{float(row[key]):.3f}" for key in ("cells_raw", "cells_centred", "cells_between")]
+            natural = f"{float(row['photographs_median']):.3f}"
+            lines.append([row["size"], row["held"], *shares, *cosines, natural])
+        head = [
+            "pixels", "cells", "teacher (%)", "student (%)", "agree (%)", "cosine", "centred", "of different cells",
+            "photographs, median",
+        ]  # fmt: skip
+        constant = f"`soft_nano` from scratch, on all held-out cells: {100 * scratch:.1f} %; "
+        return markdown(head, lines) + told("linearize-cpu", rows, constant)
+    names = ("teacher_ms", "student_ms", "teacher_mib", "student_mib")
+    lines = [
+        [row["size"], *(f"{float(row[key]):,.0f}" for key in names), f"{float(row['speedup']):.2f}"] for row in rows
+    ]
+    head = ["pixels", "teacher, ms", "student, ms", "teacher, MiB", "student, MiB", "times as fast"]
+    return markdown(head, lines) + told("linearize-cpu", rows)
+
+
 def earth(part: str) -> str:
     """The relief of the Earth: `trained`, in one pass and in windows; or `others`, how far other networks come."""
     rows, names = read("earth-cpu"), ("ocean", "land", "ice", "lake")

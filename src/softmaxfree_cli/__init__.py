@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": "softmaxfree.cli.bench",
     "compare": "softmaxfree.cli.compare",
     "explain": "softmaxfree.cli.explain",
+    "linearize": "softmaxfree.cli.linearize",
 }
 """Modules whose function `run` is the command; its signature and docstring are the command's arguments and help."""
 

@@ -45,13 +45,25 @@ def test_public_names_are_in_the_reference(site):
     import softmaxfree.explain
     import softmaxfree.export
     import softmaxfree.layers
+    import softmaxfree.linearize
     import softmaxfree.mixers
     import softmaxfree.ops
     import softmaxfree.share
     import softmaxfree.tasks
 
     own = softmaxfree
-    packages = (own.compare, own.data, own.explain, own.export, own.layers, own.mixers, own.ops, own.share, own.tasks)
+    packages = (
+        own.compare,
+        own.data,
+        own.explain,
+        own.export,
+        own.layers,
+        own.linearize,
+        own.mixers,
+        own.ops,
+        own.share,
+        own.tasks,
+    )
     for package in packages:
         html = (site / "reference" / f"{package.__name__.rpartition('.')[2]}.html").read_text(encoding="utf-8")
         missing = [name for name in package.__all__ if not re.search(rf'id="softmaxfree\.[\w.]*\b{name}"', html)]

@@ -18,6 +18,7 @@ OF_SEQUENCES = {
     "linformer": {"landmark_grid": (16,)},
     "nystrom": {"landmark_grid": (16,)},
     "soft": {"ndim": 1, "landmark_grid": (16,)},
+    "softn": {"landmark_grid": (16,)},
 }
 
 every_mixer = pytest.mark.parametrize("name", NAMES)

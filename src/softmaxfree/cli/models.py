@@ -58,7 +58,9 @@ def find_models(pattern: str = "*") -> list[str]:
     Raises:
         InputError: no model matches; names the nearest ones.
     """
-    ours = [n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__.startswith("softmaxfree.")]
+    modules = {name: timm.models.model_entrypoint(name).__module__ for name in timm.list_models()}
+    # `linearized` is what a network of timm becomes
+    ours = [n for n, module in modules.items() if module.startswith("softmaxfree.") and n != "linearized"]
     found = [name for name in timm.list_models(pattern) if name in ours]
     if not found:
         near = difflib.get_close_matches(pattern.strip("*"), ours) or ours

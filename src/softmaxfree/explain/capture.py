@@ -15,6 +15,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.explain.layers import Layer, backbone_of
 from softmaxfree.images import resized_shape
 from softmaxfree.mixers import AbstractMixer
+from softmaxfree.models.exchange import ExchangedAttention
 
 __all__ = ["Captured", "capture", "evaluation", "prepared", "run", "seen_size", "visit"]
 
@@ -144,8 +145,8 @@ def capture(model: nn.Module, layer: Layer, x: Tensor, mask: Tensor | None = Non
                 handle.remove()
         if inputs is None:
             raise InputError(f"{layer.name} takes no part in what {type(model).__name__} makes of an image")
-        if isinstance(layer.module, AbstractMixer):
-            return _of_mixer(layer.module, *inputs)
+        if layer.mixer is not None:
+            return _of_mixer(layer, *inputs)
         return _of_softmax(layer, *inputs, sizes[0])
 
 
@@ -170,7 +171,7 @@ def visit(
     def shown(layer: Layer) -> Callable[[nn.Module, tuple, dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             if threading.get_ident() == thread:
-                look(layer, _of_mixer(cast(AbstractMixer, module), args, kwargs))
+                look(layer, _of_mixer(layer, args, kwargs))
 
         return hook
 
@@ -183,7 +184,13 @@ def visit(
             handle.remove()
 
 
-def _of_mixer(mixer: AbstractMixer, args: tuple, kwargs: dict[str, Any]) -> Captured:
+def _of_mixer(layer: Layer, args: tuple, kwargs: dict[str, Any]) -> Captured:
+    if isinstance(layer.module, ExchangedAttention):
+        q, k, _, (rows, columns) = layer.module.inputs(*args, **kwargs)
+        if q.shape != k.shape:
+            raise InputError(f"{layer.name} is a mixer without maps: its keys are fewer than its queries")
+        return Captured(q, k, (rows, columns), q.shape[2] - rows * columns, None)
+    mixer = cast(AbstractMixer, layer.mixer)
     given = dict(zip(("x", "grid", "mask"), args, strict=False)) | kwargs
     x, grid, mask = given["x"], given["grid"], given.get("mask")
     mixer.check(x, grid, mask)

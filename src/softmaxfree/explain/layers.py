@@ -8,6 +8,7 @@ from torch import nn
 from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer
+from softmaxfree.models.exchange import ExchangedAttention
 
 __all__ = ["Layer", "attention_layers", "backbone_of", "choose", "require_place"]
 
@@ -27,6 +28,12 @@ class Layer(NamedTuple):
     class_token: bool
     stride: int
     prefixes: tuple[int, ...] = (0,)
+
+    @property
+    def mixer(self) -> AbstractMixer | None:
+        """The mixer of this package that it is, or that it was exchanged for; None for timm's softmax."""
+        own = self.module.mixer if isinstance(self.module, ExchangedAttention) else self.module
+        return own if isinstance(own, AbstractMixer) else None
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Any]:
@@ -66,6 +73,8 @@ def attention_layers(model: nn.Module) -> list[Layer]:
         # timm's own mark of an attention that can call scaled_dot_product_attention
         if not isinstance(module, AbstractMixer) and not hasattr(module, "fused_attn"):
             continue
+        if isinstance(modules[name.rpartition(".")[0]], ExchangedAttention):
+            continue  # the mixer of one that is a layer already
         stage = _STAGE.search(name)
         parents = [modules[name[:at]] for at in (0, *(dot.start() for dot in re.finditer(r"\.", name)))]
         token = any(_has_class_token(parent) for parent in parents)

@@ -12,7 +12,6 @@ from softmaxfree.errors import InputError
 from softmaxfree.explain.capture import Captured, capture, prepared, seen_size
 from softmaxfree.explain.layers import Layer, attention_layers, choose
 from softmaxfree.explain.rows import mixer_row, require_maps, softmax_row
-from softmaxfree.mixers import AbstractMixer
 
 __all__ = ["AttentionMap", "Query", "attention", "explain", "find_token", "to_pixels"]
 
@@ -130,16 +129,16 @@ def attention(
         InputError: as for `explain`.
     """
     layer = choose(attention_layers(model), stage, block)
-    if isinstance(layer.module, AbstractMixer):
-        require_maps(layer.module)  # before the network runs
+    if layer.mixer is not None:
+        require_maps(layer.mixer)  # before the network runs
     x, mask = prepared(model, image, mask)
     size: Any = tuple(x.shape[-2:])
     seen = seen_size(model, *size)
     check_query(query, size, mask)
     captured = capture(model, layer, x, mask)
     token = find_token(query, captured, layer, seen, size)
-    if isinstance(layer.module, AbstractMixer):
-        row, name = mixer_row(layer.module, captured, token), layer.module.name
+    if layer.mixer is not None:
+        row, name = mixer_row(layer.mixer, captured, token), layer.mixer.name
     else:
         row, name = softmax_row(captured, token), "softmax"
     return as_map(row, captured, layer, token, name, seen, size)

@@ -11,6 +11,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.layers.landmarks import pooling_matrix
 from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.detection import Detector
+from softmaxfree.models.exchange import exchanged
 from softmaxfree.models.features import SoftmaxFreeFeatures
 from softmaxfree.models.segmentation import Segmenter
 
@@ -99,6 +100,7 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         kind, tuple(f"map{i}" for i in range(count))
     )
     budget, cell = _budget(backbone)
+    step = _step(backbone)
     return Program(
         module.eval(),
         exact,
@@ -107,8 +109,8 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         getattr(backbone, "in_chans", None) or 3,
         budget,
         cell,
-        max(_SMALLEST, getattr(backbone, "min_img_size", 1)),
-        1,
+        max(-(-_SMALLEST // step) * step, 3 * step, getattr(backbone, "min_img_size", 1)),
+        step,
         kind,
     )
 
@@ -165,6 +167,19 @@ def _maps_of(model: Any) -> list[Any]:
     return list(info if isinstance(info, list) else info.channels())
 
 
+def _step(backbone: Any) -> int:
+    """Of what heights and widths are multiples: of a plain ViT of timm the side of a patch."""
+    embed: Any = getattr(backbone, "patch_embed", None)
+    if isinstance(backbone, AbstractBackbone) or not hasattr(backbone, "dynamic_img_size"):
+        return 1
+    if not backbone.dynamic_img_size:
+        raise InputError(
+            f"a {type(backbone).__name__} of one image size cannot be exported for every size: make it with "
+            "dynamic_img_size=True"
+        )
+    return int(max(embed.patch_size))
+
+
 def _budget(backbone: Any) -> tuple[tuple[int, int], int]:
     """Height and width of an image that fill the landmark budget, and the side of what becomes one landmark."""
     if isinstance(backbone, AbstractBackbone):
@@ -174,6 +189,10 @@ def _budget(backbone: Any) -> tuple[tuple[int, int], int]:
             if isinstance(grid, list | tuple) and len(grid) == 2:
                 cell = info["reduction"] * getattr(getattr(own, "landmarks", own), "ratio", 1)
                 return (grid[0] * cell, grid[1] * cell), cell
+    if own := exchanged(backbone):
+        grid, cell = getattr(own[-1].mixer, "landmark_grid", None), backbone.feature_info[-1]["reduction"]
+        if isinstance(grid, list | tuple) and len(grid) == 2:
+            return (grid[0] * cell, grid[1] * cell), cell
     config = getattr(backbone, "pretrained_cfg", None) or {}
     height, width = tuple(config.get("input_size") or (3, 224, 224))[1:]
     return (height, width), 32

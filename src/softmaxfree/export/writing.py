@@ -100,8 +100,9 @@ def export(
         program = program._replace(step=STRIDE)  # torch.export wants to know that nothing is padded
     config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}
     picture = photograph(image, config, program.in_chans)
-    side = max(program.smallest, 64)
-    inputs = example(program, picture, _EXAMPLE[0], (max(_EXAMPLE[1][0], side), max(_EXAMPLE[1][1], side + 32)))
+    side, step = max(program.smallest, 64), program.step
+    height, width = (-(-each // step) * step for each in (max(_EXAMPLE[1][0], side), max(_EXAMPLE[1][1], side + 32)))
+    inputs = example(program, picture, _EXAMPLE[0], (height, width))
     notes = notes_of(model, program.kind, config, class_names)
     limit = LIMITS["half" if half else "float"]
     with _place(out, kind, notes) as part:

@@ -23,6 +23,7 @@ from softmaxfree.mixers.rpe_kernel import RelativeKernelAttention
 from softmaxfree.mixers.sigmoid import SigmoidAttention
 from softmaxfree.mixers.soft import SoftmaxFreeAttention
 from softmaxfree.mixers.softmax import SoftmaxAttention
+from softmaxfree.mixers.softn import RowNormalizedAttention
 from softmaxfree.mixers.softplus import SoftplusAttention
 from softmaxfree.mixers.spatial_reduction import SpatialReductionAttention
 from softmaxfree.mixers.ttt import OneStepTraining
@@ -49,6 +50,7 @@ __all__ = [
     "RankAugmentedAttention",
     "RelativeKernelAttention",
     "ReluLinearAttention",
+    "RowNormalizedAttention",
     "SigmoidAttention",
     "SoftmaxAttention",
     "SoftmaxFreeAttention",

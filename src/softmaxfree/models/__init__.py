@@ -1,7 +1,7 @@
 """Backbones, registered with timm when this package is imported."""
 
-from softmaxfree.models import soft, vit
+from softmaxfree.models import linearized, soft, vit
 from softmaxfree.models.pyramid import SoftmaxFreeTransformer
 from softmaxfree.models.vit import SoftmaxFreeViT
 
-__all__ = ["SoftmaxFreeTransformer", "SoftmaxFreeViT", "soft", "vit"]
+__all__ = ["SoftmaxFreeTransformer", "SoftmaxFreeViT", "linearized", "soft", "vit"]

@@ -1,0 +1,167 @@
+"""A run on tiny networks: it learns, goes on after a stop as if there had been none, and refuses what it cannot do."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import softmaxfree  # noqa: F401  registers `linearized`
+from softmaxfree.errors import InputError
+from softmaxfree.linearize import Settings, find_pictures, linearize, load_measures
+
+ARGUMENTS = {"maps": True, "exact_keys": 2, "landmark_grid": [2, 2]}
+SETTINGS = {
+    "size": (32,), "mixer_args": ARGUMENTS, "batch_size": 2, "block_steps": 4, "steps": 12, "block_images": 4,
+    "measured": 3, "probe_images": 8,
+}  # fmt: skip
+
+
+def tiny(**more) -> torch.nn.Module:
+    torch.manual_seed(0)
+    arguments = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 0}
+    model = timm.create_model("vit_tiny_patch16_224", **(arguments | more)).eval()
+    for name, weight in model.named_parameters():
+        if "qkv.weight" in name:
+            weight.data.mul_(15)  # else each query attends to all keys alike, and there is nothing to learn
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures in folders of two classes."""
+    root, numbers = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name, shade in (("dark", 60), ("light", 190)):
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = np.clip(numbers.normal(shade, 50, (36, 40, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def run(folder, out, stop: int | None = None, **more) -> list[str]:
+    """Runs, or stops after so many lines as a signal would."""
+    settings = Settings(**(SETTINGS | more))
+    lines = []
+    for line in linearize(tiny(), find_pictures(folder, settings.batch_size), settings, out):
+        lines.append(line)
+        if len(lines) == stop:
+            break
+    return lines
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "student"
+    return out, run(folder, out)
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    return timm.create_model(f"local-dir:{out}", pretrained=True).state_dict()
+
+
+def test_a_student_is_written_that_timm_loads(finished):
+    out, lines = finished
+    student = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    assert [type(each).name for each in (block.attn.mixer for block in student.blocks)] == ["softn", "softn"]
+    told = load_measures(out)
+    assert told["teacher"] == "vit_tiny_patch16_224"
+    assert [row["stage"] for row in told["measures"]] == ["swap", "blocks", "features"]
+    assert all(0 < row["raw"] <= 1 and -1 <= row["between"] <= 1 for row in told["measures"])
+    assert all(len(row["maps"]) == 2 for row in told["measures"])
+    assert told["costs"][0]["student_mib"] > 0
+    assert any(line.startswith("block 1") for line in lines)
+    assert not (out / "activations").exists()
+
+
+def test_the_teacher_stays_as_it_is(folder, tmp_path):
+    teacher = tiny()
+    before = copy.deepcopy(teacher.state_dict())
+    settings = Settings(**(SETTINGS | {"steps": 2, "block_steps": 1}))
+    list(linearize(teacher, find_pictures(folder, 2), settings, tmp_path / "out"))
+    assert type(teacher) is timm.models.VisionTransformer
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
+
+
+def test_what_grew_is_reverted_and_what_learned_is_kept(finished):
+    errors = load_measures(finished[0])["errors"]
+    assert len(errors) == 2
+    for _, swapped, learned, kept in errors:
+        assert kept == (learned <= swapped)
+    assert any(learned < swapped for _, swapped, learned, _ in errors)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(folder, finished, tmp_path, stop):
+    out = tmp_path / "out"
+    run(folder, out, stop)
+    lines = run(folder, out)
+    assert lines[0].startswith("goes on") or stop == 1
+    one, other = weights(finished[0]), weights(out)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=0, msg=name)
+    assert run(folder, out)[-1].startswith("written")  # a finished one is not done again
+
+
+def test_labels_give_it_a_head(folder, tmp_path):
+    run(folder, tmp_path / "out", label_steps=3, steps=1, block_steps=0, train="attention")
+    student = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert student.head.out_features == 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["dark", "light"]
+
+
+def test_what_a_mixer_gets_by_default_depends_on_the_size():
+    settings = Settings(size=(224,))
+    assert settings.arguments(range(12), 12, 16) == {"maps": True, "near": 1}
+    large = settings.arguments([0, 4, 5], 12, 37)
+    assert [(own["near"], own["landmark_grid"]) for own in large] == [(0, [8, 8]), (1, [8, 8]), (0, [8, 8])]
+    assert settings.arguments([0], 4, 0) == {"maps": True, "near": 0}
+    assert Settings(size=(224,), mixer="mala").arguments([0], 4, 16) == {}
+    assert Settings(size=(224,), mixer_args={"near": 2}).arguments([0], 4, 37) == {"near": 2}
+
+
+def test_a_pyramid_and_rotary_positions_learn_too(folder, tmp_path):
+    few = {**SETTINGS, "steps": 2, "block_steps": 2, "mixer_args": None}
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0}
+    pyramid = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_classes": 0}
+    for name, size, own in (
+        ("pvt_v2_b0", 64, pyramid),
+        ("vit_small_patch16_dinov3", 48, small | {"img_size": 48}),
+        ("vit_small_patch16_rope_mixed_224", 48, small | {"img_size": 48}),
+    ):
+        out = tmp_path / name
+        settings = Settings(**(few | {"size": (size,)}))
+        lines = list(linearize(timm.create_model(name, **own), find_pictures(folder, 2), settings, out))
+        assert lines[-1].startswith("written")
+        assert load_measures(out)["measures"][-1]["raw"] > 0.9
+
+
+def test_bad_input_leaves_nothing_behind(folder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="size must be a multiple of 8 for this model, got 30"):
+        run(folder, out, size=(30,))
+    with pytest.raises(InputError, match="size: the model does not take 64 pixels"):
+        run(folder, out, size=(64,))
+    with pytest.raises(InputError, match=r"data must have \d+ images or more, a batch of 16 .+ got 16"):
+        run(folder, out, batch_size=16)
+    with pytest.raises(InputError, match="blocks must be different numbers from 0 to 1"):
+        run(folder, out, blocks=[2])
+    with pytest.raises(InputError, match="there is no such folder"):
+        run(tmp_path / "nowhere", out)
+    with pytest.raises(InputError, match="train must be mixer"):
+        run(folder, out, train="everything")
+    assert not out.exists()
+
+
+def test_a_folder_of_another_run_is_refused(folder, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "out")
+    with pytest.raises(InputError, match="holds a run with steps 12, this one has 13"):
+        run(folder, tmp_path / "out", steps=13)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(InputError, match="is neither empty nor a run of linearize"):
+        run(folder, tmp_path / "other")
