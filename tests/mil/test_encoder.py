@@ -150,7 +150,7 @@ def test_the_logits_are_those_of_the_class_token_and_of_the_most_telling_patch()
         ({"mixer": "sofft"}, "mixer: there is no 'sofft'"),
         ({"mixer_args": {"num_landmarks": 0}}, "num_landmarks must be 1 or more, got 0"),
         ({"num_heads": 5}, "num_heads must divide the width 16, got 5"),
-        ({"depth": 0}, "depth must be 1 or more, got 0"),
+        ({"depth": -1}, "depth must be 0 or more, got -1"),
         ({"peaks": 1}, "peaks must be True or False, got 1"),
     ],
 )

@@ -41,7 +41,7 @@ class BagEncoder(nn.Module):
         num_classes: outputs.
         in_dim: width of the features.
         embed_dim: width `C`.
-        depth: number of blocks.
+        depth: number of blocks; without any, patches see each other in the position encoding alone.
         num_heads: number of heads; divides `embed_dim`.
         mixer: "soft", see `SegmentAttention`, or the name of a mixer that takes sequences.
         mixer_args: its arguments.
@@ -75,9 +75,10 @@ class BagEncoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        least = {"num_classes": num_classes, "depth": depth, "num_heads": num_heads, "num_landmarks": num_landmarks}
+        least = {"num_classes": num_classes, "num_heads": num_heads, "num_landmarks": num_landmarks}
         for name, value in least.items():
             require_whole(name, value, 1)
+        require_whole("depth", depth, 0)
         require_number("drop_path", drop_path, 0, below=1)
         require(isinstance(peaks, bool), "peaks", peaks, "True or False")
         self.num_classes, self.in_dim, self.embed_dim = num_classes, in_dim, embed_dim
