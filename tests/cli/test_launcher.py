@@ -24,6 +24,7 @@ MINIMAL = {
     "bench": [],
     "compare": [],
     "explain": ["cat.jpg", "--checkpoint", "c.ckpt", "--point", "3,4"],
+    "linearize": ["teacher", "--data", "photos", "--size", "224"],
     "train": ["digits"],
     "validate": ["digits", "--checkpoint", "best.ckpt"],
     "predict": ["image.png"],

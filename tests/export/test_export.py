@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from timm.models.mlp_mixer import MlpMixer
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
@@ -163,8 +164,12 @@ def test_one_clear_error(given, told, tmp_path):
 
 def test_a_shape_that_cannot_vary_and_networks_that_cannot_be_exported(tmp_path):
     fixed = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
-    with pytest.raises(InputError, match=r"OUT: torch.export cannot take this model at every size: \w"):
+    with pytest.raises(
+        InputError, match=r"a VisionTransformer of one image size .* make it with dynamic_img_size=True"
+    ):
         export(fixed, tmp_path / "a.pt2", CONFIG)
+    with pytest.raises(InputError, match=r"OUT: torch.export cannot take this model at every size: \w"):
+        export(MlpMixer(2, img_size=64, patch_size=32, num_blocks=1, embed_dim=32), tmp_path / "a.pt2", CONFIG)
     with pytest.raises(InputError, match="--with-mask: VisionTransformer takes no mask"):
         export(fixed, tmp_path / "a.pt2", CONFIG, mask=True)
     args = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), mixer="elu_linear")
