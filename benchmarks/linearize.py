@@ -5,11 +5,13 @@
 
 `probe` makes a student at each size, from training cells and crops of photographs, and compares features on cells and
 photographs held out; what a stopped run has done in DIR is not done again. `cost` times teacher and student of each
-size in turn on one thread; without a student of that size it takes that of the largest size below. Both replace their
-rows in benchmarks/linearize-cpu.csv. Needs the extras teacher and solar.
+size in turn on one thread; a size without a plan of its own takes that of the largest size below, and where no student
+was made of a plan, attention is exchanged and nothing learned (column `learned`). Both replace their rows in
+benchmarks/linearize-cpu.csv. Needs the extras teacher and solar.
 """
 
 import argparse
+import copy
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from softmaxfree.linearize import Pictures, Settings, bundled_teacher, find_pict
 from softmaxfree.linearize.activations import Activations
 from softmaxfree.linearize.measures import cost, features_of, fit_probe, likeness, summary_of
 from softmaxfree.machine import describe
+from softmaxfree.models.exchange import exchange
 
 TABLE = Path(__file__).parent / "linearize-cpu.csv"
 HELD_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "china.jpg")
@@ -82,8 +85,13 @@ def timed(size: int, work: Path) -> dict[str, Any]:
     """Time teacher and student of a size in turn."""
     trained = max((own for own in PLANS if own <= size), default=min(PLANS))
     teacher = bundled_teacher(size)
-    student = timm.create_model(f"local-dir:{work / str(trained)}", pretrained=True, img_size=size).eval()
-    found = {"trained_at": trained, **cost(teacher, student, size, repeats=7 if size < 1000 else 3)}
+    out = work / str(trained)
+    learned = (out / "model.safetensors").is_file()
+    if learned:
+        student = timm.create_model(f"local-dir:{out}", pretrained=True, img_size=size).eval()
+    else:  # what it would learn changes no time
+        student = exchange(copy.deepcopy(teacher), "softn", arguments_of(PLANS[trained])).eval()
+    found = {"plan": trained, "learned": learned, **cost(teacher, student, size, repeats=7 if size < 1000 else 3)}
     print(found, flush=True)
     return found
 
@@ -93,15 +101,19 @@ def student_of(size: int, teacher: Any, cells: Pictures, work: Path) -> Any:
     plan, out = PLANS[size], work / str(size)
     sources = [cells.sources[i] for i in spread(cells.train, plan["learn"])]
     sources += list(crops(PHOTOGRAPHS, max(1, plan["learn"] // 4 // len(PHOTOGRAPHS)), seed=0))
-    arguments = [{"maps": True, "landmark_grid": [plan["grid"]] * 2, "near": int(i in plan["near"])} for i in range(12)]
     settings = Settings(
-        size=(size,), mixer_args=arguments, steps=plan["steps"], batch_size=plan["batch"], block_steps=0,
+        size=(size,), mixer_args=arguments_of(plan), steps=plan["steps"], batch_size=plan["batch"], block_steps=0,
         measured=16 if size < 1000 else 4, bf16=True,
     )  # fmt: skip
     if not (out / "model.safetensors").is_file():
         for line in linearize(teacher, find_pictures(sources, plan["batch"]), settings, out):
             print(line, flush=True)
     return timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+
+
+def arguments_of(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arguments of the mixer of each block."""
+    return [{"maps": True, "landmark_grid": [plan["grid"]] * 2, "near": int(i in plan["near"])} for i in range(12)]
 
 
 def crops(names: tuple[str, ...], count: int, seed: int) -> Iterator[np.ndarray]:
