@@ -91,7 +91,11 @@ def timed(size: int, work: Path) -> dict[str, Any]:
         student = timm.create_model(f"local-dir:{out}", pretrained=True, img_size=size).eval()
     else:  # what it would learn changes no time
         student = exchange(copy.deepcopy(teacher), "softn", arguments_of(PLANS[trained])).eval()
-    found = {"plan": trained, "learned": learned, **cost(teacher, student, size, repeats=7 if size < 1000 else 3 if size < 2000 else 1)}
+    found = {
+        "plan": trained,
+        "learned": learned,
+        **cost(teacher, student, size, repeats=7 if size < 1000 else 3 if size < 2000 else 1),
+    }
     print(found, flush=True)
     return found
 

@@ -234,6 +234,31 @@ def residuals() -> str:
     return markdown(head, lines) + told("newton-facts-cpu", rows)
 
 
+def bags_cost() -> str:
+    """Time and memory of the attention of bags over the number of patches."""
+    rows = read("mil-cost-cpu")
+    tokens = sorted({int(row["tokens"]) for row in rows})
+    parts = []
+    for key, what in (("seconds", "s"), ("peak_mib", "MiB")):
+        values = {(row["layer"], int(row["tokens"])): float(row[key]) for row in rows}
+        cells = {at: f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for at, value in values.items()}
+        names = dict.fromkeys(row["layer"] for row in rows)
+        lines = [[name, *(cells.get((name, count), "") for count in tokens)] for name in names]
+        parts.append(markdown([f"{what} by patches", *(f"{count:,}" for count in tokens)], lines))
+    return "\n\n".join(parts) + told("mil-cost-cpu", rows)
+
+
+def mnist_bags() -> str:
+    """AUC on test bags of MNIST-bags over seeds."""
+    rows = [row for row in read("mil-tables-cpu") if row["table"] == "mnist"]
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["encoder"], []).append(float(row["test_auc"]))
+    ranked = sorted(scores.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    lines = [[who, f"{sum(own) / len(own):.3f}", f"{min(own):.3f} to {max(own):.3f}", len(own)] for who, own in ranked]
+    return markdown(["network", "AUC", "least to largest", "seeds"], lines) + told("mil-tables-cpu", rows)
+
+
 def accuracy(name: str, what: str, metric: str = "top-1 (%)", ranked: bool = True) -> str:
     """Scores of `softmaxfree compare`: mean, least and largest over the seeds; if ranked, the best first."""
     rows = read(name)
