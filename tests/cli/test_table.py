@@ -2,7 +2,9 @@
 
 import math
 
-from softmaxfree.cli.table import markdown_table, plain_table, print_table, summary_rows
+import pytest
+
+from softmaxfree.cli.table import markdown_table, plain_table, print_table, summary_rows, write_results
 from tests.tasks.test_detection import task
 
 
@@ -20,3 +22,11 @@ def test_a_row_is_a_line_whatever_a_name_holds(capsys):
 def test_what_has_no_value_is_left_out():
     metrics = dict.fromkeys(task().summary, math.nan) | {"val/map50": 0.5}
     assert summary_rows(task(), metrics) == [("box AP (%)", "nan"), ("box AP50 (%)", "50.00")]
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_results_are_written_whatever_bytes_a_name_has(format, tmp_path):
+    rows, out = [{"file": "caf\udce9.h5"}], tmp_path / "out"
+    write_results(rows, format, out, lambda r: (["file"], [[r[0]["file"]]]), lambda r: f"file\n{r[0]['file']}\n")
+    text = out.read_bytes()
+    assert {"json": rb"caf\udce9.h5", "csv": b"caf\xe9.h5", "table": b"file\n"}[format] in text

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.inputs import skip_or_fail
-from softmaxfree.cli.table import plain_table, print_table
+from softmaxfree.cli.table import write_results
 from softmaxfree.errors import InputError
 
 __all__ = ["find_bags", "is_table", "load_bags", "open_slide", "predict_bags"]
@@ -115,15 +113,7 @@ def predict_bags(
         raise InputError(f"none of the {len(slides)} slides can be read")
     if skipped := len(slides) - len(rows):
         print(f"{skipped} of {len(slides)} slides skipped", file=sys.stderr)
-    if format == "table" and out is None:
-        print_table(*_table(rows))
-        return
-    text = {"json": _json, "csv": _csv, "table": lambda r: plain_table(*_table(r)) + "\n"}[format](rows)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    with atomic_write(out) as part:
-        part.write_text(text, encoding="utf-8")
+    write_results(rows, format, out, _table, _csv)
 
 
 def is_table(path: Path) -> bool:
@@ -155,10 +145,6 @@ def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     return columns, [
         [*(str(row[key]) for key in _HEAD), *(f"{p:.1%}" for p in row["probabilities"].values())] for row in rows
     ]
-
-
-def _json(rows: list[dict[str, Any]]) -> str:
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -14,10 +13,9 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from tqdm import tqdm
 
-from softmaxfree.atomic import atomic_write
 from softmaxfree.cli.checkpoint import Classifier
 from softmaxfree.cli.inputs import skip_or_fail
-from softmaxfree.cli.table import plain_table, print_table
+from softmaxfree.cli.table import write_results
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, check_resized, read_image
 from softmaxfree.ops import stablemax_logits
@@ -73,7 +71,7 @@ def predict_classes(
         raise InputError(f"none of the {len(images)} images can be read")
     if skipped := len(images) - len(results):
         print(f"{skipped} of {len(images)} images skipped", file=sys.stderr)
-    _write(results, format, out)
+    write_results(results, format, out, _table, _csv)
 
 
 def is_table(path: Path) -> bool:
@@ -117,26 +115,10 @@ def _batches(
         yield list(paths), torch.stack(tensors)
 
 
-def _write(results: list[dict], format: str, out: str | Path | None) -> None:
-    if format == "table" and out is None:
-        print_table(*_table(results))
-        return
-    text = {"json": _json, "csv": _csv, "table": lambda r: plain_table(*_table(r)) + "\n"}[format](results)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
-        part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
-
-
 def _table(results: list[dict]) -> tuple[list[str], list[list[str]]]:
     columns = ["file", *(f"top-{i + 1}" for i in range(len(results[0]["predictions"])))]
     cells = [[f"{p['class']} {p['probability']:.1%}" for p in result["predictions"]] for result in results]
     return columns, [[result["file"], *row] for result, row in zip(results, cells, strict=True)]
-
-
-def _json(results: list[dict]) -> str:
-    return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
 
 
 def _csv(results: list[dict]) -> str:

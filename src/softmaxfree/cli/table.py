@@ -1,13 +1,16 @@
-"""Tables on the terminal, in text and in Markdown."""
+"""Tables on the terminal, in text and in Markdown; results of a command in the format that is asked for."""
 
+import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from softmaxfree.atomic import atomic_write
 from softmaxfree.printing import printable
 
-__all__ = ["markdown_table", "plain_table", "print_table", "summary_rows"]
+__all__ = ["markdown_table", "plain_table", "print_table", "summary_rows", "write_results"]
 
 _Rows = Sequence[Sequence[str]]
 
@@ -42,6 +45,39 @@ def markdown_table(columns: Sequence[str], rows: _Rows) -> str:
     head, *body = _aligned(columns, rows)
     rule = ["-" * (len(cell) - right) + ":" * right for cell, right in zip(head, _numeric(rows), strict=True)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+
+
+def write_results(
+    results: list[dict[str, Any]],
+    format: str,
+    out: str | Path | None,
+    table_of: Callable[[list[dict[str, Any]]], tuple[list[str], list[list[str]]]],
+    csv_of: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Print or write results.
+
+    Args:
+        results: one or more, plain data.
+        format: "table", "json" or "csv".
+        out: file to write to; None prints.
+        table_of: makes columns and rows of them.
+        csv_of: makes the text of a CSV file of them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    if format == "table" and out is None:
+        print_table(*table_of(results))
+        return
+    if format == "json":
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = csv_of(results) if format == "csv" else plain_table(*table_of(results)) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+        return
+    with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
+        part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
 
 
 def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str]]:

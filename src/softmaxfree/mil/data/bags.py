@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from softmaxfree.arguments import require_number, require_whole
 from softmaxfree.data.images import PLACES
-from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data.arrays import look, read
-from softmaxfree.mil.data.bag import collate
 from softmaxfree.mil.data.labels import Labels, bins_of, class_labels, read_labels, survival_labels
+from softmaxfree.mil.data.loading import AbstractBagsDataModule
 from softmaxfree.mil.data.slides import SlideBags, find_files, look_at
 from softmaxfree.mil.data.splits import Split, check_split, draw, find_split, read_split
 from softmaxfree.printing import printable
@@ -28,7 +25,7 @@ __all__ = ["BagsDataModule"]
 _SHOWN = 5  # slides or classes in one message
 
 
-class BagsDataModule(LightningDataModule):
+class BagsDataModule(AbstractBagsDataModule):
     """Bags of patch features: TRIDENT's and CLAM's HDF5, CLAM's pt, npy, and the folders of torchmil.
 
     A bag is read when it is needed, in the precision of its file; files of HDF5 that lie in one piece, npy and pt are
@@ -161,24 +158,6 @@ class BagsDataModule(LightningDataModule):
             tensors = [targets[slide.name] for slide in own]
             self.bags[side] = SlideBags(own, tensors, self.step, most, with_coords)
         self.found = self._told(folder, labels, files, names, slides, with_coords)
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of the training bags."""
-        return train_loader(self.bags["train"], seed=self.seed, **self._loading)
-
-    def val_dataloader(self) -> DataLoader:
-        """Return the loader of the validation bags."""
-        return eval_loader(self.bags["val"], **self._loading)
-
-    def test_dataloader(self) -> DataLoader:
-        """Return the loader of the test bags."""
-        return eval_loader(self.bags["test"], **self._loading)
-
-    @property
-    def _loading(self) -> dict[str, Any]:
-        """Each worker holds one batch: bags are large."""
-        own = {"batch_size": self.batch_size, "num_workers": self.num_workers, "collate_fn": collate}
-        return {**own, "trainer": self.trainer, "prefetch": 1}
 
     def _labels(self, folder: Path, files: dict[str, Path], of_file: dict[str, str]) -> Labels:
         if self.labels is not None:

