@@ -26,7 +26,7 @@ def test_what_has_no_value_is_left_out():
 
 @pytest.mark.parametrize("format", ["table", "json", "csv"])
 def test_results_are_written_whatever_bytes_a_name_has(format, tmp_path):
-    rows, out = [{"file": "caf\udce9.h5"}], tmp_path / "out"
+    rows, out = [{"file": "photo\udce9.h5"}], tmp_path / "out"
     write_results(rows, format, out, lambda r: (["file"], [[r[0]["file"]]]), lambda r: f"file\n{r[0]['file']}\n")
     text = out.read_bytes()
-    assert {"json": rb"caf\udce9.h5", "csv": b"caf\xe9.h5", "table": b"file\n"}[format] in text
+    assert {"json": rb"photo\udce9.h5", "csv": b"photo\xe9.h5", "table": b"file\n"}[format] in text
