@@ -35,6 +35,13 @@ def test_classes_that_are_not_there_do_not_count():
     assert one["auc"].isnan()
 
 
+def test_sure_networks_keep_their_order():
+    """Probabilities of these bags are all 1 in float32."""
+    logits = torch.tensor([[0.0, 30.0], [0.0, 50.0], [0.0, 20.0], [0.0, 40.0]])
+    assert scores_of(logits, torch.tensor([0, 1, 0, 1]))["auc"].item() == 1.0
+    assert scores_of(logits, torch.tensor([1, 1, 0, 0]))["auc"].item() == 0.75
+
+
 def test_by_size():
     sizes = torch.arange(60) % 3 * 10 + 10
     rows = size_table(LOGITS, LABELS, sizes)

@@ -58,9 +58,13 @@ def macro_auc(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     classes = logits.shape[1]
     counts = torch.bincount(labels, minlength=classes)
+    wide = logits.double()
+    # log odds: a probability rounds to 1, and bags that differ would be equal
+    others = [torch.cat([wide[:, :i], wide[:, i + 1 :]], 1).logsumexp(1) for i in range(classes)]
+    ranks = torch.stack([_ranks(wide[:, i] - others[i]) for i in range(classes)], 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No (positive|negative) samples")  # which are nan here
-        each = multiclass_auroc(logits.softmax(1), labels, classes, average="none", thresholds=None)
+        each = multiclass_auroc(ranks, labels, classes, average="none", thresholds=None).to(torch.float32)
     each = torch.where((counts > 0) & (counts < len(labels)), each, torch.nan)
     return each.nanmean(), each
 
@@ -151,5 +155,10 @@ def instance_auc(scores: Sequence[Tensor], labels: Sequence[Tensor]) -> float:
     positive = (all_labels[known] > 0).long()
     if not 0 < int(positive.sum()) < len(positive):
         return float("nan")
-    ranks = all_scores[known].unique(return_inverse=True)[1]  # which AUC is of; equal scores stay equal
-    return float(binary_auroc(ranks.double() / (ranks.max() + 1), positive, thresholds=None))
+    return float(binary_auroc(_ranks(all_scores[known]), positive, thresholds=None))
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Returns what AUC is of: the places (N,) from 0 to below 1 in float64; equal scores stay equal."""
+    places = scores.unique(return_inverse=True)[1].double()
+    return places / (len(scores) + 1)
