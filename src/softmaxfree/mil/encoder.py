@@ -71,7 +71,7 @@ class BagEncoder(nn.Module):
         mlp_ratio: float = 2.0,
         peaks: bool = True,
         embed: str | nn.Module = "linear",
-        dropout: float = 0.0,
+        dropout: float = 0.25,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -103,10 +103,13 @@ class BagEncoder(nn.Module):
         self._start_simple()
 
     def _start_simple(self) -> None:
-        """Sets first weights: blocks that change nothing, and neighbours that count alike in all directions.
+        """Sets first weights: blocks and a class token that change nothing, neighbours alike in all directions.
 
         Labels of bags are too few to undo how random weights mix the patches.
         """
+        if self.patch_head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
         blocks: Any = self.blocks
         for block in blocks:
             for linear in (block.attn.proj, block.mlp.fc2):
