@@ -127,12 +127,13 @@ def test_segment_attention_is_its_formula():
 
 
 def test_at_first_a_patch_is_itself_and_a_share_of_its_neighbours():
-    own = BagEncoder(2, 4, embed_dim=4, num_heads=1).double()
+    own = BagEncoder(3, 4, embed_dim=4, num_heads=1).double().eval()
     x, cells = torch.rand(9, 4, dtype=torch.float64), torch.cartesian_prod(torch.arange(3), torch.arange(3))
     h = own.embed(x)
     expected = h[4] + 0.5 * (h.sum(0) - h[4])
     torch.testing.assert_close(own.tokens(x, coords=cells)[0, 4], own.patch_norm(expected))
     torch.testing.assert_close(own.tokens(x)[0], own.patch_norm(h))
+    torch.testing.assert_close(own(x)[0], own.patch_head(own.patch_norm(h)).amax(0))
 
 
 def test_the_logits_are_those_of_the_class_token_and_of_the_most_telling_patch():
