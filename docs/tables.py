@@ -259,6 +259,20 @@ def mnist_bags() -> str:
     return markdown(["network", "AUC", "least to largest", "seeds"], lines) + told("mil-tables-cpu", rows)
 
 
+def bag_tests() -> str:
+    """AUC on the test bags of the needle, the adjacent pair, and Raff and Holt."""
+    rows = [row for row in read("mil-tables-cpu") if row["table"] != "mnist"]
+    order = ["needle", "pair", "single_concept", "multi_concept", "false_frequency"]
+    there = {(row["table"], int(row["instances"] or 0)) for row in rows}
+    columns = sorted(there, key=lambda own: (order.index(own[0]), own[1]))
+    head = [f"{name.replace('_', ' ')}{f', {size:,}' if size else ''}" for name, size in columns]
+    scores = {
+        (row["encoder"], row["table"], int(row["instances"] or 0)): f"{float(row['test_auc']):.3f}" for row in rows
+    }
+    lines = [[who, *(scores.get((who, *own), "") for own in columns)] for who in sorted({key[0] for key in scores})]
+    return markdown(["network", *head], lines) + told("mil-tables-cpu", rows)
+
+
 def accuracy(name: str, what: str, metric: str = "top-1 (%)", ranked: bool = True) -> str:
     """Scores of `softmaxfree compare`: mean, least and largest over the seeds; if ranked, the best first."""
     rows = read(name)

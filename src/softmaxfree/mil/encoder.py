@@ -50,6 +50,7 @@ class BagEncoder(nn.Module):
         peaks: whether the greatest value of each channel is added to the class token, see `ClassRow`, and the logits of
             the most telling patch to its own.
         embed: see `make_embedding`.
+        embed_layers: see `make_embedding`.
         dropout: behind the embedding.
         drop_path: probability that a bag skips a branch of a block in training.
 
@@ -71,6 +72,7 @@ class BagEncoder(nn.Module):
         mlp_ratio: float = 2.0,
         peaks: bool = True,
         embed: str | nn.Module = "linear",
+        embed_layers: int = 1,
         dropout: float = 0.25,
         drop_path: float = 0.0,
     ) -> None:
@@ -82,7 +84,7 @@ class BagEncoder(nn.Module):
         require_number("drop_path", drop_path, 0, below=1)
         require(isinstance(peaks, bool), "peaks", peaks, "True or False")
         self.num_classes, self.in_dim, self.embed_dim = num_classes, in_dim, embed_dim
-        self.embed = make_embedding(embed, in_dim, embed_dim, dropout=dropout)
+        self.embed = make_embedding(embed, in_dim, embed_dim, layers=embed_layers, dropout=dropout)
         self.pos_layer = PPEG(embed_dim)
         self.blocks = nn.ModuleList(
             Block(

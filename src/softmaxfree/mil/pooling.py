@@ -1,6 +1,7 @@
 """Baselines in which patches do not see each other: mean, max, the highest patch, gated attention."""
 
 import abc
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class AbstractPooling(nn.Module, abc.ABC):
         in_dim: width of the features.
         embed_dim: width `E` of the embedding.
         embed: see `make_embedding`.
+        embed_layers: see `make_embedding`.
         dropout: behind the embedding.
 
     Raises:
@@ -34,12 +36,13 @@ class AbstractPooling(nn.Module, abc.ABC):
         *,
         embed_dim: int = 512,
         embed: str | nn.Module = "linear",
+        embed_layers: int = 1,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         require_whole("num_classes", num_classes, 1)
         self.num_classes, self.in_dim, self.embed_dim = num_classes, in_dim, embed_dim
-        self.embed = make_embedding(embed, in_dim, embed_dim, dropout=dropout)
+        self.embed = make_embedding(embed, in_dim, embed_dim, layers=embed_layers, dropout=dropout)
         self.head = nn.Linear(embed_dim, num_classes)
 
     @abc.abstractmethod
@@ -133,6 +136,7 @@ class GatedAttention(AbstractPooling):
         embed_dim: width `E` of the embedding.
         hidden_dim: rows of `V` and `U`.
         embed: see `make_embedding`.
+        embed_layers: see `make_embedding`.
         dropout: behind the embedding.
 
     Raises:
@@ -147,9 +151,11 @@ class GatedAttention(AbstractPooling):
         embed_dim: int = 512,
         hidden_dim: int = 128,
         embed: str | nn.Module = "linear",
+        embed_layers: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, in_dim, embed_dim=embed_dim, embed=embed, dropout=dropout)
+        own: Any = {"embed_dim": embed_dim, "embed": embed, "embed_layers": embed_layers, "dropout": dropout}
+        super().__init__(num_classes, in_dim, **own)
         require_whole("hidden_dim", hidden_dim, 1)
         self.v = nn.Linear(embed_dim, hidden_dim)
         self.u = nn.Linear(embed_dim, hidden_dim)
