@@ -6,7 +6,7 @@ from torch import nn
 
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.errors import InputError
-from softmaxfree.mil import TransMIL, create_bag_model, list_bag_models
+from softmaxfree.mil import TransMIL, create_bag_model, list_bag_models, nystrom
 from softmaxfree.mil.maps import attention, contributions, top_patches
 from tests.mil.golden import MAX_ERROR, distance, shaken, tensors, transmil, weights
 
@@ -96,6 +96,15 @@ def test_memory_of_50_000_patches(name):
 
     assert peak_bytes(maps, torch.device("cpu")) < 100 * 2**20
     assert found == [(50_000,)]
+
+
+# linear in the patches: 50,000 of them, their features of 195 MiB and 750 MiB of imports stay below 2 GiB
+def test_memory_of_a_map_at_the_size_of_the_original(monkeypatch):
+    monkeypatch.setattr(nystrom, "_AT_ONCE", 500)  # a part as small beside the bag as of 50,000 patches
+    model, x = TransMIL(2).eval(), torch.randn(6000, 1024)
+    found = [peak_bytes(lambda n=n: attention(model, x[:n]), torch.device("cpu")) for n in (3000, 6000)]
+    per_patch = (found[1] - found[0]) / 3000
+    assert 50_000 * per_patch + found[0] < 900 * 2**20
 
 
 def test_top_patches():
