@@ -39,6 +39,14 @@ def test_order_and_shift_and_scale_change_nothing(mixer):
     torch.testing.assert_close(own.tokens(x[order], coords=coords[order]), own.tokens(x, coords=coords)[:, order])
 
 
+def test_patches_of_one_place_with_the_same_sum_have_an_order():
+    own, (x, coords) = model(), bag()
+    x[1:30] = x[:1].flip(1).roll(3, 1)
+    x[:30:2], coords[:30] = x[0], coords[0]
+    order = torch.cat((torch.randperm(30), torch.arange(30, 60)))
+    torch.testing.assert_close(own(x[order], coords=coords), own(x, coords=coords), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_padding_and_batch_mates_change_nothing(mixer):
     own, (x, coords) = model(torch.float32, mixer=mixer), bag()

@@ -1,8 +1,11 @@
 """Attention of the class token, contributions that sum to the logits, and their memory."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.errors import InputError
@@ -105,6 +108,24 @@ def test_memory_of_a_map_at_the_size_of_the_original(monkeypatch):
     found = [peak_bytes(lambda n=n: attention(model, x[:n]), torch.device("cpu")) for n in (3000, 6000)]
     per_patch = (found[1] - found[0]) / 3000
     assert 50_000 * per_patch + found[0] < 900 * 2**20
+
+
+@pytest.mark.parametrize("name", ["transmil", "bag_encoder"])
+def test_work_and_memory_are_linear_in_the_patches(name):
+    own = {"num_heads": 2, "num_landmarks": 16, "embed_dim": 16}
+    model = create_bag_model(name, num_classes=2, in_dim=8, **own).eval()
+    found = []
+    for side in (71, 224):  # 5,041 and 50,176 patches
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)) * 256.0
+        x = torch.randn(len(places), 8)
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                model(x, coords=places)
+            memory = peak_bytes(lambda x=x, places=places: model(x, coords=places), torch.device("cpu"))
+        found.append((len(x), counter.get_total_flops(), memory))
+    patches, flops, memory = (math.log(large / small) for small, large in zip(*found, strict=True))
+    assert 0.95 < flops / patches < 1.05
+    assert memory / patches < 1.05
 
 
 def test_top_patches():

@@ -18,7 +18,7 @@ from softmaxfree.mil.pooling import most_telling
 from softmaxfree.mil.ppeg import PPEG
 from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
-from softmaxfree.ops.precision import full_precision
+from softmaxfree.ops.precision import full_precision, widen
 
 __all__ = ["BagEncoder"]
 
@@ -208,9 +208,16 @@ def _places(bags: Bags, step: Any) -> tuple[Tensor, list[Tensor]]:
     for i, (own, n) in enumerate(zip(steps.expand(count).tolist(), bags.lengths, strict=True)):
         coords = bags.coords[i, :n]
         found = lattice(coords, None if own != own else own, f"bag {i} of the batch" if count > 1 else "the bag")
-        order[i, :n] = curve_order(found.cells, coords, bags.x[i, :n].sum(1, dtype=torch.float64))
+        order[i, :n] = curve_order(found.cells, coords, _tie(bags.x[i, :n]))
         cells.append(found.cells[order[i, :n]])
     return order, cells
+
+
+def _tie(x: Tensor) -> Tensor:
+    """Returns a number for each patch `(N, D)`, of which patches of other content have another."""
+    x = widen(x.detach())
+    with full_precision(x):
+        return x @ torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device).cos()
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
