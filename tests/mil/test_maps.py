@@ -76,6 +76,15 @@ def test_maps_follow_the_order_of_the_patches(name):
     torch.testing.assert_close(moved, parts[:, order], rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", list_bag_models())
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_of_networks_in_half_precision(name, dtype):
+    model, x = shaken(create_bag_model(name, num_classes=3, in_dim=12, embed_dim=16)).to(dtype), torch.randn(40, 12)
+    parts = contributions(model, x, GRID)
+    assert parts.patches.dtype == attention(model, x, GRID).dtype == torch.float32
+    torch.testing.assert_close(parts.logits, model(x, coords=GRID)[0].float(), rtol=0, atol=2e-2)
+
+
 def test_attention_of_pooling():
     x = torch.randn(9, 12)
     own = create_bag_model("gated_attention", num_classes=2, in_dim=12, embed_dim=16)
