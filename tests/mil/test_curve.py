@@ -51,6 +51,26 @@ def test_contours_with_origins_of_their_own():
     assert torch.equal(found.cells[108:] - found.cells[108], grid(7, 20))
 
 
+@pytest.mark.parametrize("step", [512.0, 447.6])
+def test_a_contour_half_a_step_off_keeps_its_cells(step):
+    first, second = grid(12, 9) * step, grid(7, 20) * step + torch.tensor([20.5, 7.5]) * step
+    found = lattice(torch.cat((first, second)).double() + 0.1)
+    assert found.collisions == 0
+    assert torch.equal(found.cells[108:] - found.cells[108], grid(7, 20))
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+@pytest.mark.parametrize("noise", [0, 1e-9, 1e-3])
+def test_places_that_were_turned_or_rounded(turn, noise):
+    angle, cells = torch.deg2rad(torch.tensor(float(turn), dtype=torch.float64)), grid(12, 9)
+    matrix = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos())).view(2, 2)
+    coords = 512 * cells.double() @ matrix.mT + 7e4 + noise * torch.randn(108, 2, dtype=torch.float64)
+    found = lattice(coords)
+    expected = (cells.double() @ matrix.mT).round().long()
+    assert found.step == pytest.approx(512, rel=1e-4)
+    assert torch.equal(found.cells, expected - expected.amin(0))
+
+
 def test_patches_of_40x_at_20x_are_neighbours():
     coords = grid(20, 20) * 448.0  # a patch of 224 pixels at 20x is 448 at level 0
     assert lattice(coords).cells.amax(0).tolist() == [19, 19]
@@ -71,5 +91,7 @@ def test_one_cell_for_all_is_refused():
         lattice(torch.tensor([[0.0, 0.0], [512.0, 0.0], [0.0, 512.0]]).double(), 4096, "slide s7")
     with pytest.raises(InputError, match=r"fall into one cell at step 1 \(inferred\)"):
         lattice(torch.zeros(5, 2, dtype=torch.float64))
+    with pytest.raises(InputError, match="the patches of the bag lie further apart than 2147483648 cells at step 2 "):
+        lattice(torch.tensor([[0.0, 0.0], [2.0, 1e20]]).double(), 2)
     with pytest.raises(InputError, match=r"step must be pixels between neighbours, above 0, got 0\.0"):
         lattice(torch.rand(5, 2).double(), 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softmaxfree.errors import InputError
-from softmaxfree.mil import NystromAttention
+from softmaxfree.mil import NystromAttention, nystrom
 from tests.golden_files import below
 from tests.mil.golden import BITS, MAX_ERROR, MAX_GRADIENT_ERROR, arguments, distance, tensors, weights
 
@@ -76,6 +76,29 @@ def test_a_mask_may_have_holes():
     own, x = layer(), torch.randn(1, 20, 16, dtype=torch.float64)
     mask = torch.rand(1, 20) > 0.4
     assert torch.equal(own(x, mask)[mask], own(x[mask][None])[0])
+    assert torch.equal(own(x, mask.to(torch.uint8)), own(x, mask))
+
+
+def test_no_bag():
+    own, x = layer(), torch.zeros(0, 20, 16, dtype=torch.float64)
+    for mask in (None, torch.zeros(0, 20, dtype=torch.bool)):
+        out, matrices = own(x, mask, return_attn_matrices=True)
+        assert out.shape == (0, 20, 16)
+        assert [tuple(own.shape) for own in matrices] == [(0, 2, 24, 8), (0, 2, 8, 8), (0, 2, 8, 24)]
+    assert own(x, return_attn=True)[1].shape == (0, 2, 24, 24)
+    own(x).sum().backward()
+    assert not own.to_qkv.weight.grad.any()
+
+
+@pytest.mark.parametrize("pad_mode", ["official", "official-0.0.9", "none"])
+@pytest.mark.parametrize("name", ["nystrom_remainder", "nystrom_no_conv"])
+def test_inference_in_parts_is_as_at_once(name, pad_mode, monkeypatch):
+    own, x = layer(name, pad_mode=pad_mode), tensors(name)["x"].double()
+    expected = own(x)  # at once, as for gradients
+    for at_once in (1, 5, 36, 37):
+        monkeypatch.setattr(nystrom, "_AT_ONCE", at_once)
+        with torch.no_grad():
+            torch.testing.assert_close(own(x), expected, rtol=0, atol=1e-14)
 
 
 def test_without_zero_rows_segments_are_of_equal_length():
@@ -111,10 +134,12 @@ def test_bad_arguments_are_named(own, message):
 
 def test_bad_input_is_named():
     own, x = layer(), torch.zeros(2, 5, 16, dtype=torch.float64)
-    with pytest.raises(InputError, match=r"x must be tokens \(B, N, 16\), got \(2, 5, 3\)"):
+    with pytest.raises(InputError, match=r"x must be tokens \(B, N, 16\), N 1 or more, got \(2, 5, 3\)"):
         own(x[..., :3])
-    with pytest.raises(InputError, match=r"mask must be bool \(2, 5\), got torch.uint8"):
-        own(x, torch.ones(2, 5, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"x must be tokens \(B, N, 16\), N 1 or more, got \(2, 0, 16\)"):
+        own(x[:, :0])
+    with pytest.raises(InputError, match=r"mask must be bool or uint8 \(2, 5\), got torch.int64"):
+        own(x, torch.ones(2, 5, dtype=torch.int64))
     mask = torch.tensor([[True] * 5, [False] * 5])
     with pytest.raises(InputError, match="mask of bag 1 must be True for one token or more, got 'no valid token'"):
         own(x, mask)

@@ -1,5 +1,7 @@
 """Baselines: their formulas, padding, batches, what networks are refused."""
 
+import copy
+
 import pytest
 import torch
 
@@ -78,6 +80,20 @@ def test_bfloat16_autocast(name):
     torch.testing.assert_close(logits.float(), own(x), rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("name", [*POOLING, "bag_encoder"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_long_bag_under_autocast(name, dtype):
+    own, x = model(name), torch.randn(70_000, 12)  # in float16 their number is infinite
+    with torch.no_grad():
+        expected = copy.deepcopy(own).double()(x.double())
+        with torch.autocast("cpu", dtype):
+            logits = own(x)
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits.double(), expected, rtol=0, atol=5e-3)
+        torch.testing.assert_close(own(x).double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(own.to(dtype)(x).double(), expected, rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize("name", list_bag_models())
 def test_digits(name):
     own, x = create_bag_model(name, num_classes=2, in_dim=784, embed="lenet", embed_dim=16), torch.rand(4, 784)
@@ -96,6 +112,7 @@ def test_digits(name):
         ({"x": torch.zeros(2, 3, 12, dtype=torch.int64)}, "x must be a tensor of floats, got torch.int64"),
         ({"x": torch.zeros(2, 0, 12)}, "x must hold at least one patch in each bag, but bag 0 of the batch is empty"),
         ({"mask": torch.tensor([[1, 1, 1], [0, 0, 0]]).bool()}, "but bag 1 of the batch is empty"),
+        ({"mask": [[True] * 3] * 2}, "mask must be a tensor, got 'list'"),
         ({"mask": torch.ones(2, 3)}, r"mask must be bool or uint8 \(2, 3\), got torch.float32 \(2, 3\)"),
         ({"mask": torch.tensor([[1, 1, 1], [0, 1, 1]]).bool()}, "padding is on the right"),
     ],

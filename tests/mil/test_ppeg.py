@@ -70,3 +70,17 @@ def test_both_ways_have_the_same_gradients(layer, monkeypatch):
         found.append(torch.autograd.grad(layer.at(x, golden["yx"]).square().sum(), [x, *layer.parameters()]))
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+def test_compilers_leave_the_convolution_alone(layer):
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    x = torch.randn(20, 16, dtype=torch.float64)
+    with torch.no_grad():  # dynamo asks for gradients between its graphs, and torch warns of that
+        torch.testing.assert_close(torch.compile(layer, backend=backend)(x, 5), layer(x, 5), rtol=0, atol=0)
+    assert seen
+    assert torch.conv2d not in seen

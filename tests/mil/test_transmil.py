@@ -192,6 +192,42 @@ def test_checkpoints_are_told_by_their_keys(tmp_path, file, prefix, below_key):
     assert distance(model(golden["x_50"]), golden["logits32_50"].reshape(1, -1)) < MAX_ERROR[torch.float32]
 
 
+@pytest.mark.parametrize("file", TOLD)
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.model._orig_mod."])
+@pytest.mark.parametrize("below_keys", [("state_dict",), ("model_state_dict",), ("states", "net")])
+def test_weights_are_found_among_others(tmp_path, file, prefix, below_keys):
+    given = {prefix + key: value for key, value in weights(file).items()}
+    given |= {"loss.weight": torch.ones(2), "criterion.pos_weight": torch.ones(1)}
+    for key in reversed(below_keys):
+        given = {"epoch": 3, key: given}
+    torch.save(given, tmp_path / "model.ckpt")
+    golden = tensors(file)
+    for source in (given, tmp_path / "model.ckpt"):
+        model = TransMIL.from_checkpoint(source, **TOLD[file])
+        assert distance(model(golden["x_50"]), golden["logits32_50"].reshape(1, -1)) < MAX_ERROR[torch.float32]
+
+
+def test_its_own_weights():
+    model, bag = transmil(torch.float32, "none"), tensors("transmil")["x_50"]
+    again = TransMIL.from_checkpoint(model.state_dict(), pad_mode="none")
+    assert torch.equal(again(bag), model(bag))
+    with pytest.raises(InputError, match="pad_mode must be given for the state dict: softmaxfree does not store which"):
+        TransMIL.from_checkpoint(model.state_dict())
+
+
+@pytest.mark.parametrize("file", TOLD)
+def test_each_weight_that_is_missing_or_of_another_shape_is_named(file):
+    state = weights(file)
+    for key in state:
+        if ".norm2." in key:
+            continue
+        with pytest.raises(InputError, match=r"the weight \S+ (is missing|belongs to)|must be given|no TransMIL of"):
+            TransMIL.from_checkpoint({own: w for own, w in state.items() if own != key}, **TOLD[file])
+        for wrong in (torch.zeros(()), torch.zeros(3, 5)):
+            with pytest.raises(InputError, match=r"the weight \S+ is \([\d, ]*\), not \("):
+                TransMIL.from_checkpoint(state | {key: wrong}, **TOLD[file])
+
+
 def test_an_embedding_of_two_layers_and_none():
     state = weights("transmil_millab")
     state |= {"patch_embed.3.weight": torch.eye(16), "patch_embed.3.bias": torch.zeros(16)}

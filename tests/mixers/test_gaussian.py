@@ -7,6 +7,7 @@ from softmaxfree import ops
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import create_mixer
 from tests.mixers.parity import MAX_ERROR
+from tests.mixers.switches import assert_switches_keep_the_contract
 
 
 def mixer(**own):
@@ -37,6 +38,17 @@ def test_soft_with_a_landmark_at_each_token_is_the_same():
     layer.load_state_dict(soft.state_dict())
     x = 6 * torch.randn(2, 42, 24, dtype=torch.float64)  # far apart, so that the kernel matrix is well conditioned
     torch.testing.assert_close(soft(x, [6, 7]), layer(x, [6, 7]), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_averaged_sums_do_not_grow_with_the_tokens(tied):
+    layer, x = mixer(tied=tied, averaged=True), torch.randn(1, 10, 24, dtype=torch.float64)
+    once, plain = layer(x, [10]), mixer(tied=tied)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close((plain(x, [10]) - plain.proj.bias) / 10, once - layer.proj.bias, rtol=0, atol=1e-14)
+    torch.testing.assert_close(layer(x.repeat(1, 3, 1), [30])[:, :10], once, rtol=0, atol=1e-14)
+    assert layer.config()["averaged"] is True
+    assert_switches_keep_the_contract("gaussian", tied=tied, averaged=True)
 
 
 def test_tied_means_one_projection():

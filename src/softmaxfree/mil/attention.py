@@ -121,21 +121,21 @@ class ClassRow(nn.Module):
         Returns:
             What is added to the class token, `(B, C)`.
         """
-        out = (self.row(token, x, mask)[:, :, None] @ self._heads(self.v(x))).flatten(1)
+        out = (self.row(token, x, mask)[:, :, None] @ widen(self._heads(self.v(x)))).flatten(1).to(x.dtype)
         if self.peak is None:
             return out
         peaks = self.peak(x)
         return out + (peaks if mask is None else peaks.masked_fill(~mask[..., None], -torch.inf)).amax(1)
 
     def row(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the weights `(B, H, N)`, 0 in the padding; those of a head sum to 1."""
+        """Returns the weights `(B, H, N)`, 0 in the padding; those of a head sum to 1, also in half precision."""
         q, k = (self._heads(self.q(each)) for each in (self.norm(token), x))
         with full_precision(x):
             q, k = (widen(each) * each.shape[3] ** -0.25 for each in (q, k))
             logits = (k - q).square().sum(-1) * -0.5
             if mask is not None:
                 logits = logits.masked_fill(~mask[:, None], -torch.inf)
-            return logits.softmax(-1).to(x.dtype)
+            return logits.softmax(-1)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

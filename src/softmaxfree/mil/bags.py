@@ -9,7 +9,7 @@ from torch import Tensor
 from softmaxfree.arguments import require
 from softmaxfree.errors import InputError
 
-__all__ = ["Bags", "as_bags"]
+__all__ = ["Bags", "as_bags", "as_mask"]
 
 
 class Bags(NamedTuple):
@@ -55,6 +55,8 @@ def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) 
         InputError: shapes or dtypes do not fit, a bag is empty, or padding is not on the right.
     """
     require(isinstance(x, Tensor) and x.is_floating_point(), "x", getattr(x, "dtype", x), "a tensor of floats")
+    for name, given in {"mask": mask, "coords": coords}.items():
+        require(given is None or isinstance(given, Tensor), name, type(given).__name__, "a tensor")
     if x.ndim == 2:
         x = x[None]
     if len(x) == 1:
@@ -81,10 +83,26 @@ def _batched(given: Tensor | None, ndim: int) -> Tensor | None:
     return given[None] if given is not None and given.ndim == ndim else given
 
 
-def _checked_mask(mask: Tensor, x: Tensor) -> tuple[Tensor, list[int]]:
+def as_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """Checks which tokens are said to be valid.
+
+    Args:
+        mask: bool or uint8, True for a token.
+        x: tokens `(B, N, C)`.
+
+    Returns:
+        `(B, N)` bool, where `x` is.
+
+    Raises:
+        InputError: for another shape or dtype.
+    """
     if mask.dtype not in (torch.bool, torch.uint8) or mask.shape != x.shape[:2]:
         raise InputError(f"mask must be bool or uint8 {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
-    mask = mask.to(x.device).bool()
+    return mask.to(x.device).bool()
+
+
+def _checked_mask(mask: Tensor, x: Tensor) -> tuple[Tensor, list[int]]:
+    mask = as_mask(mask, x)
     if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         raise InputError("mask must be True for the first patches of each bag: padding is on the right")
     return mask, mask.sum(1).tolist()

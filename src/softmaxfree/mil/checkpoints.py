@@ -1,6 +1,7 @@
 """Checkpoints of TransMIL from four libraries, told apart by the names of their weights."""
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,15 @@ _ORIGINS = (
          (r"\.att_module\.qkv_nn\.", ".attn.to_qkv.")),
         "none",
     ),
+    _Origin("softmaxfree", "layers.0.attn.to_qkv.weight", (), "relu"),
 )  # fmt: skip
+_STORED = ("MIL-Lab", "torchmil")  # whose pad_mode is known
+# sizes are read off these; None for any
+_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "cls_token": (1, 1, None),
+    "head.weight": (None, None),
+    "layers.0.attn.res_conv.weight": (None, 1, None, 1),
+}
 _UNUSED = re.compile(r"^layers\.\d+\.norm2\.")  # torchmil keeps the norm of a feed-forward part that is not there
 
 
@@ -57,16 +66,17 @@ def read_transmil(
     dropout: float = 0.1,
     embed_dropout: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads a checkpoint of TransMIL: that of the original, of MIL_BASELINE, MIL-Lab or torchmil.
+    """Reads a checkpoint of TransMIL: that of the original, of MIL_BASELINE, MIL-Lab, torchmil or of this package.
 
     Widths, depth, classes and the length of the convolution are read off the weights, so are the heads where there is
     that convolution. No library stores the rest.
 
     Args:
-        source: a file of `torch.save`, read without running code, or `.safetensors`; or a state dict, also below
-            "state_dict", and with `module.` or `model.` before its names.
-        pad_mode: see `NystromAttention`. Must be given for the original and MIL_BASELINE, whose logits differ by tens
-            of percent between versions of nystrom-attention; MIL-Lab and torchmil are "official".
+        source: a file of `torch.save`, read without running code, or `.safetensors`; or a state dict. The weights may
+            lie below keys such as "state_dict", and may all have a prefix such as `module.` or `model.`; what does not
+            have it, such as the weights of a loss, is left out.
+        pad_mode: see `NystromAttention`. MIL-Lab and torchmil are "official". Must be given for others: logits of the
+            original and MIL_BASELINE differ by tens of percent between versions of nystrom-attention.
         num_heads: must be given for torchmil, and for others is what the weights say.
         num_landmarks: None for half the width, the default of all four.
         iterations: steps towards the inverse; 6 is the default of all four.
@@ -81,26 +91,25 @@ def read_transmil(
     Raises:
         InputError: the origin is not known, an argument is missing, or weights do not fit each other.
     """
-    state = _plain_state(source)
     told = _told(source)
-    origin = next((own for own in _ORIGINS if own.sign in state), None)
-    if origin is None:
-        signs = ", ".join(f"{own.sign} ({own.name})" for own in _ORIGINS)
-        some = ", ".join(sorted(state)[:5]) or "none"
-        raise InputError(f"{told} is no TransMIL of a known origin: one of {signs} must be there; found are {some}")
-    weights = _renamed(state, origin)
+    origin, weights = _own_weights(_mapping(source), told)
+    for key, shape in _SHAPES.items():
+        _check_shape(weights, key, shape, told)
     conv = weights.get("layers.0.attn.res_conv.weight")
     embedding = sorted(key for key in weights if re.fullmatch(r"embed\.\d+\.weight", key))
+    for key in embedding[:1]:
+        _check_shape(weights, key, (None, None), told)
     embed_dim = weights["cls_token"].shape[-1]
     if pad_mode is None:
-        if origin.act == "relu" and origin.sign.startswith("layer1"):
+        if origin.name not in _STORED:
             raise InputError(
                 f"pad_mode must be given for {told}: {origin.name} does not store which nystrom-attention trained it; "
                 "'official' is 0.0.10 and later, 'official-0.0.9' what the requirements of TransMIL pin"
             )
         pad_mode = "official"
     if conv is None and num_heads is None:
-        raise InputError(f"num_heads must be given for {told}: {origin.name} does not store it (its default is 4)")
+        default = " (its default is 4)" if origin.name == "torchmil" else ""
+        raise InputError(f"num_heads must be given for {told}: {origin.name} does not store it{default}")
     if conv is not None and num_heads not in (None, conv.shape[0]):
         raise InputError(f"num_heads must be {conv.shape[0]} for {told}, as its weights are, got {num_heads}")
     arguments = {
@@ -150,18 +159,48 @@ def _told(source: str | Path | dict[str, Any]) -> str:
     return "the state dict" if isinstance(source, dict) else str(source)
 
 
-def _plain_state(source: str | Path | dict[str, Any]) -> dict[str, Tensor]:
+def _mapping(source: str | Path | dict[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, dict):
-        state = source
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise InputError(f"there is no file {path}")
-        state = read_tensors(path)
-    state = state.get("state_dict", state)
-    return {
-        re.sub(r"^(?:module\.|model\.)+", "", key): value for key, value in state.items() if isinstance(value, Tensor)
-    }
+        return source
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    return read_tensors(path)
+
+
+def _own_weights(given: Mapping[str, Any], told: str) -> tuple[_Origin, dict[str, Tensor]]:
+    """Returns where the weights of a checkpoint come from, and those that are TransMIL's, under our names."""
+    names: list[str] = []
+    for state in _state_dicts(given):
+        for origin in _ORIGINS:
+            for key in state:
+                prefix = key.removesuffix(origin.sign)
+                if prefix != key and (not prefix or prefix.endswith(".")):
+                    own = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
+                    return origin, _renamed(own, origin)
+        names += state
+    signs = ", ".join(f"{own.sign} ({own.name})" for own in _ORIGINS)
+    some = ", ".join(sorted(names)[:5]) or "none"
+    raise InputError(f"{told} is no TransMIL of a known origin: one of {signs} must be there; found are {some}")
+
+
+def _state_dicts(given: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Yields the tensors of a mapping, then those of the mappings in it."""
+    yield {key: value for key, value in given.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for value in given.values():
+        if isinstance(value, Mapping):
+            yield from _state_dicts(value)
+
+
+def _check_shape(weights: dict[str, Tensor], key: str, shape: tuple[int | None, ...], told: str) -> None:
+    if key not in weights:
+        if key.endswith("res_conv.weight"):
+            return  # torchmil has none
+        raise InputError(f"{told}: the weight {key} is missing")
+    found = tuple(weights[key].shape)
+    if len(found) != len(shape) or any(size not in (None, own) for size, own in zip(shape, found, strict=True)):
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise InputError(f"{told}: the weight {key} is {found}, not ({sizes})")
 
 
 def _renamed(state: dict[str, Tensor], origin: _Origin) -> dict[str, Tensor]:

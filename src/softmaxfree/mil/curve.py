@@ -12,6 +12,8 @@ __all__ = ["Lattice", "curve_order", "hilbert", "infer_step", "lattice"]
 
 _FREQUENT = 0.1  # of how often the most frequent gap occurs
 _JITTER = 0.02  # of the step, by which rounding to whole pixels may change it
+_SAME = 1e-6  # of the extent of half of the patches: places nearer than that are one
+_MOST = 2**31  # cells along an axis: two of them are the bits of a place on the curve
 
 
 class Lattice(NamedTuple):
@@ -36,16 +38,20 @@ def lattice(coords: Tensor, step: float | None = None, name: str = "the bag") ->
         The lattice; its least column and row are 0.
 
     Raises:
-        InputError: the step is not above 0, or all of several patches fall into one cell.
+        InputError: the step is not above 0, all of several patches fall into one cell, or lie too far apart.
     """
     inferred = step is None
     step = infer_step(coords) if step is None else float(step)
     require(0 < step < float("inf"), "step", step, "pixels between neighbours, above 0")
-    cells = ((coords - coords.amin(0)) / step).round().long()
-    different = len(cells.unique(dim=0))
+    told = f"at step {step:g} ({'inferred' if inferred else 'given'})"
+    places = (coords - coords.amin(0)) / step
+    if not bool((places < _MOST - 1).all()):
+        raise InputError(f"coords: the patches of {name} lie further apart than {_MOST} cells {told}")
+    # half a cell off is one cell further for all: to the nearest even number, as `round` does it, they would collide
+    cells = (places + 0.5 + _JITTER).floor().long()
+    different = len((cells[:, 0] * _MOST + cells[:, 1]).unique())  # unique rows take ten times as long
     if different == 1 and len(cells) > 1:
-        told = "inferred" if inferred else "given"
-        raise InputError(f"coords: all {len(cells)} patches of {name} fall into one cell at step {step:g} ({told})")
+        raise InputError(f"coords: all {len(cells)} patches of {name} fall into one cell {told}")
     return Lattice(cells, step, len(cells) - different)
 
 
@@ -61,6 +67,8 @@ def infer_step(coords: Tensor) -> float:
     Returns:
         The step, pixels; 1 for a single place.
     """
+    same = _SAME * float((coords.quantile(0.75, 0) - coords.quantile(0.25, 0)).max())
+    coords = torch.stack([_without_noise(own, same) for own in coords.unbind(1)], 1)
     gaps = torch.cat([_gaps(coords[:, axis], coords[:, 1 - axis]) for axis in (0, 1)])
     if not len(gaps):
         gaps = torch.cat([coords[:, axis].unique().diff() for axis in (0, 1)])
@@ -69,6 +77,13 @@ def infer_step(coords: Tensor) -> float:
     values, counts = gaps.unique(return_counts=True)
     least = values[counts >= _FREQUENT * counts.max()][0]
     return float(gaps[(gaps - least).abs() <= _JITTER * least].mean())
+
+
+def _without_noise(place: Tensor, same: float) -> Tensor:
+    """Returns places `(N,)`, of which those that rounding alone tells apart are the first of them."""
+    values, numbers = place.unique(return_inverse=True)
+    first = torch.cat((values.new_ones(1, dtype=torch.bool), values.diff() > same))
+    return values[first][(first.cumsum(0) - 1)[numbers]]
 
 
 def _gaps(place: Tensor, line: Tensor) -> Tensor:

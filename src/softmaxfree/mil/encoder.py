@@ -18,6 +18,7 @@ from softmaxfree.mil.pooling import most_telling
 from softmaxfree.mil.ppeg import PPEG
 from softmaxfree.mixers import AbstractMixer, create_mixer, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
+from softmaxfree.ops.precision import full_precision, widen
 
 __all__ = ["BagEncoder"]
 
@@ -34,8 +35,9 @@ class BagEncoder(nn.Module):
 
     The logits are those of the class token, which sees how much there is, and of the most telling patch, see
     `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing. The sums of "soft" are divided
-    by the number of patches; other mixers are as they are, and of those whose rows do not sum to 1 (`row_sum`) some
-    grow with it.
+    and "gaussian" are divided by the number of patches, so that a bag of which each patch occurs three times has the
+    same logits. With other mixers it has them too, or nearly: none grows with the number, but some tell places in the
+    sequence or its length ("cosformer", "rpe_kernel", "sigmoid", "softplus", "ttt") or keep some keys exact ("softn").
 
     Args:
         num_classes: outputs.
@@ -174,11 +176,12 @@ class BagEncoder(nn.Module):
         """
         bags = as_bags(x, mask, coords, self.in_dim)
         patches = self.encode(bags, step)
-        logits = self.head(self.norm(self.read(patches, bags.mask)))
-        if self.patch_head is None:
-            return logits
-        of_patches = self.patch_head(patches)
-        return logits + of_patches.gather(1, most_telling(of_patches, bags.mask)).squeeze(1)
+        with full_precision(patches):
+            logits = self.head(self.norm(self.read(patches, bags.mask)))
+            if self.patch_head is None:
+                return logits
+            of_patches = self.patch_head(patches)
+            return logits + of_patches.gather(1, most_telling(of_patches, bags.mask)).squeeze(1)
 
 
 def _mixer(name: str, dim: int, num_heads: int, num_landmarks: int, given: Mapping[str, Any] | None) -> AbstractMixer:
@@ -189,6 +192,8 @@ def _mixer(name: str, dim: int, num_heads: int, num_landmarks: int, given: Mappi
     known = own_arguments(mixer_class(name))
     if "ndim" in known:
         own.setdefault("ndim", 1)
+    if "averaged" in known:
+        own.setdefault("averaged", True)
     if "landmark_grid" in known:
         own.setdefault("landmark_grid", (num_landmarks,))
     mixer = create_mixer(name, dim=dim, num_heads=num_heads, **own)
@@ -208,9 +213,16 @@ def _places(bags: Bags, step: Any) -> tuple[Tensor, list[Tensor]]:
     for i, (own, n) in enumerate(zip(steps.expand(count).tolist(), bags.lengths, strict=True)):
         coords = bags.coords[i, :n]
         found = lattice(coords, None if own != own else own, f"bag {i} of the batch" if count > 1 else "the bag")
-        order[i, :n] = curve_order(found.cells, coords, bags.x[i, :n].sum(1, dtype=torch.float64))
+        order[i, :n] = curve_order(found.cells, coords, _tie(bags.x[i, :n]))
         cells.append(found.cells[order[i, :n]])
     return order, cells
+
+
+def _tie(x: Tensor) -> Tensor:
+    """Returns a number for each patch `(N, D)`, of which patches of other content have another."""
+    x = widen(x.detach())
+    with full_precision(x):
+        return x @ torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device).cos()
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from softmaxfree.mil.bags import Bags, as_bags
 from softmaxfree.mil.encoder import BagEncoder
 from softmaxfree.mil.pooling import AbstractPooling, most_telling
 from softmaxfree.mil.transmil import TransMIL
-from softmaxfree.ops.precision import full_precision
+from softmaxfree.ops.precision import full_precision, widen
 
 __all__ = ["Contributions", "TopPatch", "attention", "contributions", "top_patches"]
 
@@ -174,13 +174,13 @@ def _(model: TransMIL, bags: Bags, step: float | None) -> Contributions:
     own: Any = model.layers[-1]
     tokens = model.inputs(bags.x[0], len(model.layers) - 1)
     normed = own.norm(tokens)
-    weights, values = sum(own.attn.row(normed, 0)), own.attn.values(normed)  # (H, N), (H, N, D)
-    mixed = (weights[:, None] @ values).flatten()[None]
-    out = own.attn.to_out(mixed)[0]
-    through, base = _linearised(model.norm, model.head, tokens[0, 0] + out)
+    weights, values = sum(own.attn.row(normed, 0)), widen(own.attn.values(normed))  # (H, N), (H, N, D)
+    mixed, token = (weights[:, None] @ values).flatten(), widen(tokens[0, 0])
     linear: Any = own.attn.to_out[0] if isinstance(own.attn.to_out, nn.Sequential) else None
-    behind = tokens[0, 0] if linear is None else tokens[0, 0] + linear.bias
-    per_head = (through if linear is None else through @ linear.weight).unflatten(1, (len(values), -1))
+    behind = token if linear is None else token + widen(linear.bias)
+    out = mixed if linear is None else widen(linear.weight) @ mixed
+    through, base = _linearised(model.norm, model.head, behind + out)
+    per_head = (through if linear is None else through @ widen(linear.weight)).unflatten(1, (len(values), -1))
     parts = torch.einsum("hnd,chd,hn->cn", values, per_head, weights)
     return Contributions(_fold(parts[:, 1:], bags.lengths[0]), parts[:, 0], base + through @ behind)
 
@@ -194,19 +194,19 @@ def _(model: BagEncoder, bags: Bags, layer: int, step: float | None) -> Tensor:
 @_contributions.register
 def _(model: BagEncoder, bags: Bags, step: float | None) -> Contributions:
     patches, read = model.encode(bags, step), model.readout
-    through, base = _linearised(model.norm, model.head, model.read(patches, None)[0])
-    values = read.v(patches)[0].unflatten(1, (read.num_heads, -1))  # (N, H, D)
+    through, base = _linearised(model.norm, model.head, widen(model.read(patches, None)[0]))
+    values = widen(read.v(patches)[0]).unflatten(1, (read.num_heads, -1))  # (N, H, D)
     per_head = through.unflatten(1, (read.num_heads, -1))
     parts = torch.einsum("nhd,chd,hn->cn", values, per_head, read.row(model.cls_token, patches)[0])
     if read.peak is not None:
-        greatest, at = read.peak(patches)[0].max(0)
+        greatest, at = widen(read.peak(patches)[0]).max(0)
         parts = parts.index_add(1, at, through * greatest)
     if model.patch_head is not None:
-        of_patches, bias = model.patch_head(patches)[0], model.patch_head.bias
+        of_patches, bias = widen(model.patch_head(patches)[0]), widen(model.patch_head.bias)
         chosen = most_telling(of_patches[None], None)[0]
         parts = parts + torch.zeros_like(of_patches).scatter(0, chosen, of_patches.gather(0, chosen) - bias).mT
         base = base + bias
-    return Contributions(parts, through @ model.cls_token[0, 0], base)
+    return Contributions(parts, through @ widen(model.cls_token[0, 0]), base)
 
 
 @_attention.register
@@ -217,7 +217,7 @@ def _(model: AbstractPooling, bags: Bags, layer: int, step: float | None) -> Ten
 
 @_contributions.register
 def _(model: AbstractPooling, bags: Bags, step: float | None) -> Contributions:
-    parts, base = model.terms(model.embed(bags.x), None)[0].mT, model.head.bias
+    parts, base = model.terms(model.embed(bags.x), None)[0].mT, widen(model.head.bias)
     return Contributions(parts, torch.zeros_like(base), base.detach())
 
 
@@ -229,6 +229,7 @@ def _fold(row: Tensor, patches: int) -> Tensor:
 
 def _linearised(norm: nn.LayerNorm, head: nn.Linear, token: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the linear map `(classes, C)` and the constant that are norm and head at a token `(C,)`."""
-    through = head.weight * norm.weight
+    weight = widen(head.weight)
+    through = weight * widen(norm.weight)
     through = (through - through.mean(1, keepdim=True)) * (token.var(correction=0) + norm.eps).rsqrt()
-    return through, head.weight @ norm.bias + head.bias
+    return through, weight @ widen(norm.bias) + widen(head.bias)

@@ -8,14 +8,18 @@ from torch import Tensor, nn
 
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.errors import InputError
+from softmaxfree.mil.bags import as_mask
 from softmaxfree.mil.segments import segment_means, segment_numbers
 from softmaxfree.mixers.nystrom import pseudo_inverse
 from softmaxfree.mixers.softmax import softmax_attention
+from softmaxfree.ops import transforms
 from softmaxfree.ops.precision import full_precision, widen
 
 __all__ = ["NystromAttention", "PadMode"]
 
 PadMode = Literal["official", "official-0.0.9", "none"]
+
+_AT_ONCE = 8192  # tokens whose result inference computes at once
 
 
 class NystromAttention(nn.Module):
@@ -98,7 +102,7 @@ class NystromAttention(nn.Module):
 
         Args:
             x: tokens `(B, N, dim)`.
-            mask: `(B, N)` bool, True where a token is valid, anywhere; the others may hold anything.
+            mask: `(B, N)` bool or uint8, True where a token is valid, anywhere; the others may hold anything.
             return_attn: whether to return `F Z B` too, quadratic in the tokens.
             return_attn_matrices: whether to return `F`, `Z` and `B` too.
 
@@ -109,8 +113,11 @@ class NystromAttention(nn.Module):
         Raises:
             InputError: shapes do not fit, a bag has no valid token, or matrices of bags of unequal sizes are asked for.
         """
-        if x.ndim != 3 or x.shape[2] != self.dim:
-            raise InputError(f"x must be tokens (B, N, {self.dim}), got {tuple(x.shape)}")
+        if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != self.dim:
+            raise InputError(f"x must be tokens (B, N, {self.dim}), N 1 or more, got {tuple(x.shape)}")
+        count, mask = len(x), None if mask is None else as_mask(mask, x)
+        if not count:  # the shapes of one bag, without the bag
+            x, mask = x.new_zeros(1, *x.shape[1:]), None
         bags = [bag[None] for bag in x] if mask is None else _valid_tokens(x, mask)
         if (return_attn or return_attn_matrices) and len({bag.shape[1] for bag in bags}) > 1:
             raise InputError("return_attn must be False for bags of unequal sizes, whose matrices are of unequal sizes")
@@ -120,10 +127,10 @@ class NystromAttention(nn.Module):
             outs.append(self._out(parts))
             if return_attn or return_attn_matrices:
                 matrices.append(_matrices(parts))
-        out = torch.cat(outs) if mask is None else _put_back(outs, mask)
+        out = (torch.cat(outs) if mask is None else _put_back(outs, mask))[:count]
         if not matrices:
             return out
-        f, z, b = (torch.cat(own) for own in zip(*matrices, strict=True))
+        f, z, b = (torch.cat(own)[:count] for own in zip(*matrices, strict=True))
         return out, ((f, z, b) if return_attn_matrices else f @ z @ b)
 
     def parts(self, x: Tensor) -> "Parts":
@@ -148,12 +155,25 @@ class NystromAttention(nn.Module):
         q, k, v = parts.q, parts.k, parts.v
         with full_precision(q):
             summary = parts.inverse @ softmax_attention(parts.of_queries, k, v)
-            out = softmax_attention(q[:, :, parts.rows], parts.of_keys, summary)
-            if self.residual:
-                weight = widen(self.res_conv.weight)
-                local = F.conv2d(v, weight, padding=self.res_conv.padding, groups=self.heads)  # type: ignore[arg-type]
-                out = out + local[:, :, parts.rows]
-            return self.to_out(out.transpose(1, 2).flatten(2).to(self.to_qkv.weight.dtype))
+            whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or transforms.at_work()
+            first, end = parts.rows.start, parts.rows.stop
+            step = end - first if whole else _AT_ONCE
+            outs = []
+            for begin in range(first, end, step):
+                rows = slice(begin, min(begin + step, end))
+                out = softmax_attention(q[:, :, rows], parts.of_keys, summary)
+                if self.residual:
+                    out = out + self._convolved(v, rows)
+                outs.append(self.to_out(out.transpose(1, 2).flatten(2).to(self.to_qkv.weight.dtype)))
+            return torch.cat(outs, 1)
+
+    def _convolved(self, v: Tensor, rows: slice) -> Tensor:
+        """Returns rows of the values `(1, H, P, D)` convolved along the tokens."""
+        weight, reach = widen(self.res_conv.weight), self.res_conv.kernel_size[0] // 2
+        first, end = rows.start - reach, rows.stop + reach
+        seen = v[:, :, max(first, 0) : end]
+        beyond = (0, 0, max(-first, 0), max(end - v.shape[2], 0))
+        return F.conv2d(F.pad(seen, beyond), weight, groups=self.heads)
 
     def row(self, x: Tensor, token: int) -> tuple[Tensor, Tensor]:
         """Returns with which weights a token takes the values of all, without a matrix of all pairs.
@@ -207,8 +227,6 @@ def _matrices(parts: Parts) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _valid_tokens(x: Tensor, mask: Tensor) -> list[Tensor]:
-    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
-        raise InputError(f"mask must be bool {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
     bags = [bag[own][None] for bag, own in zip(x, mask, strict=True)]
     for i, bag in enumerate(bags):
         require(bag.shape[1] > 0, f"mask of bag {i}", "no valid token", "True for one token or more")

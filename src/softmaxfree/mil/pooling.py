@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from softmaxfree.arguments import require_whole
 from softmaxfree.mil.bags import as_bags
 from softmaxfree.mil.embedding import make_embedding
-from softmaxfree.ops.precision import full_precision, widen
+from softmaxfree.ops.precision import compute_dtype, full_precision, widen
 
 __all__ = ["AbstractPooling", "GatedAttention", "InstanceMax", "MaxPooling", "MeanPooling", "most_telling"]
 
@@ -54,16 +54,17 @@ class AbstractPooling(nn.Module, abc.ABC):
             mask: `(B, N)` bool, True for a patch.
 
         Returns:
-            `(B, N, 1)`, or `(B, N, E)` if channels differ, or `(B, N, classes)` if classes do; 0 in the padding.
+            `(B, N, 1)`, or `(B, N, E)` if channels differ, or `(B, N, classes)` if classes do; 0 in the padding. Of the
+            dtype that ops compute in: in float16 a mean over many patches is 0.
         """
 
     def terms(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns what each patch adds to the logits, `(B, N, classes)`; the bias of the head is the rest."""
-        return (self.weights(h, mask) * h) @ self.head.weight.mT
+        return (self.weights(h, mask) * widen(h)) @ widen(self.head.weight).mT
 
     def pool(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the logits `(B, classes)` of embedded patches `(B, N, E)`."""
-        return self.head((self.weights(h, mask).mT @ h).squeeze(1))
+        return self.head((self.weights(h, mask).mT @ widen(h)).squeeze(1).to(self.head.weight.dtype))
 
     def forward(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Tensor:
         """Classifies bags.
@@ -77,7 +78,9 @@ class AbstractPooling(nn.Module, abc.ABC):
             Logits `(B, num_classes)`.
         """
         bags = as_bags(x, mask, None, self.in_dim)
-        return self.pool(self.embed(bags.x), bags.mask)
+        h = self.embed(bags.x)
+        with full_precision(h):
+            return self.pool(h.to(self.head.weight.dtype), bags.mask)
 
 
 class MeanPooling(AbstractPooling):
@@ -85,7 +88,8 @@ class MeanPooling(AbstractPooling):
 
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns one over the number of patches, `(B, N, 1)`."""
-        valid = h.new_ones(h.shape[:2]) if mask is None else mask.to(h.dtype)
+        dtype = compute_dtype(h.dtype)
+        valid = h.new_ones(h.shape[:2], dtype=dtype) if mask is None else mask.to(dtype)
         return (valid / valid.sum(1, keepdim=True))[..., None]
 
 
@@ -119,7 +123,7 @@ class InstanceMax(AbstractPooling):
 
     def terms(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns what each patch adds to the logits, `(B, N, classes)`; the bias of the head is the rest."""
-        return self.weights(h, mask) * (h @ self.head.weight.mT)
+        return self.weights(h, mask) * widen(h @ self.head.weight.mT)
 
     def pool(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the logits `(B, classes)` of embedded patches `(B, N, E)`."""
@@ -164,8 +168,7 @@ class GatedAttention(AbstractPooling):
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the attention, `(B, N, 1)`; it sums to 1."""
         logits = self.w(self.v(h).tanh() * self.u(h).sigmoid())
-        with full_precision(logits):
-            return _valid_only(widen(logits), mask).softmax(1).to(h.dtype)
+        return _valid_only(widen(logits), mask).softmax(1)
 
 
 def most_telling(logits: Tensor, mask: Tensor | None) -> Tensor:
@@ -190,4 +193,4 @@ def _valid_only(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _one_hot(places: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).scatter(1, places, 1.0)
+    return torch.zeros_like(like, dtype=compute_dtype(like.dtype)).scatter(1, places, 1.0)

@@ -76,6 +76,7 @@ class PPEG(nn.Module):
         keys, place = (cells[:, 1] * stride + cells[:, 0]).unique(return_inverse=True)
         return x + self._look_up(_means(x, place, len(keys)), keys, stride)[place]
 
+    @torch.compiler.disable  # inductor cannot lay out a grid whose sides are not known (torch 2.14)
     def _convolve(self, cells: Tensor, rows: int, columns: int) -> Tensor:
         """Returns the filtered grid, `(rows columns, C)` from and to row-major cells."""
         weight, bias = self.merged()

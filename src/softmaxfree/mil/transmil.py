@@ -144,15 +144,18 @@ class TransMIL(nn.Module):
         Returns:
             `(1, 1 + P, C)`: the class token, and patches in file order, of which those behind the first `N` are copies.
         """
-        patches = self.embed(x).to(self.cls_token.dtype)  # the sums that layers add to stay wide under autocast
         side = math.ceil(math.sqrt(len(x)))
-        copies = 0 if self.pad_mode == "none" else side * side - len(x)
-        tokens = torch.cat((self.cls_token[0], patches, patches[:copies]))[None]
+        tokens = self._with_copies(x, 0 if self.pad_mode == "none" else side * side - len(x))
         for i, own in enumerate(list(self.layers)[:layer]):
             tokens = own(tokens)
             if i == 0:
                 tokens = torch.cat((tokens[:, :1], self.pos_layer(tokens[0, 1:], side)[None]), 1)
         return tokens
+
+    def _with_copies(self, x: Tensor, copies: int) -> Tensor:
+        """Returns the class token, embedded patches and copies of the first of them, `(1, 1 + P, C)`."""
+        patches = self.embed(x).to(self.cls_token.dtype)  # the sums that layers add to stay wide under autocast
+        return torch.cat((self.cls_token[0], patches, patches[:copies]))[None]
 
     def tokens(self, x: Tensor, mask: Tensor | None = None, coords: Tensor | None = None) -> Tensor:
         """Returns the patches behind the last norm, `(B, N, C)`, 0 in the padding; arguments as for `forward`."""

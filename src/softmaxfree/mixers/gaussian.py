@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.mixers.mixer import AbstractMixer, require_flag, valid_tokens
+from softmaxfree.mixers.mixer import AbstractMixer, num_valid, require_flag, valid_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.ops.nystrom import gaussian_attention
+from softmaxfree.ops.precision import widen
 
 
 @register
@@ -21,6 +22,7 @@ class GaussianAttention(AbstractMixer):
         dim: channels `C`.
         num_heads: `H`; divides `dim`.
         tied: whether keys are the queries, as in SOFT, so that the kernel matrix is symmetric and positive definite.
+        averaged: whether the sum over the tokens is divided by their number, so that it does not grow with it.
         device: of the weights.
         dtype: of the weights.
 
@@ -38,13 +40,15 @@ class GaussianAttention(AbstractMixer):
         num_heads: int,
         *,
         tied: bool = True,
+        averaged: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, num_heads)
         require_flag("tied", tied)
+        require_flag("averaged", averaged)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.tied = tied
+        self.tied, self.averaged = tied, averaged
         self.q = nn.Linear(dim, dim, **factory)
         self.k = None if tied else nn.Linear(dim, dim, **factory)
         self.v = nn.Linear(dim, dim, **factory)
@@ -59,4 +63,7 @@ class GaussianAttention(AbstractMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`."""
-        return gaussian_attention(q, k, v, mask=None if mask is None else valid_tokens(mask, k.shape[2]))
+        dtype, valid = v.dtype, None if mask is None else valid_tokens(mask, k.shape[2])
+        if self.averaged:
+            q, k, v = widen(q), widen(k), widen(v) / num_valid(mask, v)
+        return gaussian_attention(q, k, v, mask=valid).to(dtype)
