@@ -150,6 +150,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", "Checkpoint directory .* not empty")  # it holds config.yaml
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
+    warnings.filterwarnings("once", "This DataLoader will create")  # more workers than cores: not at every epoch
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
     warnings.filterwarnings("ignore", ".*IterableDataset. has .__len__. defined")  # workers share timm's shards
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # what counts is logged by epochs
