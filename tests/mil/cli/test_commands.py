@@ -12,6 +12,7 @@ from PIL import Image
 from softmaxfree.cli import explain, export, predict, push, train, validate
 from softmaxfree.cli.recipe import load_job
 from softmaxfree.errors import InputError
+from softmaxfree.mil import list_bag_models
 from softmaxfree.report import compare
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
@@ -294,6 +295,20 @@ def test_the_options_in_the_header_of_mnist_bags_fit(line):
     batch = next(iter(job.data.val_dataloader()))
     assert job.task(batch).shape == (1, 2)
     assert job.task.hparams["in_dim"] == batch.features.shape[2]
+
+
+@pytest.mark.parametrize("name", [name for name in list_bag_models() if name != "bag_encoder"])
+def test_another_network_does_not_take_what_a_recipe_has_for_its_own(name):
+    few = [f"--data.{split}_bags=2" for split in ("train", "val", "test")]
+    job = load_job("mnist_bags", [f"--model.name={name}", *few])
+    assert job.task.hparams["model_args"] == {"embed": "lenet", "embed_dim": 64}
+    assert job.settings["model.model_args.depth"] == ("left out", "the recipe has it for bag_encoder")
+    given = [f"--model.name={name}", "--model.model_args.depth=2", *few]  # an option is not left out
+    if name == "transmil":
+        assert load_job("mnist_bags", given).task.hparams["model_args"]["depth"] == 2
+        return
+    with pytest.raises(InputError, match=f"model.model_args: the network {name} has no argument 'depth'"):
+        load_job("mnist_bags", given)
 
 
 def test_a_bad_slide_in_a_worker_is_one_line(tmp_path, capsys):

@@ -13,6 +13,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.checkpoints import read_transmil
 from softmaxfree.mil.data.bag import BagBatch
+from softmaxfree.mil.registry import bag_model_arguments
 from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.models.parts import Parts
 from softmaxfree.tasks.memory import tells_memory
@@ -39,6 +40,11 @@ class AbstractBagTask(AbstractTask):
     """Kind of labels that it learns: "class" or "survival"."""
     size_scores: list[dict[str, Any]]
     """Scores by size of the bags, after a validation or a test; a row a size."""
+
+    @classmethod
+    def shared_arguments(cls) -> set[str]:
+        """Return the arguments that all networks of bags take."""
+        return set.intersection(*(set(bag_model_arguments(name)) for name in list_bag_models()))
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Return the network's name and its arguments."""
