@@ -12,7 +12,6 @@ from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from softmaxfree.cli.recipe import load_job
-from softmaxfree.errors import InputError
 from softmaxfree_cli import commands, keys, main, recipes
 
 __all__ = ["ROOT", "count", "pages", "run_blocks"]
@@ -96,14 +95,5 @@ def _ours(words: list[str], several: list[str] | None = None) -> None:
         assert main(words) == 0, words
     else:
         told = commands.parse(words[0], words[1:])
-        if "--model.name" in words and _is_complete(told["recipe"]):  # another network than the recipe's: it must fit
+        if "--model.name" in words and not {"--data.root", "--data.features"} & {*words}:  # it must fit the recipe
             load_job(told["recipe"], told["overrides"])
-
-
-def _is_complete(recipe: str) -> bool:
-    """Whether a recipe needs no data of one's own."""
-    try:
-        keys.check_keys(recipes.read_recipe(recipe), (), complete=True)
-    except InputError:
-        return False
-    return True
