@@ -11,6 +11,7 @@ from pathlib import Path
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from softmaxfree.cli.recipe import load_job
 from softmaxfree_cli import commands, keys, main, recipes
 
 __all__ = ["ROOT", "count", "pages", "run_blocks"]
@@ -93,4 +94,6 @@ def _ours(words: list[str], several: list[str] | None = None) -> None:
     elif words[0] == "recipes" or "--help" in words or words[:2] == ["models", "soft_nano"]:
         assert main(words) == 0, words
     else:
-        commands.parse(words[0], words[1:])
+        told = commands.parse(words[0], words[1:])
+        if "--model.name" in words and not {"--data.root", "--data.features"} & {*words}:  # it must fit the recipe
+            load_job(told["recipe"], told["overrides"])

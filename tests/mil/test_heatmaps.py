@@ -28,6 +28,28 @@ def test_ranks_are_scipys():
     assert rank_scaled(scores).numpy() == pytest.approx(rankdata(scores.numpy(), "average") / 50, rel=1e-15)
 
 
+def test_ranks_of_signed_scores_keep_the_sign():
+    scores = torch.randint(-9, 9, (50,)).float()
+    values = scores.numpy()
+    expected = np.sign(values) * rankdata(np.abs(values), "average") / 50
+    assert rank_scaled(scores).numpy() == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_thumbnail_of_another_slide(tmp_path):
+    for width, height in ((60, 80), (59, 80), (60, 79), (600, 812)):  # of levels, whose sizes are rounded
+        draw_heatmap(SCORES, COORDS, 512, thumbnail=Image.new("RGB", (width, height)), size=(1536, 2048))
+    for width, height in ((80, 60), (56, 80), (600, 840)):
+        with pytest.raises(InputError, match=rf"whole slide of 1536 x 2048 pixels.*; got {width} x {height} pixels"):
+            draw_heatmap(SCORES, COORDS, 512, thumbnail=Image.new("RGB", (width, height)), size=(1536, 2048))
+
+
+def test_no_label_is_cut_off():
+    figure = draw_heatmap(SCORES, COORDS, 512)
+    figure.draw_without_rendering()
+    label = figure.axes[1].yaxis.label.get_window_extent()
+    assert label.x1 <= figure.bbox.x1
+
+
 def test_patches_are_painted_where_they_lie():
     painted = rasterised(SCORES, COORDS, 512, (1536, 2048), (8, 6))
     expected = np.full((8, 6), np.nan)
@@ -54,8 +76,12 @@ def test_pictures(tmp_path):
     below, above = figure.axes[0].images
     assert below.get_array().shape[2] == 3
     assert above.get_alpha() == 0.4
-    assert np.nanmax(above.get_array()) == 1
-    assert "up to this one" in (figure.axes[0].child_axes[0].get_ylabel())
+    assert above.get_clim() == (-1, 1)
+    assert [np.nanmin(above.get_array()), np.nanmax(above.get_array())] == [-1, 0.75]
+    assert "with its sign" in figure.axes[1].get_ylabel()
+    figure = draw_heatmap(SCORES.abs(), COORDS, 512)
+    assert figure.axes[0].images[0].get_clim() == (0, 1)
+    assert "up to this one" in figure.axes[1].get_ylabel()
     figure = draw_heatmap(SCORES, COORDS, 512, scaling="raw")
     (alone,) = figure.axes[0].images
     assert alone.get_clim() == (-4, 4)

@@ -51,9 +51,9 @@ def run(
     softmax, the exact Gaussian kernel and its low rank, all with the queries of the layer; without an image it makes
     that figure of photographs that come with scikit-image and scikit-learn, where the tokens are patches.
 
-    Of bags `attention` is that of the class token, and `contributions` are what each patch adds to the logit of a
-    class: with the class token and a constant they sum to it. The folder gets the scores as CLAM's HDF5 too, and the
-    patches with the highest scores as CSV.
+    Of bags `attention` is with which weights the class token, or the pooling, takes the patches, and `contributions`
+    are what each patch adds to the logit of a class: with the class token and a constant they sum to it. The folder
+    gets the scores as CLAM's HDF5 too, and the patches with the highest scores as CSV.
 
     Args:
         image: The picture; for bags the file of the features of a slide.

@@ -54,11 +54,12 @@ def explain_slide(
         OSError: a file cannot be written.
     """
     from softmaxfree.mil import heatmaps, maps
+    from softmaxfree.mil.pooling import AbstractPooling
 
     require(head != "all", "--head", head, "a number or mean, for bags")
     (name, path, beside) = find_bags([file], coords)[0]
-    outputs = Outputs(out, Path(name), what, [path, checkpoint, *([beside] if beside else [])])
-    scores_file, top_file = (out / f"{Path(name).name}_{what}{end}" for end in (".h5", "_top.csv"))
+    outputs = Outputs(out, Path(f"{name}.h5"), what, [path, checkpoint, *([beside] if beside else [])])
+    scores_file, top_file = (out / f"{name}_{what}{end}" for end in (".h5", "_top.csv"))
     require_free([scores_file, top_file], [path], _is_ours)
     task, record = load_bags(checkpoint)
     task.to(device)
@@ -73,26 +74,32 @@ def explain_slide(
     else:
         places, step = batch.coords[0].cpu(), float(batch.step[0])
     with torch.inference_mode():
-        logits, probabilities = task(batch)[0].cpu(), task.probabilities(batch)[0].cpu()
+        output = task(batch).cpu()
+    logits, probabilities = output[0], task.probabilities_of(output)[0]
     names = record.class_names or [str(i) for i in range(len(logits))]
     numbers: dict[str, Any] = {
+        "image": str(path),
         "slide": name,
         "patches": len(places),
         "logits": logits.tolist(),
         "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
     }
     given: dict[str, Any] = {} if batch.coords is None else {"step": step}
+    token = not isinstance(task.model, AbstractPooling)
+    likeliest = int(probabilities.argmax())
     if what == "attention":
+        whose = "attention of the class token" if token else "weights of the pooling"
         scores = maps.attention(task.model, batch.features, batch.coords, layer=layer, head=head, **given).cpu()
-        line = f"attention of the class token: sum over {len(scores):,} patches {float(scores.sum()):.4g}"
+        line = f"{whose}: sum over {len(scores):,} patches {float(scores.sum()):.4g}"
     else:
-        number = int(probabilities.argmax()) if target is None else target
+        number = likeliest if target is None else target
         require(0 <= number < len(names), "--target", number, f"0 to {len(names) - 1}")
         parts = maps.contributions(task.model, batch.features, batch.coords, **given)
         scores = parts.patches[number].cpu()
         rest = {"class_token": float(parts.class_token[number]), "base": float(parts.base[number])}
         numbers |= {"class": names[number], "index": number, "of_patches": float(scores.sum()), **rest}
-        told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in rest.items())
+        parts_told = rest if token else {"base": rest["base"]}
+        told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in parts_told.items())
         line = f"logit of {names[number]} {float(logits[number]):.4g}: patches {float(scores.sum()):.4g}, {told}"
     first = maps.top_patches(scores, top, places)
     numbers["top"] = [patch._asdict() for patch in first]
@@ -102,7 +109,7 @@ def explain_slide(
     outputs.write(
         lambda: heatmaps.draw_heatmap(scores, places, **shown, scaling=scaling, title=title),  # type: ignore[arg-type]
         numbers,
-        line,
+        f"{name}: {names[likeliest]} {float(probabilities[likeliest]):.1%}\n{line}",
     )
     heatmaps.write_scores(scores_file, scores, places, attributes)
     heatmaps.write_top_patches(top_file, first)
@@ -111,18 +118,19 @@ def explain_slide(
 
 def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None) -> dict[str, Any]:
     """Size of a patch, and of the slide where the file tells it, in pixels at level 0; and the picture below."""
-    patch_size = float(attributes.get("patch_size_level0") or step)
-    try:
-        size = (float(attributes["level0_width"]), float(attributes["level0_height"]))
-    except (KeyError, TypeError, ValueError):  # missing, or the text "None"
-        size = None
+    from softmaxfree.mil.data.lattice import patch_size_of, slide_size_of
+
+    shown: dict[str, Any] = {"patch_size": patch_size_of(attributes) or step, "size": slide_size_of(attributes)}
     if thumbnail is None:
-        return {"patch_size": patch_size, "size": size}
-    if size is None:
-        raise InputError("--thumbnail: the coordinates do not tell the size of the slide (level0_width, level0_height)")
+        return shown
+    if shown["size"] is None:
+        raise InputError(
+            "--thumbnail: the coordinates do not tell the size of the slide; TRIDENT's and those of CLAM's folder "
+            "`patches`, given by --coords, do"
+        )
     try:
         with Image.open(thumbnail) as picture:
-            return {"patch_size": patch_size, "size": size, "thumbnail": picture.convert("RGB")}
+            return {**shown, "thumbnail": picture.convert("RGB")}
     except OSError as error:
         raise InputError(f"--thumbnail: {thumbnail} cannot be read: {error}") from error
 

@@ -49,7 +49,7 @@ def run(
     A detector or segmenter writes to the folder OUT, which gets the same subfolders as the images: a picture `NAME.png`
     of each image, with a legend, and one file `predictions.json` that lists all results. A segmenter also writes
     `NAME_classes.png`, with the class number of each pixel, and `NAME_colours.png`, the same in colours. Of bags a line
-    a slide is printed: the likeliest class, and the probability of each.
+    a slide is printed: the likeliest class, and the probability of each; of survival the risk, too.
 
     Args:
         files: Images, or folders that are searched for images. For bags files of features, or folders of these.

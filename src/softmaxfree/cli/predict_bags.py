@@ -69,7 +69,8 @@ def open_slide(name: str, path: Path, coords: Path | None, task: Any, record: An
         The slide and a batch of one bag, on the device of the task.
 
     Raises:
-        InputError: it cannot be read, or its features are of another width than those of the training.
+        InputError: it cannot be read, its features are of another width than those of the training, or it has no
+            coordinates and the network was trained with them.
     """
     from softmaxfree.mil.data.bag import collate
     from softmaxfree.mil.data.slides import SlideBags, look_at
@@ -78,7 +79,12 @@ def open_slide(name: str, path: Path, coords: Path | None, task: Any, record: An
     width, wanted = slide.features.shape[1], task.hparams["in_dim"]
     if width != wanted:
         raise InputError(f"slide {name}: {path} has features of {width} numbers, and the weights are for {wanted}")
-    used = record.data_arguments.get("use_coords", "auto") is not False and slide.coords is not None
+    trained = record.data_arguments.get("use_coords", "auto")  # older weights do not tell what "auto" was
+    if slide.coords is None and trained is True and task.takes_coords:
+        raise InputError(
+            f"slide {name}: {path} has no coordinates, with which the network was trained; --coords is a folder of them"
+        )
+    used = trained is not False and slide.coords is not None
     bags = SlideBags([slide], [torch.tensor(0)], record.data_config.get("step"), with_coords=used)
     return slide, task.transfer_batch_to_device(collate([bags[0]]), task.device, 0)
 
@@ -93,7 +99,7 @@ def predict_bags(
     format: str = "table",
     on_error: str = "skip",
 ) -> None:
-    """Print or write the probability of each class of each slide; of survival that of each bin of time.
+    """Print or write the probability of each class of each slide; of survival the risk, and that of each bin of time.
 
     Args:
         slides: as `find_bags` returns them.
@@ -126,31 +132,41 @@ def is_table(path: Path) -> bool:
 def _rows(
     slides: Sequence[Any], task: Any, record: Any, names: Sequence[str], on_error: str
 ) -> Iterator[dict[str, Any]]:
+    from softmaxfree.mil.tasks.survival import risk_of
+
     for name, path, coords in tqdm(slides, unit="slide", disable=None if len(slides) > 1 else True, leave=False):
         try:
             slide, batch = open_slide(name, path, coords, task, record)
             with torch.inference_mode():
-                values = task.probabilities(batch)[0].tolist()
+                logits = task(batch)
         except InputError as error:
             skip_or_fail(path, error, on_error, "slide")
             continue
+        values = task.probabilities_of(logits)[0].tolist()
         likeliest = max(range(len(values)), key=values.__getitem__)
         probabilities = dict(zip(names, values, strict=True))
         told = (name, str(path), slide.features.shape[0], names[likeliest])
-        yield {**dict(zip(_HEAD, told, strict=True)), "probabilities": probabilities}
+        risk = {"risk": float(risk_of(logits.cpu()))} if task.target == "survival" else {}
+        yield {**dict(zip(_HEAD, told, strict=True)), **risk, "probabilities": probabilities}
 
 
 def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    columns = [*_HEAD, *rows[0]["probabilities"]]
-    return columns, [
-        [*(str(row[key]) for key in _HEAD), *(f"{p:.1%}" for p in row["probabilities"].values())] for row in rows
+    told = _told(rows[0])
+    return [*told, *rows[0]["probabilities"]], [
+        [*_told(row).values(), *(f"{p:.1%}" for p in row["probabilities"].values())] for row in rows
     ]
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_HEAD, *(f"p_{name}" for name in rows[0]["probabilities"])])
+    writer.writerow([*_told(rows[0]), *(f"p_{name}" for name in rows[0]["probabilities"])])
     for row in rows:
-        writer.writerow([*(row[key] for key in _HEAD), *(f"{p:.6f}" for p in row["probabilities"].values())])
+        writer.writerow([*_told(row).values(), *(f"{p:.6f}" for p in row["probabilities"].values())])
     return text.getvalue()
+
+
+def _told(row: dict[str, Any]) -> dict[str, str]:
+    """The cells before the probabilities."""
+    cells = ((key, value) for key, value in row.items() if key != "probabilities")
+    return {key: f"{value:.6f}" if isinstance(value, float) else str(value) for key, value in cells}

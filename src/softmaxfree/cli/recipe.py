@@ -22,6 +22,7 @@ from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, of_files, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
+from softmaxfree.tasks.training import AbstractTask
 from softmaxfree_cli.keys import check_keys
 from softmaxfree_cli.messages import in_plain_words
 from softmaxfree_cli.recipes import Own, own_values, read_recipe
@@ -73,6 +74,7 @@ def load_job(
     content = read_recipe(recipe) if content is None else dict(content)
     check_keys(content, overrides)
     classes = {key: class_of(recipe, content, key) for key in ("task", "datamodule")}
+    content, left_out = _for_network(content, overrides, classes["task"])
     content, overrides, autos, given = take_autos(content, overrides)
     sections = {key: value for key, value in content.items() if key not in classes}
     if "model.num_classes" in autos:  # until it is decided
@@ -89,7 +91,7 @@ def load_job(
         keep_freed_memory()
     data = classes["datamodule"](**_plain(config.data))
     data.known_classes = tuple(known_classes)
-    settings = given | of_files(own.values, given)
+    settings = given | of_files(own.values, given) | left_out
     if autos or AUTO in _plain(config.data).values():
         data.prepare_data()
         data.setup("fit" if training else "validate")
@@ -108,6 +110,22 @@ def load_job(
     text = yaml.safe_dump(names) + parser.dump(config, skip_unset=False)
     trainer, run = _plain(arguments.trainer), config.run
     return Job(task, data, trainer, run.seed, run.early_stopping, settings, own.whole, text)
+
+
+def _for_network(
+    content: dict[str, Any], overrides: Sequence[str], task: type[AbstractTask]
+) -> tuple[dict[str, Any], Settings]:
+    """A recipe without what is for its own network alone, where an option names another one; and what was left out."""
+    model = content.get("model") or {}
+    names = [option.partition("=")[2] for option in overrides if option.startswith("--model.name=")]
+    shared = task.shared_arguments() if names and names[-1] != model.get("name") else None
+    if shared is None:
+        return content, {}
+    arguments = model.get("model_args") or {}
+    kept = {key: value for key, value in arguments.items() if key in shared}
+    why = f"the recipe has it for {model.get('name')}"
+    told = {f"model.model_args.{key}": Setting("left out", why) for key in arguments if key not in shared}
+    return {**content, "model": {**model, "model_args": kept}}, told
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -150,6 +168,7 @@ def create_trainer(arguments: dict[str, Any]) -> Trainer:
     warnings.filterwarnings("ignore", "Checkpoint directory .* not empty")  # it holds config.yaml
     warnings.filterwarnings("ignore", ".*WeightAveraging callback, but loading")  # to validate the average
     warnings.filterwarnings("ignore", ".*does not have many workers")  # the data modules know what they need
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, at every epoch
     warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # of Lightning's own code
     warnings.filterwarnings("ignore", ".*IterableDataset. has .__len__. defined")  # workers share timm's shards
     warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # what counts is logged by epochs

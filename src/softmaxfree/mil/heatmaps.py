@@ -20,16 +20,21 @@ __all__ = ["draw_heatmap", "rank_scaled", "rasterised", "write_heatmap", "write_
 _SIDE = 1600  # pixels of the longer side of a picture
 _INCHES = 9.0
 _VEIL = 0.4  # opacity over a thumbnail
+_SQUEEZED = 0.02  # by so much of a side a thumbnail may have another shape than the slide: sizes of levels are rounded
 
 
 def rank_scaled(scores: Tensor) -> Tensor:
-    """Returns ranks over their number, `(N,)` in (0, 1], float64; equal scores share the mean of their ranks.
+    """Returns ranks over their number, `(N,)` float64; equal scores share the mean of their ranks.
 
-    A few patches with far higher scores than the others leave a map of raw scores in one colour.
+    They are in (0, 1]. Where some scores are negative, magnitudes are ranked and signs kept, which is in [-1, 1]. A few
+    patches with far higher scores than the others leave a map of raw scores in one colour.
     """
-    _, places, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    scores = scores.double()
+    signed = bool((scores < 0).any())
+    _, places, counts = (scores.abs() if signed else scores).unique(return_inverse=True, return_counts=True)
     counts = counts.double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[places] / len(scores)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[places] / len(scores)
+    return ranks * scores.sign() if signed else ranks
 
 
 def rasterised(
@@ -80,14 +85,14 @@ def draw_heatmap(
         patch_size: side of a patch, level-0 pixels.
         thumbnail: of the whole slide; None for a blank canvas.
         size: width and height of the slide, level-0 pixels; None for what the patches cover, without a thumbnail.
-        scaling: "rank": see `rank_scaled`; "raw": as they are, with 0 in the middle where some are negative.
+        scaling: "rank": see `rank_scaled`; "raw": as they are. Where some are negative, 0 is in the middle.
         title: of the picture.
 
     Returns:
         The figure.
 
     Raises:
-        InputError: for an argument out of range, or coordinates outside the slide.
+        InputError: for an argument out of range, coordinates outside the slide, or a thumbnail of another shape.
     """
     scores, coords = _checked(scores, coords)
     require_number("patch_size", patch_size, 0)
@@ -102,24 +107,31 @@ def draw_heatmap(
         corners = f"{coords.amin(0).tolist()} to {coords.amax(0).tolist()}"
         raise InputError(f"coords must lie in the slide of {size[0]:g} x {size[1]:g} pixels, got {corners}")
     shape = _picture_shape(size)
-    values = rasterised(rank_scaled(scores) if scaling == "rank" else scores, coords, patch_size, size, shape)
+    shown = rank_scaled(scores) if scaling == "rank" else scores
+    values = rasterised(shown, coords, patch_size, size, shape)
     height = _INCHES * shape[0] / shape[1]
     figure = Figure(figsize=(_INCHES + 1.2, max(height, 1.5) + 0.5), layout="constrained")
     panel = figure.subplots()
     extent = (0, size[0], size[1], 0)
     if thumbnail is not None:
+        _require_shape(thumbnail, size)
         picture = thumbnail.convert("RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
         panel.imshow(np.asarray(picture), extent=extent)
-    low, high = _limits(scores, scaling)
+    signed = bool((scores < 0).any())
+    high = 1.0 if scaling == "rank" else float(scores.abs().max()) or 1.0
     opacity = 1.0 if thumbnail is None else _VEIL
-    shown = panel.imshow(
+    low = -high if signed else 0.0
+    drawn = panel.imshow(
         values, cmap="coolwarm", vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
     )
     panel.set(xticks=[], yticks=[], xlim=(0, size[0]), ylim=(size[1], 0))
     if title:
         panel.set_title(title, fontsize=10)
-    label = "share of patches with a score up to this one" if scaling == "rank" else "score"
-    figure.colorbar(shown, cax=panel.inset_axes((1.02, 0, 0.025, 1)), label=label)
+    panel.spines[:].set(visible=True, color="0.8")
+    label = "score"
+    if scaling == "rank":
+        label = "rank of the magnitude, with its sign" if signed else "share of patches with a score up to this one"
+    figure.colorbar(drawn, ax=panel, label=label, fraction=0.03, pad=0.01, aspect=40)
     return figure
 
 
@@ -201,8 +213,12 @@ def _picture_shape(size: tuple[float, float]) -> tuple[int, int]:
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
-def _limits(scores: Tensor, scaling: str) -> tuple[float, float]:
-    if scaling == "rank":
-        return 0.0, 1.0
-    largest = float(scores.abs().max()) or 1.0
-    return (-largest, largest) if bool((scores < 0).any()) else (0.0, largest)
+def _require_shape(thumbnail: Image.Image, size: tuple[float, float]) -> None:
+    """Refuse a picture that is squeezed beside the slide: it is of another one, or not of the whole."""
+    width, height = thumbnail.size
+    scale = max(width / size[0], height / size[1])
+    if any(scale * own - side > max(1.5, _SQUEEZED * side) for own, side in zip(size, (width, height), strict=True)):
+        raise InputError(
+            f"thumbnail must show the whole slide of {size[0]:g} x {size[1]:g} pixels, so of its shape; got "
+            f"{width} x {height} pixels"
+        )

@@ -11,7 +11,7 @@ from softmaxfree.mil.encoder import BagEncoder
 from softmaxfree.mil.pooling import GatedAttention, InstanceMax, MaxPooling, MeanPooling
 from softmaxfree.mil.transmil import TransMIL
 
-__all__ = ["create_bag_model", "list_bag_models"]
+__all__ = ["bag_model_arguments", "create_bag_model", "list_bag_models"]
 
 _MODELS: dict[str, type[nn.Module]] = {
     "mean": MeanPooling,
@@ -26,6 +26,18 @@ _MODELS: dict[str, type[nn.Module]] = {
 def list_bag_models() -> list[str]:
     """Returns the names of all networks of bags."""
     return list(_MODELS)
+
+
+def bag_model_arguments(name: str) -> list[str]:
+    """Returns the names of a network's own arguments: all but `num_classes` and `in_dim`.
+
+    Args:
+        name: see `list_bag_models`.
+
+    Returns:
+        The names.
+    """
+    return [key for key in inspect.signature(_MODELS[name]).parameters if key not in ("num_classes", "in_dim")]
 
 
 def create_bag_model(name: str, *, num_classes: int, in_dim: int, **own: Any) -> nn.Module:
@@ -44,7 +56,7 @@ def create_bag_model(name: str, *, num_classes: int, in_dim: int, **own: Any) ->
         InputError: there is no such network or argument, or an argument is out of range.
     """
     require_known("bag model", name, _MODELS)
-    known = [key for key in inspect.signature(_MODELS[name]).parameters if key not in ("num_classes", "in_dim")]
+    known = bag_model_arguments(name)
     for key in own:
         if key not in known:
             raise InputError(f"the network {name} has no argument {key!r}; it has {', '.join(known)}")

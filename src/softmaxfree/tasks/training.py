@@ -5,7 +5,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -125,6 +125,11 @@ class AbstractTask(AbstractCurvatureTask):
         self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
         with self.naming_arguments():
             self._architecture = self.architecture()
+
+    @classmethod
+    def shared_arguments(cls) -> Collection[str] | None:
+        """Return the arguments that mean the same in all networks; None where that is not known, as of timm's."""
+        return None
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Return name and arguments that make the same model from no file, which a checkpoint notes."""

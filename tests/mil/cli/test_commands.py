@@ -7,14 +7,25 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from softmaxfree.cli import explain, export, predict, push, train, validate
 from softmaxfree.cli.recipe import load_job
 from softmaxfree.errors import InputError
+from softmaxfree.mil import list_bag_models
+from softmaxfree.report import compare
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
 from softmaxfree_cli.recipes import find_recipe, read_header
-from tests.mil.data.slide_files import coords_of, features_of, read_csv, write_csv, write_slides, write_trident
+from tests.mil.data.slide_files import (
+    coords_of,
+    features_of,
+    read_csv,
+    write_clam,
+    write_csv,
+    write_slides,
+    write_trident,
+)
 
 QUICK = {
     "model.name": "gated_attention",
@@ -129,6 +140,48 @@ def test_explain_a_slide(run_dir, slides, tmp_path, what):
     explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
 
 
+def test_a_network_is_not_given_bags_without_the_coordinates_it_learned(run_dir, slides, tmp_path, capsys):
+    for i in range(16):
+        np.save(tmp_path / f"{i + 1:03}.npy", features_of(i, 9 + i, i % 2))
+    with pytest.raises(InputError, match=r"slide 001: .*001.npy has no coordinates, with which the network was train"):
+        predict.run([tmp_path / "001.npy"], checkpoint=run_dir, on_error="fail")
+    with pytest.raises(InputError, match=r"data.use_coords: slide 001 has no coordinates in .*001.npy"):
+        validate.run(str(run_dir), [f"--data.features={tmp_path}"])
+    small = {"model__name": "bag_encoder", "model__model_args__num_heads": 2, "trainer__max_epochs": 1}
+    run = train.run("bags", overrides(slides, **small, data__features=tmp_path), out=str(tmp_path / "runs"))
+    capsys.readouterr()
+    lines = []
+    for file in (tmp_path / "001.npy", slides / "features" / "001.h5"):  # the second has coordinates
+        predict.run([file], checkpoint=run, format="csv")
+        lines.append(capsys.readouterr().out.strip().splitlines()[-1].split(","))
+    assert [float(p) for p in lines[0][-2:]] == pytest.approx([float(p) for p in lines[1][-2:]], abs=2e-3)
+    validate.run(str(run), [f"--data.features={slides / 'features'}"])
+    assert "without coordinates" in capsys.readouterr().out
+
+
+def test_maps_of_slides_whose_names_have_points(run_dir, slides, tmp_path):
+    for name in ("TCGA-A1-DX1.B34F", "TCGA-A1-DX1.C99A"):
+        write_trident(tmp_path / f"{name}.h5", features_of(0, 9))
+        explain.run(tmp_path / f"{name}.h5", checkpoint=run_dir, out=tmp_path / "maps")
+        numbers = json.loads((tmp_path / "maps" / f"{name}_attention.json").read_text())
+        assert (numbers["slide"], numbers["image"]) == (name, str(tmp_path / f"{name}.h5"))
+    assert len(list((tmp_path / "maps").iterdir())) == 8
+
+
+def test_a_thumbnail_with_the_coordinates_of_clam(run_dir, tmp_path):
+    write_clam(tmp_path, "s", features_of(0, 9), coords_of(9))
+    Image.new("RGB", (100, 80)).save(tmp_path / "s.png")
+    given = {"checkpoint": run_dir, "out": tmp_path / "out", "thumbnail": tmp_path / "s.png"}
+    with pytest.raises(InputError, match=r"--thumbnail: the coordinates do not tell .* CLAM's folder `patches`"):
+        explain.run(tmp_path / "h5_files" / "s.h5", **given)
+    (tmp_path / "patches").mkdir()
+    with h5py.File(tmp_path / "patches" / "s.h5", "w") as file:
+        file["coords"] = coords_of(9)
+        file["coords"].attrs.update({"patch_size": 256, "downsample": (2.0, 2.0), "level_dim": (2500, 2000)})
+    explain.run(tmp_path / "h5_files" / "s.h5", coords=tmp_path / "patches", **given)
+    assert (tmp_path / "out" / "s_attention.png").is_file()
+
+
 def test_commands_of_images_alone_refuse_bags(run_dir, tmp_path):
     with pytest.raises(InputError, match=r"is of bags: networks of images alone are exported"):
         export.run(str(run_dir), str(tmp_path / "out.onnx"))
@@ -138,7 +191,7 @@ def test_commands_of_images_alone_refuse_bags(run_dir, tmp_path):
 
 def test_a_map_needs_coordinates(run_dir, tmp_path):
     np.save(tmp_path / "bare.npy", features_of(0, 9))
-    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
+    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, with which the network was"):
         explain.run(tmp_path / "bare.npy", checkpoint=run_dir, out=tmp_path)
     with pytest.raises(InputError, match=r"is of bags: --what is attention or contributions"):
         explain.run(tmp_path / "bare.npy", checkpoint=run_dir, what="cam", out=tmp_path)
@@ -162,6 +215,16 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert (place / "0" / "best.ckpt").stat().st_mtime_ns == before
     assert read_csv(place / "folds.csv") == rows
     assert "fold 0 of 2 is finished" in capsys.readouterr().out
+    page = compare([place / "0", place / "1"], tmp_path / "both.html")
+    text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert "on its own validation slides" in text
+    assert not re.search(r"\bimages?\b", text)
+    np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
+    predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
+    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
+        explain.run(tmp_path / "bare.npy", checkpoint=place / "0", out=tmp_path)
+    explain.run(slides / "features" / "003.h5", checkpoint=place / "0", out=tmp_path)
+    assert "weights of the pooling: sum over 11 patches 1" in capsys.readouterr().out  # it has no class token
 
 
 @pytest.mark.parametrize(
@@ -194,6 +257,10 @@ def test_survival_runs_through_all_commands(slides, tmp_path):
     rows = read_csv(tmp_path / "p.csv")
     cuts = [name for name in rows[0] if name.startswith("p_")]
     assert [name[:8] for name in cuts] == ["p_up to ", "p_later"]
+    told = [(float(row["risk"]), float(row[cuts[0]])) for row in rows]
+    assert max(told)[1] > min(told)[1]  # a higher risk is an earlier event
+    with pytest.raises(InputError, match=r"data.target must be 'class' for BagClassificationTask, got 'survival'"):
+        train.run("bags", [*given, "--data.target=survival"], out=str(tmp_path / "runs"))
     assert sum(float(rows[0][name]) for name in cuts) == pytest.approx(1, abs=1e-5)
 
 
@@ -228,6 +295,20 @@ def test_the_options_in_the_header_of_mnist_bags_fit(line):
     batch = next(iter(job.data.val_dataloader()))
     assert job.task(batch).shape == (1, 2)
     assert job.task.hparams["in_dim"] == batch.features.shape[2]
+
+
+@pytest.mark.parametrize("name", [name for name in list_bag_models() if name != "bag_encoder"])
+def test_another_network_does_not_take_what_a_recipe_has_for_its_own(name):
+    few = [f"--data.{split}_bags=2" for split in ("train", "val", "test")]
+    job = load_job("mnist_bags", [f"--model.name={name}", *few])
+    assert job.task.hparams["model_args"] == {"embed": "lenet", "embed_dim": 64}
+    assert job.settings["model.model_args.depth"] == ("left out", "the recipe has it for bag_encoder")
+    given = [f"--model.name={name}", "--model.model_args.depth=2", *few]  # an option is not left out
+    if name == "transmil":
+        assert load_job("mnist_bags", given).task.hparams["model_args"]["depth"] == 2
+        return
+    with pytest.raises(InputError, match=f"model.model_args: the network {name} has no argument 'depth'"):
+        load_job("mnist_bags", given)
 
 
 def test_a_bad_slide_in_a_worker_is_one_line(tmp_path, capsys):

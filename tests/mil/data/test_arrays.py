@@ -232,3 +232,13 @@ def test_a_folder_without_features(tmp_path):
         find_files(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"data.features: there is no folder"):
         find_files(tmp_path / "none")
+
+
+def test_what_is_no_file_of_features(tmp_path):
+    (tmp_path / "slide.png").write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match=r"slide s: .*slide.png is no file of features; allowed are .h5, .hdf5, .pt"):
+        look(tmp_path / "slide.png", "features", "s")
+    torch.save({"features": tmp_path}, tmp_path / "s.pt")  # a path is no tensor
+    with pytest.raises(InputError, match=r"slide s: .*s.pt cannot be read: it holds other things than tensors") as told:
+        look(tmp_path / "s.pt", "features", "s")
+    assert "weights_only" not in str(told.value)

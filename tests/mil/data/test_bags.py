@@ -10,9 +10,11 @@ from lightning.pytorch import Callback, Trainer
 
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data import Bag, BagsDataModule, collate
-from softmaxfree.mil.data.slides import SlideBags
+from softmaxfree.mil.data.slides import SlideBags, look_at, read_coords
 from softmaxfree.mil.tasks import BagClassificationTask
 from tests.mil.data.slide_files import coords_of, features_of, write_csv, write_slides, write_trident
+
+MANY_WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # for a machine of one core
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +70,14 @@ def test_batches_of_a_folder(slides):
     assert "drawn by case and seed 42" in data.found
 
 
+@MANY_WORKERS
 def test_workers_hold_one_batch_each(slides):
     loader = module(slides, num_workers=2).train_dataloader()
     assert loader.prefetch_factor == 1
     assert sum(len(batch.labels) for batch in loader) == len(loader)
 
 
+@MANY_WORKERS
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_bag_is_in_memory_while_the_next_is_read(slides, monkeypatch, workers):
     """A worker, or the training itself without workers, reads one; the training holds one more at most."""
@@ -113,10 +117,10 @@ def test_the_split_of_a_run_is_read_again(slides, tmp_path):
 
 
 def test_labels_of_transmil_and_torchmil(slides, tmp_path):
-    fold = write_csv(tmp_path / "fold0.csv", ",train,train_label,val,val_label", "0,001,1,003,0.0", "1,002,0,,")
+    fold = write_csv(tmp_path / "fold0.csv", ",train,train_label,val,val_label", "0,001,1,003,0.0", "1,002,0,004,1")
     data = module(slides, labels=None, split=str(tmp_path), fold=0)
-    assert (data.class_names, data.num_images) == (("0", "1"), {"train": 2, "val": 1})
-    assert fold.name in str(data.found) or str(tmp_path) in data.found
+    assert (data.class_names, data.num_images) == (("0", "1"), {"train": 2, "val": 2})
+    assert f"(by {fold})" in data.found  # not the folder alone
     for name in ("features", "labels", "coords"):
         (tmp_path / "t" / name).mkdir(parents=True)
     for i in range(6):
@@ -262,5 +266,24 @@ def test_bad_times(slides, tmp_path, row, message):
 
 def test_too_few_events_for_the_bins(slides, tmp_path):
     table = write_csv(tmp_path / "t.csv", "slide_id,time,event", *(f"{i + 1:03},5,1" for i in range(12)))
-    with pytest.raises(InputError, match=r"data.bins is 4, but there are too few different times of events \(1\)"):
+    with pytest.raises(InputError, match=r"data.bins is 4, but the events .* to train on are at 1 different time,"):
         module(slides, labels=str(table), target="survival")
+
+
+def test_a_validation_that_tells_no_best_epoch_is_refused(slides, tmp_path):
+    split = write_csv(tmp_path / "s.csv", ",train,val", "0,001,003", "1,002,005", "2,004,")
+    with pytest.raises(InputError, match=r"data.split: all slides to validate are of a, so that nothing .*s.csv"):
+        module(slides, split=str(split))
+    rows = [f"{i + 1:03},{i + 1},{int(i not in (2, 4))}" for i in range(12)]  # no event of 003 and 005 was seen
+    table = write_csv(tmp_path / "t.csv", "slide_id,time,event", *rows)
+    with pytest.raises(InputError, match="no slide to validate has an event before the time of another one"):
+        module(slides, labels=str(table), split=str(split), target="survival", bins=2)
+    write_csv(tmp_path / "t.csv", "slide_id,time,event", *rows[:2], "003,3,1", *rows[3:])
+    assert module(slides, labels=str(table), split=str(split), target="survival", bins=2).num_images["val"] == 2
+
+
+def test_patches_at_one_place(tmp_path):
+    write_trident(tmp_path / "same.h5", features_of(0, 7), np.zeros((7, 2), np.int64))
+    (slide,) = look_at(["same"], {"same": tmp_path / "same.h5"}, {}, {})
+    with pytest.raises(InputError, match=r"slide same: the 7 patches in .*same.h5 all lie at one place"):
+        read_coords(slide)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -127,6 +128,8 @@ def _opened(path: Path, slide: str = "") -> Iterator[Any]:
     whose = f"slide {slide}: " if slide else ""
     if not path.is_file():
         raise FileNotFoundError(f"{whose}there is no file {path}")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{whose}{path} is no file of features; allowed are {', '.join(SUFFIXES)}")
     try:
         if path.suffix in _H5:
             import h5py
@@ -149,3 +152,5 @@ def _of_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # of the old format, which cannot be mapped
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own advice is to run what the file says
+        raise ValueError("it holds other things than tensors, or torch.save did not write it") from error

@@ -99,6 +99,7 @@ class BagsDataModule(AbstractBagsDataModule):
         self.cuts: list[float] = []
         self.in_dim = 0
         self.found = ""
+        self.with_coords = False
         self.remarks: list[str] = []
         self.split_rows: list[tuple[str, str]] = []
         self.bags: dict[str, SlideBags] = {}
@@ -144,20 +145,21 @@ class BagsDataModule(AbstractBagsDataModule):
         given: Split | None = None
         of_file: dict[str, str] = {}
         if self.split not in (None, EVERY):
-            given, of_file = read_split(find_split(str(self.split), self.fold))
+            self.split = str(find_split(str(self.split), self.fold))
+            given, of_file = read_split(Path(self.split))
         labels = self._labels(folder, files, of_file)
         names = self._names(labels, files, given)
         slides = look_at(names, files, more.get("coords", {}), more.get("inst_labels", {}))
         split = self._split({name: labels.cases[name] for name in names}, labels, given)
         self.in_dim = slides[0].features.shape[1]
         targets = self._targets(labels, split)
-        with_coords = self._with_coords(slides)
+        self.with_coords = self._uses_coords(slides)
         for side in ("train", "val", "test"):
             own = [slide for slide in slides if split[slide.name] == side]
             most = self.max_patches if side == "train" else None
             tensors = [targets[slide.name] for slide in own]
-            self.bags[side] = SlideBags(own, tensors, self.step, most, with_coords)
-        self.found = self._told(folder, labels, files, names, slides, with_coords)
+            self.bags[side] = SlideBags(own, tensors, self.step, most, self.with_coords)
+        self.found = self._told(folder, labels, files, names, slides)
 
     def _labels(self, folder: Path, files: dict[str, Path], of_file: dict[str, str]) -> Labels:
         if self.labels is not None:
@@ -211,6 +213,9 @@ class BagsDataModule(AbstractBagsDataModule):
             self.class_counts = tuple(counts[i] for i in range(len(classes))) if trained else ()
             if lacking := [name for i, name in enumerate(classes) if trained and not counts[i]]:
                 raise InputError(f"data.split: there are no slides of {lacking[0]} to train on")
+            held = {int(targets[name]) for name, side in split.items() if side == "val"}
+            if trained and len(held) == 1:
+                self._cannot_choose(f"all slides to validate are of {classes[held.pop()]}")
             return targets
         told = survival_labels(labels, list(split))
         if trained:
@@ -218,11 +223,19 @@ class BagsDataModule(AbstractBagsDataModule):
         elif self.known_classes:  # by which they were numbered
             self.cuts = [float(name.rpartition(" ")[2]) for name in self.known_classes[:-1]]
         self.class_names = (*(f"up to {cut:g}" for cut in self.cuts), "later")
+        held = [told[name] for name, side in split.items() if side == "val"]
+        if trained and not any(event and time < other for time, event in held for other, _ in held):
+            self._cannot_choose("no slide to validate has an event before the time of another one")
         bins = {name: sum(time > cut for cut in self.cuts) for name, (time, _) in told.items()}
         self.class_counts = tuple(Counter(bins[name] for name in trained)[i] for i in range(self.num_classes))
         return {name: torch.tensor([bins[name], event, time]) for name, (time, event) in told.items()}
 
-    def _with_coords(self, slides: Sequence[Any]) -> bool:
+    def _cannot_choose(self, why: str) -> None:
+        """Refuse slides by which no score is measured, so that the first epoch would count as the best."""
+        hint = "run.seed draws another split" if self.split is None else f"they are those of {self.split}"
+        raise InputError(f"data.split: {why}, so that nothing tells the best epoch; {hint}")
+
+    def _uses_coords(self, slides: Sequence[Any]) -> bool:
         lacking = [slide for slide in slides if slide.coords is None]
         if self.use_coords is True and lacking:
             raise InputError(
@@ -230,7 +243,8 @@ class BagsDataModule(AbstractBagsDataModule):
                 f" ({len(lacking)} such slides); data.coords is a folder of them"
             )
         if lacking and len(lacking) < len(slides) and self.use_coords == "auto":
-            self._remark(f"coordinates are not used: {len(lacking)} slides have none, such as {lacking[0].name}")
+            some = f"{len(lacking)} of {len(slides)} slides have none, such as {lacking[0].name}"
+            self._remark(f"coordinates are not used: {some}; data.coords is a folder of them")
         return not lacking and bool(self.use_coords)
 
     def _told(
@@ -240,7 +254,6 @@ class BagsDataModule(AbstractBagsDataModule):
         files: dict[str, Path],
         names: list[str],
         slides: Sequence[Any],
-        with_coords: bool,
     ) -> str:
         sizes = sorted(slide.features.shape[0] for slide in slides)
         counts = [f"{len(self.bags[side])} to {what}" for side, what in _SIDES.items() if len(self.bags[side])]
@@ -248,12 +261,13 @@ class BagsDataModule(AbstractBagsDataModule):
         if self.split is None:
             part = f", fold {self.fold} of {self.folds}" if self.folds else ""
             how = f" (drawn by {'case' if labels.by_case else 'slide'} and seed {self.seed}{part})"
+        what = "classes" if self.target == "class" else "bins of time"
         parts = [
             f"{len(names)} slides of {len({labels.cases[name] for name in names})} cases, {sizes[0]:,} to "
             f"{sizes[-1]:,} patches (median {sizes[len(sizes) // 2]:,}) of {self.in_dim} numbers",
             f"{', '.join(counts)}{how}",
-            f"classes {', '.join(self.class_names[:_SHOWN])}{', ...' * (self.num_classes > _SHOWN)}",
-            "with coordinates" if with_coords else "without coordinates",
+            f"{what} {', '.join(self.class_names[:_SHOWN])}{', ...' * (self.num_classes > _SHOWN)}",
+            "with coordinates" if self.with_coords else "without coordinates",
         ]
         if extra := len(files.keys() - set(names)):
             parts.append(f"{extra} files of features without a label are not used")

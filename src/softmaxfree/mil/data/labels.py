@@ -149,7 +149,11 @@ def bins_of(told: Sequence[tuple[float, int]], bins: int) -> list[float]:
     seen = [time for time, event in told if event]
     cuts = np.quantile(seen, np.arange(1, bins) / bins).tolist() if seen else []
     if len(set(cuts)) < bins - 1:
-        raise InputError(f"data.bins is {bins}, but there are too few different times of events ({len(set(seen))})")
+        times = len(set(seen))
+        raise InputError(
+            f"data.bins is {bins}, but the events of the slides to train on are at {times} different "
+            f"time{'s' * (times != 1)}, which are too few or too unequal for as many bins"
+        )
     return cuts
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from softmaxfree.errors import InputError
 
-__all__ = ["require_cells", "step_of"]
+__all__ = ["patch_size_of", "require_cells", "slide_size_of", "step_of"]
 
 
 def step_of(attributes: Mapping[str, Any]) -> float | None:
@@ -32,6 +32,49 @@ def step_of(attributes: Mapping[str, Any]) -> float | None:
     return float(step) if step > 0 else None
 
 
+def patch_size_of(attributes: Mapping[str, Any]) -> float | None:
+    """Return the side of a patch at level 0 by the attributes of TRIDENT or CLAM; None where these do not tell.
+
+    Args:
+        attributes: of the coordinates. CLAM's `patch_size` is in pixels of the level that is `downsample` smaller.
+
+    Returns:
+        Pixels at level 0.
+    """
+    told = _pair(attributes.get("patch_size_level0"))
+    if told is None and "downsample" in attributes:
+        size, scale = _pair(attributes.get("patch_size")), _pair(attributes["downsample"])
+        told = None if size is None or scale is None else (size[0] * scale[0], size[1] * scale[1])
+    return None if told is None else told[0]
+
+
+def slide_size_of(attributes: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return width and height of a slide at level 0 by the attributes of TRIDENT or CLAM; None where these do not tell.
+
+    Args:
+        attributes: of the coordinates. CLAM's `level_dim` is the size of the level that is `downsample` smaller.
+
+    Returns:
+        Pixels at level 0.
+    """
+    width, height = _pair(attributes.get("level0_width")), _pair(attributes.get("level0_height"))
+    if width is not None and height is not None:
+        return width[0], height[0]
+    size, scale = _pair(attributes.get("level_dim")), _pair(attributes.get("downsample"))
+    return None if size is None or scale is None else (size[0] * scale[0], size[1] * scale[1])
+
+
+def _pair(given: Any) -> tuple[float, float] | None:
+    """One or two numbers above 0, as two; None for what is missing, or the text "None"."""
+    try:
+        values = [float(value) for value in np.atleast_1d(given)]
+    except (TypeError, ValueError):
+        return None
+    if not values or not all(0 < value < math.inf for value in values):
+        return None
+    return values[0], values[-1]
+
+
 def require_cells(coords: np.ndarray, step: float, how: str, slide: str, path: object) -> None:
     """Refuse a step by which patches fall together.
 
@@ -43,11 +86,13 @@ def require_cells(coords: np.ndarray, step: float, how: str, slide: str, path: o
         path: of their file.
 
     Raises:
-        InputError: all patches lie in one cell, or those of different places share one on average.
+        InputError: all patches lie at one place or in one cell, or those of different places share one on average.
     """
     if not math.isfinite(step) or step <= 0:
         raise InputError(f"slide {slide}: the step of the coordinates in {path} is {step:g}; it must be above 0")
     places = len(np.unique(coords, axis=0))
+    if places == 1 < len(coords):
+        raise InputError(f"slide {slide}: the {len(coords)} patches in {path} all lie at one place")
     cells = len(np.unique(np.round((coords - coords.min(0)) / step), axis=0))
     if places > 1 and (cells == 1 or 2 * cells <= places):
         raise InputError(

@@ -4,15 +4,16 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from softmaxfree.arguments import require_known, require_whole
+from softmaxfree.arguments import require, require_known, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.checkpoints import read_transmil
 from softmaxfree.mil.data.bag import BagBatch
+from softmaxfree.mil.registry import bag_model_arguments
 from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.models.parts import Parts
 from softmaxfree.tasks.memory import tells_memory
@@ -35,8 +36,15 @@ class AbstractBagTask(AbstractTask):
     """Trains a network of bags by the loss of a subclass. Arguments: see `AbstractTask`."""
 
     of_timm = False
+    target: ClassVar[str]
+    """Kind of labels that it learns: "class" or "survival"."""
     size_scores: list[dict[str, Any]]
     """Scores by size of the bags, after a validation or a test; a row a size."""
+
+    @classmethod
+    def shared_arguments(cls) -> set[str]:
+        """Return the arguments that all networks of bags take."""
+        return set.intersection(*(set(bag_model_arguments(name)) for name in list_bag_models()))
 
     def architecture(self) -> tuple[str, dict[str, Any]]:
         """Return the network's name and its arguments."""
@@ -67,12 +75,12 @@ class AbstractBagTask(AbstractTask):
             raise InputError(f"model.model_args: {error}") from error
         heads = [key for key, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == num_classes]
         model.parts = Parts("", tuple(heads[-1:]))  # type: ignore[assignment]
-        self._takes_step = "step" in inspect.signature(model.forward).parameters
+        self.takes_coords = "step" in inspect.signature(model.forward).parameters
         return model
 
     def forward(self, batch: BagBatch) -> Tensor:
         """Return logits (B, num_classes) of bags, float32 also under autocast."""
-        more: dict[str, Any] = {"step": batch.step} if self._takes_step else {}
+        more: dict[str, Any] = {"step": batch.step} if self.takes_coords else {}
         return self.model(batch.features, mask=batch.mask, coords=batch.coords, **more).float()
 
     def setup(self, stage: str) -> None:
@@ -82,10 +90,14 @@ class AbstractBagTask(AbstractTask):
             stage: what the Trainer is about to do.
 
         Raises:
-            InputError: the data has other classes, or features of another width.
+            InputError: the data has other classes, labels of another kind, or features of another width.
         """
-        super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
+        target = getattr(data, "target", self.target)
+        require(target == self.target, "data.target", target, f"{self.target!r} for {type(self).__name__}")
+        super().setup(stage)
+        if self.takes_coords and hasattr(data, "with_coords"):
+            data.hparams["use_coords"] = data.with_coords  # checkpoints tell what "auto" was
         width = getattr(data, "in_dim", None)
         if width not in (None, self.hparams["in_dim"]):
             raise InputError(f"model.in_dim is {self.hparams['in_dim']}, but the features have {width} numbers")
@@ -122,6 +134,14 @@ class AbstractBagTask(AbstractTask):
                     f"--model.model_args.{key} {arguments[key]}"
                 )
         return source._replace(weights=weights, model="transmil", num_classes=arguments["num_classes"])
+
+    @abstractmethod
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class or bin of time, (B, num_classes), by logits of the same shape."""
+
+    def probabilities(self, batch: BagBatch) -> Tensor:
+        """Return what is predicted of bags: the probability of each class or bin of time, (B, num_classes)."""
+        return self.probabilities_of(self(batch))
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

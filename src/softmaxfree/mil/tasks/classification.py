@@ -38,6 +38,7 @@ class BagClassificationTask(AbstractBagTask):
     """
 
     monitor = "val/auc"
+    target = "class"
     summary: ClassVar = {
         "val/auc": ("macro AUC", 1, 4),
         "val/balanced_accuracy": ("balanced accuracy (%)", 100, 2),
@@ -88,9 +89,9 @@ class BagClassificationTask(AbstractBagTask):
         """Return the cross-entropy, a scalar, of logits (B, num_classes) and labels (B,)."""
         return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
 
-    def probabilities(self, batch: BagBatch) -> Tensor:
-        """Return what is predicted of bags: the probability of each class, (B, num_classes)."""
-        return self(batch).softmax(1)
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Return the probability of each class, (B, num_classes), by logits of the same shape."""
+        return logits.softmax(1)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last epoch; the last confusions stay readable after the run."""

@@ -32,6 +32,7 @@ class BagSurvivalTask(AbstractBagTask):
     """
 
     monitor = "val/c_index"
+    target = "survival"
     summary: ClassVar = {
         "val/c_index": ("c-index", 1, 4),
         "val/loss": ("validation loss", 1, 4),
@@ -62,12 +63,11 @@ class BagSurvivalTask(AbstractBagTask):
         """Return `hazard_loss` of logits (B, num_classes) and labels (B, 3)."""
         return hazard_loss(logits, labels[:, 0].long(), labels[:, 1], self.hparams["censored_weight"])
 
-    def probabilities(self, batch: BagBatch) -> Tensor:
-        """Return what is predicted of bags: the probability that the event is in each bin, (B, num_classes).
+    def probabilities_of(self, logits: Tensor) -> Tensor:
+        """Return the probability that the event is in each bin, (B, num_classes), by logits of the same shape.
 
         The last one holds all that is later, whatever the hazard there.
         """
-        logits = self(batch)
         survived = F.pad(F.logsigmoid(-logits).cumsum(1), (1, 0))[:, :-1].exp()  # to the begin of each bin
         return torch.cat([survived[:, :-1] * logits[:, :-1].sigmoid(), survived[:, -1:]], 1)
 
