@@ -223,8 +223,8 @@ class BagsDataModule(AbstractBagsDataModule):
         elif self.known_classes:  # by which they were numbered
             self.cuts = [float(name.rpartition(" ")[2]) for name in self.known_classes[:-1]]
         self.class_names = (*(f"up to {cut:g}" for cut in self.cuts), "later")
-        held = [told[name] for name, side in split.items() if side == "val"]
-        if trained and not any(event and time < other for time, event in held for other, _ in held):
+        validating = [told[name] for name, side in split.items() if side == "val"]
+        if trained and not any(event and time < other for time, event in validating for other, _ in validating):
             self._cannot_choose("no slide to validate has an event before the time of another one")
         bins = {name: sum(time > cut for cut in self.cuts) for name, (time, _) in told.items()}
         self.class_counts = tuple(Counter(bins[name] for name in trained)[i] for i in range(self.num_classes))
