@@ -32,8 +32,12 @@ class Layer(NamedTuple):
     @property
     def mixer(self) -> AbstractMixer | None:
         """The mixer of this package that it is, or that it was exchanged for; None for timm's softmax."""
-        own = self.module.mixer if isinstance(self.module, ExchangedAttention) else self.module
-        return own if isinstance(own, AbstractMixer) else None
+        return self.mixing if isinstance(self.mixing, AbstractMixer) else None
+
+    @property
+    def mixing(self) -> nn.Module:
+        """What mixes the tokens: the module, or the mixer that it was exchanged for."""
+        return self.module.mixer if isinstance(self.module, ExchangedAttention) else self.module
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Any]:
