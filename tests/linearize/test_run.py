@@ -187,6 +187,7 @@ def test_a_pyramid_and_rotary_positions_learn_too(folder, tmp_path):
     pyramid = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_classes": 0}
     for name, size, own in (
         ("pvt_v2_b0", 64, pyramid),
+        ("vit_base_patch16_siglip_224", 48, small | {"img_size": 48}),  # whose head has an attention, too
         ("vit_small_patch16_dinov3", 48, small | {"img_size": 48}),
         ("vit_small_patch16_rope_mixed_224", 48, small | {"img_size": 48}),
     ):

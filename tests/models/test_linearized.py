@@ -99,6 +99,8 @@ def test_its_attention_is_explained():
     own = teacher("vit_tiny_patch16_224")
     x = images("vit_tiny_patch16_224", 1)
     exact = linearized_of(copy.deepcopy(own), "softn", {"exact_keys": 16, "floor": 0.0})
+    pooled = timm.create_model("vit_base_patch16_siglip_224", **FAMILIES["vit_small_patch16_dinov3"])
+    assert attention(pooled, images("vit_small_patch16_dinov3", 1), (3, 5)).layer == "blocks.1.attn"
     for block in (0, 1):
         shown, expected = attention(exact, x, (3, 5), block=block), attention(own, x, (3, 5), block=block)
         assert (shown.mixer, shown.layer) == ("softn", f"blocks.{block}.attn")

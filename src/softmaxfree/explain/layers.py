@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+from timm.layers import AttentionPoolLatent
 from torch import nn
 
 from softmaxfree.arguments import require
@@ -79,6 +80,8 @@ def attention_layers(model: nn.Module) -> list[Layer]:
             continue
         if isinstance(modules[name.rpartition(".")[0]], ExchangedAttention):
             continue  # the mixer of one that is a layer already
+        if isinstance(module, AttentionPoolLatent):
+            continue  # a head of few queries that are no tokens
         stage = _STAGE.search(name)
         parents = [modules[name[:at]] for at in (0, *(dot.start() for dot in re.finditer(r"\.", name)))]
         token = any(_has_class_token(parent) for parent in parents)

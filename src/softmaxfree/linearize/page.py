@@ -17,7 +17,7 @@ PAGE = "report.html"
 
 _STAGES = {"swap": "swapped", "blocks": "blocks learned", "features": "features learned", "labels": "with labels"}
 _LIKENESS = (
-    "Cosine of the student's features with the teacher's on held-out pictures: of the class token, or of the mean "
+    "Cosine of the student's features with the teacher's on {} held-out pictures: of the class token, or of the mean "
     "where there is none; around the teacher's mean over the pictures; of the patches. Different pictures are alike, "
     "too: 'different' is the teacher's cosine of one with another. The probe is a logistic regression on the teacher's "
     "features, used unchanged on the student's; the head is the student's own."
@@ -69,19 +69,19 @@ def _svg(build: Any, title: str) -> Markup:
 
 def _likeness(rows: list[dict[str, Any]]) -> tuple[str, str, list[str], list[list[str]]]:
     keys = {"raw": "cosine", "median": "median", "centred": "centred", "between": "different", "patches": "patches"}
-    shares = {"probe_student": "probe", "probe_teacher": "teacher's", "agreement": "agreement", "head": "head"}
+    shares = {"probe_student": "probe", "probe_teacher": "teacher's", "agreement": "agree", "head": "head"}
     shares = {key: name for key, name in shares.items() if any(row.get(key) is not None for row in rows)}
     shown = [
         [
             _STAGES[row["stage"]],
             str(row["size"]),
-            str(row["pictures"]),
             *(f"{row[key]:.3f}" if row[key] is not None else ABSENT for key in keys),
             *(f"{row[key]:.1%}" if row.get(key) is not None else ABSENT for key in shares),
         ]
         for row in rows
     ]
-    return "Features", _LIKENESS, ["step", "pixels", "pictures", *keys.values(), *shares.values()], shown
+    note = _LIKENESS.format(rows[0]["pictures"])
+    return "Features", note, ["step", "pixels", *keys.values(), *shares.values()], shown
 
 
 def _blocks(errors: list[Any]) -> tuple[str, str, list[str], list[list[str]]]:
@@ -96,7 +96,7 @@ def _shapes(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[str], list[
         own = _series([row for row in rows if row["size"] == size])
         if own:
             blocks = range(max(len(maps) for _, maps in own))
-            shown = [[str(i), *(f"{maps[i][0]:.2f}, {maps[i][1]:.3g}" for _, maps in own)] for i in blocks]
+            shown = [[str(i), *(f"{maps[i][0]:.2f}, {maps[i][1]:.1f}" for _, maps in own)] for i in blocks]
             head = ["block: locality, rank", *(name for name, _ in own)]
             tables.append((f"Maps at {size} pixels", _MAPS, head, shown))
     return tables
