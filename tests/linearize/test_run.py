@@ -146,6 +146,13 @@ def test_grey_images_and_one_held_out_picture(tmp_path):
     assert told["measures"][0]["between"] is None
 
 
+def test_features_beyond_half_precision(folder, tmp_path):
+    teacher = tiny()
+    teacher.norm.weight.data.mul_(1e6)
+    run(folder, tmp_path / "out", teacher=teacher, steps=0, block_steps=0)
+    assert load_measures(tmp_path / "out")["measures"][0]["raw"] > 0.5
+
+
 def test_any_size_of_a_teacher_of_one(tmp_path):
     own = tiny()
     free = any_size(own)
