@@ -50,6 +50,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys):
     for given, message in (
         (["swin_tiny_patch4_window7_224", "--weights", str(tmp_path / "none.pth")], "there is no such checkpoint"),
         (["nobody"], "MODEL must be a name of timm, a folder of a model, or teacher, got 'nobody'"),
+        ([teacher, "--weights", "w.pth"], f"--weights is for a name of timm: {teacher} has weights of its own"),
         ([teacher, "--mixer", "soft"], "mixer: soft has projections of its own"),
         ([teacher, "--mixer-args", "{"], "--mixer-args must be JSON"),
         ([teacher, "--blocks", "7"], "blocks must be different numbers from 0 to 1"),
@@ -62,3 +63,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys):
         assert main(["linearize", name, "--data", data, "--out", out, *few, *size, *options]) == 2, given
         assert message in capsys.readouterr().err, given
     assert not (tmp_path / "out").exists()
+    bare = timm.create_model("vit_tiny_patch16_224", embed_dim=16, depth=1, num_heads=2, img_size=32, num_classes=0)
+    save_pretrained(bare, tmp_path / "bare", {"input_size": (3, 32, 32)}, ())
+    assert main(["predict", data, "--checkpoint", str(tmp_path / "bare")]) == 2
+    assert "bare has no head, and so tells no classes" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from PIL import Image
 
 import softmaxfree  # noqa: F401  registers `linearized`
 from softmaxfree.errors import InputError
-from softmaxfree.linearize import Settings, find_pictures, linearize, load_measures
+from softmaxfree.linearize import Settings, any_size, find_pictures, linearize, load_measures
+from softmaxfree.models.exchange import exchange
 
 ARGUMENTS = {"maps": True, "exact_keys": 2, "landmark_grid": [2, 2]}
 SETTINGS = {
@@ -43,11 +44,11 @@ def folder(tmp_path_factory):
     return root
 
 
-def run(folder, out, stop: int | None = None, **more) -> list[str]:
+def run(folder, out, stop: int | None = None, teacher=None, **more) -> list[str]:
     """Runs, or stops after so many lines as a signal would."""
     settings = Settings(**(SETTINGS | more))
     lines = []
-    for line in linearize(tiny(), find_pictures(folder, settings.batch_size), settings, out):
+    for line in linearize(teacher or tiny(), find_pictures(folder, settings.batch_size), settings, out):
         lines.append(line)
         if len(lines) == stop:
             break
@@ -107,11 +108,74 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(folder, finished, t
     assert run(folder, out)[-1].startswith("written")  # a finished one is not done again
 
 
-def test_labels_give_it_a_head(folder, tmp_path):
-    run(folder, tmp_path / "out", label_steps=3, steps=1, block_steps=0, train="attention")
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_labels_give_it_a_head_also_after_a_stop(folder, tmp_path, name):
+    few = {"label_steps": 12, "steps": 1, "block_steps": 0, "train": "attention"}
+    torch.manual_seed(0)
+    own = timm.create_model(name, embed_dim=16, depth=1, num_heads=2, img_size=32, patch_size=8, num_classes=2)
+    lines = run(folder, tmp_path / "out", teacher=copy.deepcopy(own), **few)
+    at = next(i for i, line in enumerate(lines) if line.startswith("labels     step 10"))
+    run(folder, tmp_path / "stopped", at + 1, copy.deepcopy(own), **few)
+    torch.manual_seed(7)
+    run(folder, tmp_path / "stopped", None, copy.deepcopy(own), **few)
+    one, other = weights(tmp_path / "out"), weights(tmp_path / "stopped")
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not torch.equal(one["head.weight"], own.head.weight)  # its two classes were others
+    student = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert student.pretrained_cfg["label_names"] == ["dark", "light"]
+    pictures = find_pictures(folder, 2)
+    with torch.no_grad():
+        right = [int(student(pictures.batch([i], 32, student)).argmax()) == pictures.labels[i] for i in pictures.held]
+    assert load_measures(tmp_path / "out")["measures"][-1]["head"] == sum(right) / len(right)
+
+
+def test_a_head_that_learned_nothing_keeps_the_names_of_its_classes(folder, tmp_path):
+    teacher = tiny(num_classes=3, pretrained_cfg_overlay={"label_names": ["a", "b", "c"]})
+    run(folder, tmp_path / "out", teacher=teacher, steps=0, block_steps=0)
     student = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    assert student.head.out_features == 2
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == ["dark", "light"]
+    assert student.pretrained_cfg["label_names"] == ["a", "b", "c"]
+
+
+def test_grey_images_and_one_held_out_picture(tmp_path):
+    images = list(np.random.default_rng(0).integers(0, 256, (6, 36, 40), dtype=np.uint8))
+    settings = Settings(**(SETTINGS | {"steps": 1, "block_steps": 0}))
+    lines = list(linearize(tiny(in_chans=1), find_pictures(images, 2), settings, tmp_path / "out"))
+    assert lines[0].startswith("swap")
+    assert "centred" not in lines[0]  # it takes two
+    told = json.loads((tmp_path / "out" / "measures.json").read_text(), parse_constant=pytest.fail)
+    assert told["measures"][0]["between"] is None
+
+
+def test_features_beyond_half_precision(folder, tmp_path):
+    teacher = tiny()
+    teacher.norm.weight.data.mul_(1e6)
+    run(folder, tmp_path / "out", teacher=teacher, steps=0, block_steps=0)
+    assert load_measures(tmp_path / "out")["measures"][0]["raw"] > 0.5
+
+
+def test_any_size_of_a_teacher_of_one(tmp_path):
+    own = tiny()
+    free = any_size(own)
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(free(x), own(x), rtol=0, atol=0)
+    assert any_size(free) is free
+    images = list(np.random.default_rng(0).integers(0, 256, (6, 50, 50, 3), dtype=np.uint8))
+    settings = Settings(**(SETTINGS | {"size": (48, 32), "steps": 0, "mixer": "softmax", "mixer_args": None}))
+    list(linearize(free, find_pictures(images, 2), settings, tmp_path / "out"))
+    student = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    for size in (32, 48, 40):
+        x = torch.randn(1, 3, size, size)
+        torch.testing.assert_close(student(x), free(x), rtol=1e-5, atol=1e-6)
+
+
+def test_folders_of_splits_are_no_classes(tmp_path):
+    for place in ("Train/dark", "Train/light", "val/light"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (8, 8)).save(tmp_path / place / f"{i}.png")
+    pictures = find_pictures(tmp_path, 1)
+    assert pictures.class_names == ["dark", "light"]
+    assert sorted(pictures.labels) == [0, 0, 1, 1, 1, 1]
 
 
 def test_what_a_mixer_gets_by_default_depends_on_the_size():
@@ -130,6 +194,7 @@ def test_a_pyramid_and_rotary_positions_learn_too(folder, tmp_path):
     pyramid = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_classes": 0}
     for name, size, own in (
         ("pvt_v2_b0", 64, pyramid),
+        ("vit_base_patch16_siglip_224", 48, small | {"img_size": 48}),  # whose head has an attention, too
         ("vit_small_patch16_dinov3", 48, small | {"img_size": 48}),
         ("vit_small_patch16_rope_mixed_224", 48, small | {"img_size": 48}),
     ):
@@ -154,13 +219,34 @@ def test_bad_input_leaves_nothing_behind(folder, tmp_path):
         run(tmp_path / "nowhere", out)
     with pytest.raises(InputError, match="train must be mixer"):
         run(folder, out, train="everything")
+    with pytest.raises(InputError, match="size must be different numbers"):
+        run(folder, out, size=(32, 32))
+    with pytest.raises(InputError, match="label_steps needs data with labels"):
+        run(folder / "dark", out, label_steps=1)
+    with pytest.raises(InputError, match="is exchanged already: give its teacher"):
+        run(folder, out, teacher=exchange(tiny(), "softn"))
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "light" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"3\.png cannot be read"):
+        run(tmp_path / "data", out)
     assert not out.exists()
+
+
+def test_steps_that_were_too_large_are_told(folder, tmp_path):
+    with pytest.raises(InputError, match="lr: smaller steps are needed: after features"):
+        run(folder, tmp_path / "out", lr=1e30, block_steps=0)
 
 
 def test_a_folder_of_another_run_is_refused(folder, finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "out")
     with pytest.raises(InputError, match="holds a run with steps 12, this one has 13"):
         run(folder, tmp_path / "out", steps=13)
+    with pytest.raises(InputError, match="holds a run with other weights"):
+        run(folder, tmp_path / "out", teacher=tiny(qkv_bias=False))
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data" / "light" / "3.png").rename(tmp_path / "data" / "light" / "9.png")
+    with pytest.raises(InputError, match="holds a run with other pictures"):
+        run(tmp_path / "data", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is neither empty nor a run of linearize"):

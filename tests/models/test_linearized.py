@@ -8,6 +8,7 @@ import torch
 
 from softmaxfree.errors import InputError
 from softmaxfree.explain import attention
+from softmaxfree.explain.landmarks import landmark_importance
 from softmaxfree.models.exchange import exchange, exchanged
 from softmaxfree.models.linearized import linearized_of, resample_positions
 from softmaxfree.tasks.pretrained import save_pretrained
@@ -98,10 +99,16 @@ def test_its_attention_is_explained():
     own = teacher("vit_tiny_patch16_224")
     x = images("vit_tiny_patch16_224", 1)
     exact = linearized_of(copy.deepcopy(own), "softn", {"exact_keys": 16, "floor": 0.0})
+    pooled = timm.create_model("vit_base_patch16_siglip_224", **FAMILIES["vit_small_patch16_dinov3"])
+    assert attention(pooled, images("vit_small_patch16_dinov3", 1), (3, 5)).layer == "blocks.1.attn"
     for block in (0, 1):
         shown, expected = attention(exact, x, (3, 5), block=block), attention(own, x, (3, 5), block=block)
         assert (shown.mixer, shown.layer) == ("softn", f"blocks.{block}.attn")
         torch.testing.assert_close(shown.weights, expected.weights, rtol=1e-3, atol=1e-5)
+    with pytest.raises(InputError, match="is of softn, a mixer without landmarks whose shares can be told"):
+        landmark_importance(exact, x)
+    shares = landmark_importance(exchange(copy.deepcopy(own), "nystrom"), x).shares
+    torch.testing.assert_close(shares.sum(-1), torch.ones(2))
     with pytest.raises(InputError, match="its keys are fewer than its queries"):
         attention(exchange(teacher("pvt_v2_b0"), "softn"), images("pvt_v2_b0", 1), (3, 5), stage=0)
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from softmaxfree.errors import InputError
 from softmaxfree.models import creation
+from softmaxfree.models.linearized import linearized_of
 from softmaxfree.models.parts import parts_of
 from softmaxfree.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from softmaxfree.tasks.pretrained import save_pretrained
@@ -101,6 +102,8 @@ def test_a_checkpoint_needs_nothing_that_the_run_started_from(run_dir, tmp_path)
 
 def test_another_architecture(run_dir, tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
+    vit = timm.create_model("vit_tiny_patch16_224", embed_dim=8, depth=1, num_heads=1, img_size=32, num_classes=0)
+    save_pretrained(linearized_of(vit), tmp_path / "student", {"input_size": (3, 32, 32)}, ())
     small = {**SMALL, "in_chans": 1}
     for arguments, source, message in (
         (
@@ -116,6 +119,12 @@ def test_another_architecture(run_dir, tmp_path):
             {},
             tmp_path / "resnet.pth",
             "of another model, and this model is soft_nano: no weight of it is there, but",
+        ),
+        (
+            {},
+            tmp_path / "student",
+            "of linearized, and this model is soft_nano: no weight of it is there.*; the model of that folder is "
+            f"--model.name local-dir:{tmp_path / 'student'} --init-from pretrained",
         ),
     ):
         with pytest.raises(InputError, match=f"model.init_from: .*{message}"):

@@ -117,15 +117,18 @@ def _teacher(name: str, weights: Path | None, size: int) -> Any:
     import timm
 
     from softmaxfree.cli.checkpoint import load_classifier
-    from softmaxfree.linearize import bundled_teacher
+    from softmaxfree.linearize import any_size, bundled_teacher
 
+    folder = Path(name).expanduser().is_dir()
+    if weights is not None and (name == "teacher" or folder):
+        raise InputError(f"--weights is for a name of timm: {name} has weights of its own")
     if name == "teacher":
         return bundled_teacher(size)
-    if Path(name).expanduser().is_dir():
-        return load_classifier(name, None).model
+    if folder:
+        return any_size(load_classifier(str(Path(name).expanduser()), None).model)
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"MODEL must be a name of timm, a folder of a model, or teacher, got {name!r}")
-    return load_classifier(None if weights is None else str(weights), name).model
+    return any_size(load_classifier(None if weights is None else str(weights.expanduser()), name).model)
 
 
 def _arguments(text: str | None) -> Any:

@@ -127,6 +127,8 @@ def run(
         if out is not None:
             require_free([out], [*images, *inputs], is_table)
         classifier = load_classifier(weights, model, size)
+        if not classifier.model.num_classes:
+            raise InputError(f"{weights or model} has no head, and so tells no classes: train it with one")
         classifier = classifier._replace(class_names=_read_names(class_names, classifier.class_names))
         classifier.model.to(where)
         predict_classes(

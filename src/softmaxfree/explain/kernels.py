@@ -67,9 +67,9 @@ def side_by_side(
     layers = attention_layers(model)
     if stage is None:
         kinds = SoftmaxFreeAttention | GaussianAttention
-        stage = next((own.stage for own in reversed(layers) if isinstance(own.module, kinds)), None)
+        stage = next((own.stage for own in reversed(layers) if isinstance(own.mixing, kinds)), None)
     layer = choose(layers, stage, block)
-    mixer: Any = layer.module
+    mixer: Any = layer.mixing
     if not isinstance(mixer, SoftmaxFreeAttention) and not (isinstance(mixer, GaussianAttention) and mixer.tied):
         kind = getattr(mixer, "name", type(mixer).__name__)
         raise InputError(f"{layer.name} must be of soft, or of gaussian with tied keys, got {kind}")

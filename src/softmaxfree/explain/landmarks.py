@@ -22,6 +22,7 @@ from softmaxfree.ops.precision import widen
 
 __all__ = ["Factors", "Inverse", "LandmarkImportance", "factors", "inverses", "landmark_importance"]
 
+_TOLD = "whose shares can be told; soft, nystrom and linformer have them"
 _ENTRIES = 1 << 24  # of a factor that are there at once
 
 
@@ -98,29 +99,29 @@ def landmark_importance(
     """
     layers = attention_layers(model)
     if stage is None:
-        stage = next((layer.stage for layer in reversed(layers) if _has_landmarks(layer.module)), None)
+        stage = next((layer.stage for layer in reversed(layers) if _has_landmarks(layer.mixing)), None)
     layer = choose(layers, stage, block)
     x, mask = prepared(model, image, mask)
     size: Any = tuple(x.shape[-2:])
     if query is not None:
         check_query(query, size, mask)
-    if not _has_landmarks(layer.module):
-        raise InputError(f"{layer.name} is of {_name(layer.module)}, a mixer without landmarks")
+    if not _has_landmarks(layer.mixing):
+        raise InputError(f"{layer.name} is of {_name(layer.mixing)}, a mixer without landmarks {_TOLD}")
     captured = capture(model, layer, x, mask)
     seen = seen_size(model, *size)
     token = None if query is None else find_token(query, captured, layer, seen, size)
     with torch.no_grad():
-        own = factors(layer.module, captured)
+        own = factors(layer.mixing, captured)
         first, end = (0, captured.q.shape[2]) if token is None else (token, token + 1)
         to_landmarks = _absolute_sums(own.of_queries, own.landmarks, first, end, captured, token is None)
         through = to_landmarks
         if own.of_keys is not None:
             through = through * _absolute_sums(own.of_keys, own.landmarks, 0, captured.k.shape[2], captured, True)
         total = through.sum(-1)
-        places = _places(layer.module, captured, layer.stride) * torch.tensor(
+        places = _places(layer.mixing, captured, layer.stride) * torch.tensor(
             [size[0] / seen[0], size[1] / seen[1]], device=through.device
         )
-    return LandmarkImportance(through / total[:, None], places, total, layer.name, _name(layer.module))
+    return LandmarkImportance(through / total[:, None], places, total, layer.name, _name(layer.mixing))
 
 
 def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> list[Inverse]:
@@ -137,14 +138,14 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
     Raises:
         InputError: no layer inverts anything.
     """
-    layers = [layer for layer in attention_layers(model) if isinstance(layer.module, _INVERTING)]
+    layers = [layer for layer in attention_layers(model) if isinstance(layer.mixing, _INVERTING)]
     if not layers:
         raise InputError("model has no layer that inverts a matrix: of the mixers soft and nystrom do")
     x, mask = prepared(model, image, mask)
     found: list[Inverse] = []
 
     def look(layer: Layer, captured: Captured) -> None:
-        mixer: Any = layer.module
+        mixer: Any = layer.mixing
         own = factors(mixer, captured)
         assert own.gram is not None
         assert own.inverse is not None
@@ -173,7 +174,7 @@ def factors(mixer: nn.Module, captured: Captured) -> Factors:
     Raises:
         InputError: the mixer has no landmarks.
     """
-    raise InputError(f"{_name(mixer)} is a mixer without landmarks")
+    raise InputError(f"{_name(mixer)} is a mixer without landmarks {_TOLD}")
 
 
 @factors.register

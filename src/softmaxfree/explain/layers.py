@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+from timm.layers import AttentionPoolLatent
 from torch import nn
 
 from softmaxfree.arguments import require
@@ -32,8 +33,12 @@ class Layer(NamedTuple):
     @property
     def mixer(self) -> AbstractMixer | None:
         """The mixer of this package that it is, or that it was exchanged for; None for timm's softmax."""
-        own = self.module.mixer if isinstance(self.module, ExchangedAttention) else self.module
-        return own if isinstance(own, AbstractMixer) else None
+        return self.mixing if isinstance(self.mixing, AbstractMixer) else None
+
+    @property
+    def mixing(self) -> nn.Module:
+        """What mixes the tokens: the module, or the mixer that it was exchanged for."""
+        return self.module.mixer if isinstance(self.module, ExchangedAttention) else self.module
 
 
 def backbone_of(model: nn.Module) -> tuple[str, Any]:
@@ -75,6 +80,8 @@ def attention_layers(model: nn.Module) -> list[Layer]:
             continue
         if isinstance(modules[name.rpartition(".")[0]], ExchangedAttention):
             continue  # the mixer of one that is a layer already
+        if isinstance(module, AttentionPoolLatent):
+            continue  # a head of few queries that are no tokens
         stage = _STAGE.search(name)
         parents = [modules[name[:at]] for at in (0, *(dot.start() for dot in re.finditer(r"\.", name)))]
         token = any(_has_class_token(parent) for parent in parents)

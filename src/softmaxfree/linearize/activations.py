@@ -15,7 +15,9 @@ __all__ = ["Activations", "in_tokens"]
 
 
 class Activations:
-    """Features and attention of a teacher, computed once for each picture and size, and kept in half precision.
+    """Features and attention of a teacher, computed once for each picture and size, and kept in files.
+
+    They are in half precision, or as they are where that does not hold them.
 
     Args:
         teacher: a model of timm.
@@ -58,8 +60,7 @@ class Activations:
     def _compute_features(self, number: int, size: int) -> None:
         x = self._pictures.batch([number], size, self._teacher)
         model: Any = self._teacher
-        # a copy, else the file holds all that the tensor is a view of
-        self._keep(number, size, "features", in_tokens(model.forward_features(x))[0].half().clone())
+        self._keep(number, size, "features", _halved(in_tokens(model.forward_features(x))[0]))
 
     @torch.no_grad()
     def _compute_attention(self, number: int, size: int, block: int) -> None:
@@ -76,7 +77,7 @@ class Activations:
         handles = [each.register_forward_hook(seen(i), with_kwargs=True) for i, each in enumerate(own)]
         try:
             x = self._pictures.batch([number], size, model)
-            self._keep(number, size, "features", in_tokens(model.forward_features(x))[0].half().clone())
+            self._keep(number, size, "features", _halved(in_tokens(model.forward_features(x))[0]))
         finally:
             for handle in handles:
                 handle.remove()
@@ -88,7 +89,9 @@ def in_tokens(features: Tensor) -> Tensor:
 
 
 def _halved(value: Any) -> Any:
-    return _each(value, lambda x: x.detach().half().clone())
+    """Half precision where it holds the numbers. A copy, else the file holds all that a tensor is a view of."""
+    most = torch.finfo(torch.half).max
+    return _each(value, lambda x: (x.half() if bool((x.abs() < most).all()) else x).detach().clone())
 
 
 def _widened(value: Any) -> Any:

@@ -15,8 +15,9 @@ from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.explain.capture import capture
 from softmaxfree.explain.layers import attention_layers
 from softmaxfree.linearize.activations import in_tokens
+from softmaxfree.linearize.pictures import preparation
 
-__all__ = ["Likeness", "Probe", "cost", "fit_probe", "likeness", "map_shape", "summary_of"]
+__all__ = ["Likeness", "Probe", "classes_of", "cost", "features_of", "fit_probe", "likeness", "map_shape", "summary_of"]
 
 _MOST_TOKENS = 1500  # of a map of which the rank is told
 _REPEATS = 3
@@ -132,19 +133,19 @@ def map_shape(model: nn.Module, image: Tensor) -> list[tuple[float, float]]:
 
 
 @torch.inference_mode()
-def cost(teacher: Any, student: Any, size: int, channels: int = 3, repeats: int = _REPEATS) -> dict[str, float]:
+def cost(teacher: Any, student: Any, size: int, repeats: int = _REPEATS) -> dict[str, float]:
     """Returns time and memory of teacher and student on one image, in turn.
 
     Args:
         teacher: the one.
         student: the other.
         size: height and width in pixels.
-        channels: of the image.
         repeats: how often each runs after a first time.
 
     Returns:
         `teacher_ms` and `student_ms`, medians; `speedup`, the median of the ratios; `teacher_mib` and `student_mib`.
     """
+    channels = preparation(teacher)["input_size"][0]
     x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
     peaks = [peak_bytes(partial(net.forward_features, x), x.device) / 2**20 for net in (teacher, student)]
     pairs = [[_seconds(net, x) for net in (teacher, student)] for _ in range(repeats)]
@@ -162,6 +163,12 @@ def cost(teacher: Any, student: Any, size: int, channels: int = 3, repeats: int 
 def features_of(model: Any, pictures: Any, numbers: Sequence[int], size: int) -> Tensor:
     """Returns the final features of pictures as tokens, `(B, N, C)`, one picture at a time."""
     return torch.cat([in_tokens(model.forward_features(pictures.batch([i], size, model))) for i in numbers])
+
+
+@torch.inference_mode()
+def classes_of(model: Any, pictures: Any, numbers: Sequence[int], size: int) -> np.ndarray:
+    """Returns the class of each picture by the head of a model, one picture at a time."""
+    return np.array([int(model(pictures.batch([i], size, model)).argmax()) for i in numbers])
 
 
 def _seconds(model: Any, x: Tensor) -> float:

@@ -17,10 +17,10 @@ PAGE = "report.html"
 
 _STAGES = {"swap": "swapped", "blocks": "blocks learned", "features": "features learned", "labels": "with labels"}
 _LIKENESS = (
-    "Cosine of the student's features with the teacher's on held-out pictures: of the class token, or of the mean "
+    "Cosine of the student's features with the teacher's on {} held-out pictures: of the class token, or of the mean "
     "where there is none; around the teacher's mean over the pictures; of the patches. Different pictures are alike, "
     "too: 'different' is the teacher's cosine of one with another. The probe is a logistic regression on the teacher's "
-    "features, used unchanged on the student's."
+    "features, used unchanged on the student's; the head is the student's own."
 )
 _MAPS = (
     "On one held-out picture, means over heads. Locality is the distance in patches between a query and what it "
@@ -69,23 +69,24 @@ def _svg(build: Any, title: str) -> Markup:
 
 def _likeness(rows: list[dict[str, Any]]) -> tuple[str, str, list[str], list[list[str]]]:
     keys = {"raw": "cosine", "median": "median", "centred": "centred", "between": "different", "patches": "patches"}
-    shares = {"probe_student": "probe, student", "probe_teacher": "probe, teacher", "agreement": "agreement"}
+    shares = {"probe_student": "probe", "probe_teacher": "teacher's", "agreement": "agree", "head": "head"}
+    shares = {key: name for key, name in shares.items() if any(row.get(key) is not None for row in rows)}
     shown = [
         [
             _STAGES[row["stage"]],
             str(row["size"]),
-            str(row["pictures"]),
-            *(f"{row[key]:.3f}" for key in keys),
+            *(f"{row[key]:.3f}" if row[key] is not None else ABSENT for key in keys),
             *(f"{row[key]:.1%}" if row.get(key) is not None else ABSENT for key in shares),
         ]
         for row in rows
     ]
-    return "Features", _LIKENESS, ["step", "pixels", "pictures", *keys.values(), *shares.values()], shown
+    note = _LIKENESS.format(rows[0]["pictures"])
+    return "Features", note, ["step", "pixels", *keys.values(), *shares.values()], shown
 
 
 def _blocks(errors: list[Any]) -> tuple[str, str, list[str], list[list[str]]]:
     note = "Squared error of the attention, relative to its size; what learned is put back where the error grew."
-    shown = [[str(i), f"{before:.4f}", f"{after:.4f}", "" if kept else "yes"] for i, before, after, kept in errors]
+    shown = [[str(i), f"{before:.2g}", f"{after:.2g}", "" if kept else "yes"] for i, before, after, kept in errors]
     return "Blocks", note, ["block", "after the swap", "learned", "reverted"], shown
 
 
@@ -95,8 +96,8 @@ def _shapes(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[str], list[
         own = _series([row for row in rows if row["size"] == size])
         if own:
             blocks = range(max(len(maps) for _, maps in own))
-            shown = [[name, *(f"{maps[i][0]:.2f}, {maps[i][1]:.0f}" for i in blocks)] for name, maps in own]
-            head = ["locality, rank", *(f"block {i}" for i in blocks)]
+            shown = [[str(i), *(f"{maps[i][0]:.2f}, {maps[i][1]:.1f}" for _, maps in own)] for i in blocks]
+            head = ["block: locality, rank", *(name for name, _ in own)]
             tables.append((f"Maps at {size} pixels", _MAPS, head, shown))
     return tables
 

@@ -1,5 +1,6 @@
 """The pictures that a student learns from: files or arrays, prepared as its teacher was trained."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,18 +9,21 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
 from torch import Tensor
 
+from softmaxfree.data.class_tables import SPLIT_NAMES
 from softmaxfree.data.solar import read_cells, split_cells
 from softmaxfree.errors import InputError
 from softmaxfree.images import convert_image, find_images, read_image
 
-__all__ = ["SOLAR", "Pictures", "find_pictures"]
+__all__ = ["SOLAR", "Pictures", "find_pictures", "preparation"]
 
 SOLAR = "solar_cells"
 """Names the photographs of solar cells in place of a folder."""
 
 _HELD = 8  # of so many pictures one is held out
+_SPLITS = {name for names in SPLIT_NAMES.values() for name in names}
 
 
 class Pictures(NamedTuple):
@@ -53,11 +57,38 @@ class Pictures(NamedTuple):
         Raises:
             InputError: a file cannot be read as an image.
         """
-        config = resolve_model_data_config(model)
+        config = preparation(model)
         channels = config["input_size"][0]
         mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         pixels = [_pixels(self.sources[i], size, "L" if channels == 1 else "RGB") for i in numbers]
         return torch.stack([(each.float() / 255 - mean) / std for each in pixels])
+
+    def check(self, numbers: Sequence[int]) -> None:
+        """Reads pictures and keeps nothing; raises InputError for a file that cannot be read as an image."""
+        for i in numbers:
+            if isinstance(source := self.sources[i], Path):
+                read_image(source)
+
+    def digest(self) -> str:
+        """Returns what tells these pictures from others: of names, sizes of files and labels."""
+        found = hashlib.sha256(repr((list(self.labels), list(self.class_names))).encode())
+        for source in self.sources:
+            if isinstance(source, Path):
+                found.update(repr((source.parts[-2:], source.stat().st_size)).encode())
+            else:
+                found.update(np.ascontiguousarray(source).tobytes())
+        return found.hexdigest()[:16]
+
+
+def preparation(model: Any) -> dict[str, Any]:
+    """Returns how timm prepares images for a model, with the number of channels that it takes."""
+    config = resolve_model_data_config(model)
+    channels = get_model_input_config(model)["input_size"][0]
+    config["input_size"] = (channels, *config["input_size"][1:])
+    for key in ("mean", "std"):
+        if len(config[key]) != channels:
+            config[key] = (sum(config[key]) / len(config[key]),) * channels
+    return config
 
 
 def find_pictures(data: str | Path | Sequence[np.ndarray], least: int, seed: int = 0) -> Pictures:
@@ -97,8 +128,13 @@ def find_pictures(data: str | Path | Sequence[np.ndarray], least: int, seed: int
 
 
 def _labels(files: Sequence[Path], folder: Path) -> tuple[list[int], list[str]]:
-    """The classes of files in folders of classes; none where a file lies beside them, or there is one class alone."""
+    """The classes of files in folders of classes; none where a file lies beside them, or there is one class alone.
+
+    Folders of splits, such as `train` and `val`, are no classes: their inner folders are.
+    """
     parts = [file.relative_to(folder).parts for file in files]
+    if parts and all(len(part) > 2 and part[0].lower() in _SPLITS for part in parts):
+        parts = [part[1:] for part in parts]
     names = sorted({part[0] for part in parts})
     if len(names) < 2 or any(len(part) == 1 for part in parts):
         return [], []

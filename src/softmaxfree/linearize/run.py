@@ -1,23 +1,24 @@
 """A teacher becomes a student: stages that go on after a stop, and what is measured before and after each."""
 
 import copy
+import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import resolve_model_data_config
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.errors import InputError
 from softmaxfree.linearize.activations import Activations
-from softmaxfree.linearize.measures import cost, features_of, fit_probe, likeness, map_shape, summary_of
-from softmaxfree.linearize.pictures import Pictures
+from softmaxfree.linearize.measures import classes_of, cost, features_of, fit_probe, likeness, map_shape, summary_of
+from softmaxfree.linearize.pictures import Pictures, preparation
 from softmaxfree.linearize.settings import Settings
-from softmaxfree.linearize.stages import learn_block, learn_features, learners
+from softmaxfree.linearize.stages import head_of, learn_block, learn_features, learners, order_of
 from softmaxfree.machine import describe
 from softmaxfree.models.exchange import attention_blocks, check_blocks
 from softmaxfree.models.linearized import linearized_of
@@ -46,11 +47,14 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
         Lines.
 
     Raises:
-        InputError: the model is not understood or does not take a size, or the folder holds another run.
+        InputError: the model is not understood or does not take a size, a picture cannot be read, there are no labels
+            to learn from, what a stage gives is not finite, or the folder holds another run.
         OSError: a file cannot be written.
     """
     if len(pictures.train) < settings.batch_size:
         raise InputError(f"data must have a batch of {settings.batch_size} images, got {len(pictures.train)}")
+    if settings.label_steps and not pictures.labels:
+        raise InputError("label_steps needs data with labels: a folder with a folder for each class")
     teacher = model.eval()
     depth = len(attention_blocks(model))
     chosen = check_blocks(settings.blocks, depth)
@@ -58,6 +62,8 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
     student = linearized_of(copy.deepcopy(model), settings.mixer, arguments, settings.blocks).eval()
     student.requires_grad_(False)
     _check_sizes(teacher, pictures, settings)
+    if not (out / STATE).is_file():
+        pictures.check(_used(pictures, settings))
     _keep_settings(settings, teacher, pictures, out)
     activations = Activations(teacher, pictures, out / _CACHE)
     state: dict[str, Any] = {"stage": "swap", "errors": [], "measures": [], "progress": {}}
@@ -103,20 +109,19 @@ class _Run:
         self.save()
 
     def save(self) -> None:
-        weights = learners(self.student, self.settings.train) | _head(self.student)
+        weights = learners(self.student, self.settings.train) | head_of(self.student)
         self.state["weights"] = {name: p.detach().clone() for name, p in weights.items()}
         with atomic_write(self.out / STATE) as part:
             torch.save(self.state, part)
 
     def block(self, block: int) -> str:
-        own, settings = self.pictures, self.settings
-        train = own.train[: settings.block_images]
-        held = own.held[: max(1, settings.block_images // 4)]
+        settings = self.settings
+        train, held = _of_blocks(self.pictures, settings)
         found = learn_block(self.student, block, self.activations, train, held, settings)
         self.state["errors"].append(list(found))
         self.save()
         what = "" if found.kept else ", reverted: it grew"
-        return f"block {block:<4} error {found.swapped:.4f} after the swap, {found.learned:.4f} learned{what}"
+        return f"block {block:<4} error {found.swapped:.2g} after the swap, {found.learned:.2g} learned{what}"
 
     def whole(self, stage: str) -> Iterator[str]:
         """Trains end to end."""
@@ -124,14 +129,17 @@ class _Run:
         steps = settings.steps if stage == "features" else settings.label_steps
         if not steps:
             return
+        progress, new_head = self.state["progress"], False
         if stage == "labels":
-            labels = self.pictures.labels
-            if not labels:
-                raise InputError("label_steps needs data with labels: a folder with a folder for each class")
-            if self.student.num_classes != len(self.pictures.class_names):
-                self.student.reset_classifier(len(self.pictures.class_names))
-        progress = self.state["progress"]
-        for step, loss in learn_features(self.student, self.activations, self.pictures, settings, progress, labels):
+            labels, names = self.pictures.labels, self.pictures.class_names
+            new_head = list(names) != _classes(self.teacher)
+            if new_head and not progress:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(settings.seed)
+                    self.student.reset_classifier(len(names))
+        for step, loss in learn_features(
+            self.student, self.activations, self.pictures, settings, progress, labels, new_head
+        ):
             if step % _SAVE_EVERY == 0 or step == steps:
                 self.save()
                 yield f"{stage:<10} step {step} of {steps}, loss {loss:.4f}"
@@ -144,14 +152,23 @@ class _Run:
         for size in settings.size:
             ours = features_of(self.student, own, held, size)
             theirs = self.activations.features(held, size)
+            if not ours.isfinite().all():
+                what = "lr: smaller steps are needed" if stage in ("features", "labels") else f"mixer: {settings.mixer}"
+                raise InputError(f"{what}: after {stage} the student's features at {size} pixels are not finite")
             found: dict[str, Any] = {"stage": stage, "size": size, "pictures": len(held)}
-            found |= likeness(ours, theirs, self.prefix)._asdict()
-            text = f"cosine {found['raw']:.3f}, centred {found['centred']:.3f}"
-            text += f" (of different images {found['between']:.3f})"
-            if own.labels:
-                found |= self._probe(ours, theirs, held, size)
+            told = likeness(ours, theirs, self.prefix)._asdict()
+            found |= {key: None if math.isnan(value) else value for key, value in told.items()}
+            text = f"cosine {found['raw']:.3f}"
+            if found["between"] is not None:
+                text += f", centred {found['centred']:.3f} (of different images {found['between']:.3f})"
+            if probe := self._probe(ours, theirs, held, size):
+                found |= probe
                 text += f", probe {found['probe_student']:.1%} (teacher {found['probe_teacher']:.1%}"
                 text += f", agree {found['agreement']:.1%})"
+            if stage == "labels":
+                right = classes_of(self.student, own, held, size) == np.array([own.labels[i] for i in held])
+                found["head"] = float(right.mean())
+                text += f", head {found['head']:.1%}"
             image = own.batch(held[:1], size, self.student)
             found["maps"] = [list(pair) for pair in map_shape(self.student, image)]
             if stage == "swap":
@@ -161,12 +178,10 @@ class _Run:
         return "\n".join(lines)
 
     def _probe(self, ours: Any, theirs: Any, held: Any, size: int) -> dict[str, float]:
-        own = self.pictures
-        count = min(self.settings.probe_images, len(own.train))
-        train = [own.train[i * len(own.train) // count] for i in range(count)]
+        own, train = self.pictures, _of_probe(self.pictures, self.settings)
         labels = [own.labels[i] for i in train]
         if len(set(labels)) < 2:
-            return {"probe_student": float("nan"), "probe_teacher": float("nan"), "agreement": float("nan")}
+            return {}
         probe = fit_probe(summary_of(self.activations.features(train, size), self.prefix), labels)
         truth = [own.labels[i] for i in held]
         a, b = summary_of(ours, self.prefix), summary_of(theirs, self.prefix)
@@ -191,11 +206,14 @@ class _Run:
             )
             if found["speedup"] < 1:
                 yield f"warning    {found['size']} pixels is below the crossover: the student is the slower one"
-        config = resolve_model_data_config(self.teacher)
+        config = preparation(self.teacher)
         size = self.settings.size[0]
         config = {**config, "input_size": (config["input_size"][0], size, size)}
         self.student.requires_grad_(True)
-        save_pretrained(self.student, self.out, config, tuple(self.pictures.class_names) if _head(self.student) else ())
+        # without labels a head is the teacher's, and so are the names of its classes
+        names = self.pictures.class_names if self.settings.label_steps else _classes(self.teacher)
+        named = len(names) == self.student.num_classes
+        save_pretrained(self.student, self.out, config, tuple(names) if named else ())
         told = {
             "settings": _plain(self.settings),
             "teacher": self.student._model_args["teacher"],
@@ -220,9 +238,30 @@ def _side(model: Any, size: int) -> int:
     return model.patch_embed.dynamic_feat_size((size, size))[0] if hasattr(model, "blocks") else 0
 
 
-def _head(student: Any) -> dict[str, Any]:
-    head = student.get_classifier()
-    return {f"head.{name}": p for name, p in head.named_parameters()} if isinstance(head, torch.nn.Module) else {}
+def _classes(model: Any) -> list[str]:
+    return [str(name) for name in model.pretrained_cfg.get("label_names") or ()]
+
+
+def _of_blocks(pictures: Pictures, settings: Settings) -> tuple[Sequence[int], Sequence[int]]:
+    """Pictures that blocks learn from, and those that tell whether they gained."""
+    count = settings.block_images
+    return pictures.train[:count], pictures.held[: max(1, count // 4)]
+
+
+def _of_probe(pictures: Pictures, settings: Settings) -> list[int]:
+    if not pictures.labels:
+        return []
+    count = min(settings.probe_images, len(pictures.train))
+    return [pictures.train[i * len(pictures.train) // count] for i in range(count)]
+
+
+def _used(pictures: Pictures, settings: Settings) -> list[int]:
+    """All pictures that a run reads."""
+    found = {*pictures.held[: settings.measured], *_of_probe(pictures, settings)}
+    found.update(*_of_blocks(pictures, settings))
+    for stage, steps in ((-1, settings.steps), (-2, settings.label_steps)):
+        found.update(*order_of(pictures.train, settings, steps, stage))
+    return sorted(found)
 
 
 def _restore(student: Any, settings: Settings, state: dict[str, Any]) -> None:
@@ -252,16 +291,25 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(vars(settings)))
 
 
+def _digest(model: Any) -> str:
+    """What tells the weights of a model from others."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def _keep_settings(settings: Settings, teacher: Any, pictures: Pictures, out: Path) -> None:
     path = out / _SETTINGS
-    now = {**_plain(settings), "teacher": teacher.pretrained_cfg["architecture"], "pictures": len(pictures.sources)}
+    now = {**_plain(settings), "teacher": teacher.pretrained_cfg["architecture"]}
+    now |= {"weights": _digest(teacher), "pictures": pictures.digest()}
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         for key, value in now.items():
             if there.get(key) != value:
-                raise InputError(
-                    f"out: {out} holds a run with {key} {there.get(key)!r}, this one has {value!r}; give another folder"
-                )
+                told = f"with {key} {there.get(key)!r}, this one has {value!r}"
+                told = f"with other {key}" if key in ("weights", "pictures") else told
+                raise InputError(f"out: {out} holds a run {told}; give another folder")
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"out: {out} is neither empty nor a run of linearize; give another folder")
     out.mkdir(parents=True, exist_ok=True)

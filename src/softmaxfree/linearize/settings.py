@@ -27,7 +27,7 @@ class Settings:
         label_steps: steps with labels, of a new head too; 0 for none.
         train: what learns end to end: "mixer", the weights of the mixers alone; "attention"; or "all", all blocks.
         block_lr: largest learning rate of a block.
-        lr: largest learning rate of the mixers end to end; other weights have a tenth.
+        lr: largest learning rate of the mixers end to end; other weights have a tenth, a new head ten times as much.
         block_images: pictures that blocks are trained on, and a quarter as many held out to tell whether they gained.
         measured: held-out pictures that features are compared on.
         probe_images: training pictures that the probe is fitted on, where there are labels.
@@ -58,6 +58,7 @@ class Settings:
             raise InputError("size must be one number of pixels or several, got none")
         for size in self.size:
             require_whole("size", size, 1)
+        require(len(set(self.size)) == len(self.size), "size", self.size, "different numbers")
         for name in ("batch_size", "block_images", "measured", "probe_images"):
             require_whole(name, getattr(self, name), 1)
         for name in ("block_steps", "steps", "label_steps", "seed"):

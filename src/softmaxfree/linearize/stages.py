@@ -13,9 +13,10 @@ from softmaxfree.linearize.pictures import Pictures
 from softmaxfree.linearize.settings import Settings
 from softmaxfree.models.exchange import exchanged
 
-__all__ = ["BlockError", "learn_block", "learn_features", "learners"]
+__all__ = ["BlockError", "head_of", "learn_block", "learn_features", "learners", "order_of"]
 
 _WARM_UP = 10  # steps
+_HEAD_RATE = 10.0  # of a new head, in parts of the rate of mixers
 
 
 class BlockError(NamedTuple):
@@ -42,6 +43,13 @@ def learners(student: nn.Module, train: str) -> dict[str, nn.Parameter]:
     if train == "all":
         return {name: p for name, p in everything.items() if "blocks." in name}
     return {name: p for name, p in everything.items() if id(p) in own}
+
+
+def head_of(student: Any) -> dict[str, nn.Parameter]:
+    """Returns the weights of the head, of a distilled network of both, by name; none where it has no head."""
+    own = student.get_classifier()
+    kept = {id(p) for each in (own if isinstance(own, tuple) else (own,)) for p in each.parameters()}
+    return {name: p for name, p in student.named_parameters() if id(p) in kept}
 
 
 def learn_block(
@@ -81,7 +89,7 @@ def learn_block(
     if not weights or not settings.block_steps:
         return BlockError(block, before, before, True)
     optimizer = torch.optim.Adam(weights)
-    order = _order(train, settings, settings.block_steps, block)
+    order = order_of(train, settings, settings.block_steps, block)
     with _learning(weights):
         for step, numbers in enumerate(order):
             _set_rate(optimizer, settings.block_lr * _cosine(step, settings.block_steps))
@@ -100,6 +108,7 @@ def learn_features(
     settings: Settings,
     state: dict[str, Any],
     labels: Sequence[int] | None = None,
+    new_head: bool = True,
 ) -> Iterator[tuple[int, float]]:
     """Trains a network on the teacher's final features, with labels on those and a head.
 
@@ -110,24 +119,25 @@ def learn_features(
         settings: of the run.
         state: `step` and `optimizer` of an interrupted stage, which goes on; kept up to date.
         labels: number of the class of each picture; None for none.
+        new_head: whether the head has learned nothing yet, and so needs larger steps than what is trained.
 
     Yields:
         After each step its number from 1, and the loss.
     """
-    named = learners(student, settings.train)
-    if labels is not None:
-        named |= {f"head.{name}": p for name, p in student.get_classifier().named_parameters()}
     own = {id(p) for each in exchanged(student) for p in each.mixer.parameters()}
-    fast, slow = ([p for p in named.values() if (id(p) in own) == quick] for quick in (True, False))
-    groups = [{"params": part, "rate": rate} for part, rate in ((fast, 1.0), (slow, 0.1)) if part]
+    body = list(learners(student, settings.train).values())
+    fast, slow = ([p for p in body if (id(p) in own) == quick] for quick in (True, False))
+    head = [] if labels is None else list(head_of(student).values())
+    rates = ((fast, 1.0), (slow, 0.1), (head, _HEAD_RATE if new_head else 1.0))
+    groups = [{"params": part, "rate": rate} for part, rate in rates if part]
     steps = settings.steps if labels is None else settings.label_steps
-    weights = list(named.values())
+    weights = [*body, *head]
     if not weights or not steps:
         return
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0)
     if state.get("optimizer"):
         optimizer.load_state_dict(state["optimizer"])
-    order = _order(pictures.train, settings, steps, -1 if labels is None else -2)
+    order = order_of(pictures.train, settings, steps, -1 if labels is None else -2)
     centre = {
         size: activations.features(pictures.train[: settings.block_images], size)[:, 0].mean(0)
         for size in settings.size
@@ -164,8 +174,18 @@ def _relative(out: Tensor, target: Tensor) -> Tensor:
     return (out - target).square().sum() / target.square().sum().clamp(min=1e-12)
 
 
-def _order(numbers: Sequence[int], settings: Settings, steps: int, stage: int) -> list[list[int]]:
-    """The pictures of each step, the same for the same seed, so that a run goes on as it would have."""
+def order_of(numbers: Sequence[int], settings: Settings, steps: int, stage: int) -> list[list[int]]:
+    """Returns the pictures of each step, the same for the same seed, so that a run goes on as it would have.
+
+    Args:
+        numbers: of the pictures.
+        settings: of the run.
+        steps: how many.
+        stage: number of the block, -1 for the features, -2 for labels.
+
+    Returns:
+        The numbers of each step.
+    """
     generator = torch.Generator().manual_seed(1000 * settings.seed + stage + 10)
     count = steps * settings.batch_size
     rounds = [torch.randperm(len(numbers), generator=generator) for _ in range(math.ceil(count / len(numbers)))]

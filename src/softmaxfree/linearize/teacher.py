@@ -7,12 +7,15 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import get_model_args
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from softmaxfree.errors import InputError
 from softmaxfree.models.linearized import resample_positions
 
-__all__ = ["NAME", "bundled_teacher", "teacher_file", "teacher_weights"]
+__all__ = ["NAME", "any_size", "bundled_teacher", "teacher_file", "teacher_weights"]
 
 NAME = "vit_small_patch14_dinov2"
 """Of the teacher in timm."""
@@ -71,6 +74,23 @@ def bundled_teacher(img_size: int = 518) -> Any:
     weights["pos_embed"] = resample_positions(weights["pos_embed"], 1, (side, side), model.patch_embed.grid_size)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def any_size(model: Any) -> Any:
+    """Makes a transformer of one image size one that resamples its positions for each size, as timm does.
+
+    Args:
+        model: of timm.
+
+    Returns:
+        The same network with the same weights in evaluation mode; any other network as it is.
+    """
+    if not isinstance(model, VisionTransformer | Eva) or model.dynamic_img_size:
+        return model
+    config, arguments = model.pretrained_cfg, {**get_model_args(model), "dynamic_img_size": True}
+    again = timm.create_model(config["architecture"], pretrained_cfg=config, **arguments)
+    again.load_state_dict(model.state_dict())
+    return again.eval()
 
 
 def teacher_weights(path: Path) -> dict[str, Tensor]:

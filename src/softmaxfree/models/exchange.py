@@ -189,6 +189,8 @@ def attention_blocks(model: nn.Module) -> list[Any]:
         if name.rpartition(".")[0].endswith("blocks")
     ]
     for each in found:
+        if isinstance(each, ExchangedAttention):
+            raise InputError(f"model: the attention of {_of(model)} is exchanged already: give its teacher")
         if type(each) not in _ATTENTION:
             raise InputError(f"model: the attention {_of(each)} is not understood; {_allowed(_ATTENTION)} are")
     if not found:

@@ -1,5 +1,6 @@
 """`linearized`: a transformer of timm whose attention is exchanged, under a name of its own, so that timm loads it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,6 +134,9 @@ def _fitting(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     if table is None or table.shape == model.pos_embed.shape:
         return state_dict
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    side = round((table.shape[1] - prefix) ** 0.5)
-    after = model.patch_embed.grid_size
+    side, after = math.isqrt(table.shape[1] - prefix), model.patch_embed.grid_size
+    if side**2 != table.shape[1] - prefix:
+        raise InputError(
+            f"img_size must be that of the weights, whose {table.shape[1] - prefix} positions are of no square"
+        )
     return {**state_dict, "pos_embed": resample_positions(table, prefix, (side, side), after)}

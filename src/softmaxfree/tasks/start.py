@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from timm.models import adapt_input_conv
@@ -76,7 +77,7 @@ def start(model: nn.Module, name: str, num_classes: int, source: Source) -> Star
     here = _plain({key: own[key] for key in ours.values()}, parts.backbone)
     others = [f"it has no {key}" for key in _pieces(missing, here, them, 1)]
     others += [f"it has a {key} too" for key in _pieces(extra, theirs, ours, 2 if parts.backbone else 1)]
-    if not taken:
+    if all(key.endswith(NAME) for key in taken):
         others.insert(0, f"no weight of it is there, but {next(iter(source.weights), 'none')}")
     if wrong or others:
         raise InputError(_refusal(name, source, own, wrong, others))
@@ -216,8 +217,13 @@ def _refusal(name: str, source: Source, own: _Weights, pairs: list[tuple[str, Te
     else:
         why = others[0]
     same = there.split(".")[0] == name.split(".")[0]
-    what = f"is of {there}, as this model is, but made with other model.model_args" if same else f"is of {there}"
-    return f"model.init_from: {source.where} {what}{'' if same else f', and this model is {name}'}: {why}"
+    if same:
+        what = f"is of {there}, as this model is, but made with other model.model_args: {why}"
+    else:
+        what = f"is of {there}, and this model is {name}: {why}"
+    if (folder := Path(source.where).parent).joinpath("config.json").is_file():
+        what += f"; the model of that folder is --model.name local-dir:{folder} --init-from pretrained"
+    return f"model.init_from: {source.where} {what}"
 
 
 def _start_line(
