@@ -78,6 +78,8 @@ def find_recipe(recipe: str, folder: Path = Path()) -> Path:
     if not path.is_file():
         if (folder / recipe / "config.yaml").is_file():
             raise InputError(f"{recipe} is a run, not a recipe; its recipe is {Path(recipe) / 'config.yaml'}")
+        if "/" in recipe:
+            raise InputError(f"there is no folder {recipe}, and no recipe of that name")
         raise InputError(f"there is no recipe {recipe!r}; {_nearest(recipe)}")
     return path
 

@@ -123,6 +123,9 @@ def test_a_faint_low_rank_is_drawn_on_its_own_scale():
 def test_the_class_of_a_map_can_be_chosen(explained):
     told, _ = explained("--what", "cam", "--target", 2, "--stage", 1, "--method", "layercam")
     assert (told["class"], told["target"], told["layer"], told["method"]) == ("cat", 2, "stages.1", "layercam")
+    named, _ = explained("--what", "cam", "--target", "cat", "--stage", 1, "--method", "layercam")
+    assert named == told
+    assert told["cells"] == [8, 8]  # a cell of stage 1 has 8 pixels
 
 
 def test_the_figure_of_photographs(tmp_path, capsys):
@@ -162,6 +165,7 @@ def test_an_earlier_result_is_replaced_and_nothing_else(explained, photo, saved,
         (["--head", "first"], "--head must be a number, mean or all; got first"),
         (["--what", "cam", "--target", "4"], "--target must be the number of a class, 0 to 3, got 4"),
         (["--target", "1"], "--target is for --what cam"),
+        (["--what", "cam", "--target", "cow"], "or its number; got cow"),
         (["--what", "cam", "--head", "1"], "--head is for --what attention, not for cam"),
         (["--what", "inverse", "--stage", "1"], "--stage is for --what attention, mixers, landmarks, cam, not for"),
         (["--what", "landmarks", "--method", "layercam"], "--method is for --what cam, not for landmarks"),

@@ -208,6 +208,7 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
         "score": found.score,
         "layer": found.layer,
         "method": found.method,
+        "cells": list(found.cells),
         "box": None if found.box is None else [round(side, 2) for side in found.box],
         "mean": float(found.pixels.mean()),
         "share above half": float((found.pixels > 0.5).double().mean()),
@@ -218,7 +219,7 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
     outputs.write(
         lambda: pictures.draw_activation(subject.picture, found, f"what raises the score of {of} {name}"),
         numbers,
-        f"{of} {name}: score {found.score:.4g}, {share}",
+        f"{of} {name}: score {found.score:.4g}, {share}, in {found.cells[0]} x {found.cells[1]} cells",
     )
 
 

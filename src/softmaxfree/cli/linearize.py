@@ -117,12 +117,15 @@ def _teacher(name: str, weights: Path | None, size: int) -> Any:
     import timm
 
     from softmaxfree.cli.checkpoint import load_classifier
+    from softmaxfree.cli.models import find_models
     from softmaxfree.linearize import bundled_teacher
 
     if name == "teacher":
         return bundled_teacher(size)
     if Path(name).expanduser().is_dir():
         return load_classifier(name, None).model
+    if name in find_models():
+        raise InputError(f"MODEL must be a transformer with softmax attention, {name} is linear already")
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"MODEL must be a name of timm, a folder of a model, or teacher, got {name!r}")
     return load_classifier(None if weights is None else str(weights), name).model
