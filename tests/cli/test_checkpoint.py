@@ -87,5 +87,5 @@ def test_a_device_that_is_not_there_is_told_with_those_that_are(monkeypatch):
 
 def test_a_picture_is_no_checkpoint(tmp_path):
     Image.effect_noise((32, 32), 50).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="a.jpg is no file of weights; allowed are"):
+    with pytest.raises(InputError, match=r"a.jpg is no file of weights; allowed are"):
         load_classifier(str(tmp_path / "a.jpg"), None)
