@@ -1,5 +1,6 @@
 """`softmaxfree explain`: from a checkpoint and a picture to a picture and numbers."""
 
+import copy
 import json
 
 import numpy as np
@@ -87,6 +88,18 @@ def test_attention(model, photo, explained):
         assert len(head["strongest"]) == 10
     assert told["mean"]["row_sum"] == pytest.approx(float(found.row_sums.mean()), rel=1e-2)
     assert_drawn(picture, (255, 230, 0))  # the ring around the query
+
+
+@pytest.mark.parametrize(("scale", "faint"), [(1, False), (1e5, True)])
+def test_an_attention_that_adds_nothing_is_told(model, photo, tmp_path, capsys, scale, faint):
+    far = copy.deepcopy(model)  # landmarks, means of queries, are then far from each of them
+    with torch.no_grad():
+        for name, weight in far.stages[0].blocks[0].attn.named_parameters():
+            weight.mul_(scale if name.startswith("q") else 1)
+    timm.models.save_for_hf(far, str(tmp_path / "far"), model_config={"label_names": NAMES}, safe_serialization=True)
+    argv = ["explain", str(photo), "--checkpoint", str(tmp_path / "far"), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--stage", "0", "--point", "71,40"]) == 0
+    assert ("adds next to nothing in this layer" in capsys.readouterr().out) == faint
 
 
 @pytest.mark.parametrize("what", ["cam", "landmarks", "inverse", "mixers"])
