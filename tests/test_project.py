@@ -26,7 +26,7 @@ def test_hosted_ci_runs_commands_of_the_readme():
     blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```$", readme, re.M | re.S))
     told = [re.sub(r" +#.*", "", line) for line in blocks.splitlines()]
     assert {'pip install ".[train]"', "softmaxfree recipes", "make demo", "make test"} <= set(told)
-    needs_data = ("photos/", "masks/", "--checkpoint", "report", "scenes_instances")
+    needs_data = ("photos/", "scans/", "--checkpoint", "report", "scenes_instances")
     assert [line for line in told if line not in steps and not any(word in line for word in needs_data)] == []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from softmaxfree.errors import InputError
+from softmaxfree.printing import few
 
 __all__ = ["require", "require_known", "require_number", "require_whole", "require_whole_numbers"]
 
@@ -23,9 +24,7 @@ def require_known(name: str, given: Any, known: Iterable[str]) -> None:
     known = list(dict.fromkeys(known))
     if given not in known:
         close = difflib.get_close_matches(str(given), known)
-        more = len(known) - _MOST_NAMES
-        some = ", ".join(known[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {some}"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {few(known, _MOST_NAMES)}"
         raise InputError(f"{name}: there is no {given!r}; {hint}")
 
 

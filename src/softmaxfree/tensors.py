@@ -64,6 +64,8 @@ def _refusal(path: Path, error: Exception) -> str:
         return f"{path} is a text, no file of weights; allowed are what torch.save writes, and .safetensors"
     if isinstance(cause, pickle.UnpicklingError):
         code = re.search(r"GLOBAL ([\w.]+)", str(cause))
+        if "Unsupported operand" in str(cause):  # no pickle at all
+            return f"{path} is no file of weights; allowed are what torch.save writes, and .safetensors"
         return (
             f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
             "hold any code. If you trust it, load it elsewhere and save its state dict alone"

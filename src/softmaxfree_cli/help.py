@@ -29,7 +29,7 @@ softmaxfree train digits                        a first run, in minutes on a CPU
 softmaxfree train classification --data.root D  a classifier of your photographs
 softmaxfree train digits --help                 every key of a recipe
 softmaxfree validate runs/digits/0              the scores of a run
-softmaxfree predict photos/ --checkpoint runs/digits/0"""
+softmaxfree predict new/ --checkpoint runs/classification/0"""
 _MORE = """
 `softmaxfree COMMAND --help` explains a command; --version prints versions, and
 --traceback shows where an error came from.

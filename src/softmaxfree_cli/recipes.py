@@ -26,6 +26,7 @@ SECTIONS = ("run", "model", "data", "trainer")
 _FOLDER = Path(__file__).parents[1] / "softmaxfree" / "recipes"
 _CLASSES = ("task", "datamodule")
 _GENERIC = ("classification", "detection", "segmentation")  # of data of one's own
+_LARGE = ("ade20k_", "coco_", "imagenet_")  # of data that few have, on many GPUs
 
 
 class Own(NamedTuple):
@@ -38,8 +39,10 @@ class Own(NamedTuple):
 
 
 def recipes() -> dict[str, str]:
-    """Return the recipes that come with the package, each with the first line of its header."""
-    return {path.stem: read_header(path)[0] for path in sorted(_FOLDER.glob("*.yaml"))}
+    """Return the recipes of the package, each with the first line of its header; first those of data of one's own."""
+    names = sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    names.sort(key=lambda name: (name not in _GENERIC, name.startswith(_LARGE)))
+    return {name: read_header(_FOLDER / f"{name}.yaml")[0] for name in names}
 
 
 def read_header(path: Path) -> list[str]:
@@ -78,6 +81,8 @@ def find_recipe(recipe: str, folder: Path = Path()) -> Path:
     if not path.is_file():
         if (folder / recipe / "config.yaml").is_file():
             raise InputError(f"{recipe} is a run, not a recipe; its recipe is {Path(recipe) / 'config.yaml'}")
+        if "/" in recipe:
+            raise InputError(f"there is no folder {recipe}, and no recipe of that name")
         raise InputError(f"there is no recipe {recipe!r}; {_nearest(recipe)}")
     return path
 

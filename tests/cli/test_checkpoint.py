@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier
 from softmaxfree.cli.device import find_device
@@ -82,3 +83,9 @@ def test_a_device_that_is_not_there_is_told_with_those_that_are(monkeypatch):
     assert find_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(InputError, match=r"--device cuda:2 cannot .* auto, cpu, cuda, cuda:0, cuda:1$"):
         find_device("cuda:2")
+
+
+def test_a_picture_is_no_checkpoint(tmp_path):
+    Image.effect_noise((32, 32), 50).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a.jpg is no file of weights; allowed are"):
+        load_classifier(str(tmp_path / "a.jpg"), None)

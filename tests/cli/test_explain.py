@@ -1,5 +1,6 @@
 """`softmaxfree explain`: from a checkpoint and a picture to a picture and numbers."""
 
+import copy
 import json
 
 import numpy as np
@@ -89,6 +90,18 @@ def test_attention(model, photo, explained):
     assert_drawn(picture, (255, 230, 0))  # the ring around the query
 
 
+@pytest.mark.parametrize(("scale", "faint"), [(1, False), (1e5, True)])
+def test_an_attention_that_adds_nothing_is_told(model, photo, tmp_path, capsys, scale, faint):
+    far = copy.deepcopy(model)  # landmarks, means of queries, are then far from each of them
+    with torch.no_grad():
+        for name, weight in far.stages[0].blocks[0].attn.named_parameters():
+            weight.mul_(scale if name.startswith("q") else 1)
+    timm.models.save_for_hf(far, str(tmp_path / "far"), model_config={"label_names": NAMES}, safe_serialization=True)
+    argv = ["explain", str(photo), "--checkpoint", str(tmp_path / "far"), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--stage", "0", "--point", "71,40"]) == 0
+    assert ("adds next to nothing in this layer" in capsys.readouterr().out) == faint
+
+
 @pytest.mark.parametrize("what", ["cam", "landmarks", "inverse", "mixers"])
 def test_the_other_kinds(what, explained):
     told, picture = explained("--what", what)
@@ -123,6 +136,9 @@ def test_a_faint_low_rank_is_drawn_on_its_own_scale():
 def test_the_class_of_a_map_can_be_chosen(explained):
     told, _ = explained("--what", "cam", "--target", 2, "--stage", 1, "--method", "layercam")
     assert (told["class"], told["target"], told["layer"], told["method"]) == ("cat", 2, "stages.1", "layercam")
+    named, _ = explained("--what", "cam", "--target", "cat", "--stage", 1, "--method", "layercam")
+    assert named == told
+    assert told["cells"] == [8, 8]  # a cell of stage 1 has 8 pixels
 
 
 def test_the_figure_of_photographs(tmp_path, capsys):
@@ -162,6 +178,7 @@ def test_an_earlier_result_is_replaced_and_nothing_else(explained, photo, saved,
         (["--head", "first"], "--head must be a number, mean or all; got first"),
         (["--what", "cam", "--target", "4"], "--target must be the number of a class, 0 to 3, got 4"),
         (["--target", "1"], "--target is for --what cam"),
+        (["--what", "cam", "--target", "cow"], "or its number; got cow"),
         (["--what", "cam", "--head", "1"], "--head is for --what attention, not for cam"),
         (["--what", "inverse", "--stage", "1"], "--stage is for --what attention, mixers, landmarks, cam, not for"),
         (["--what", "landmarks", "--method", "layercam"], "--method is for --what cam, not for landmarks"),

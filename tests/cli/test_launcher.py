@@ -145,6 +145,7 @@ def test_version(capsys):
         ("predict a.png --format xml", 'Invalid value "xml" for --format. Choose from: "table", "json", "csv".'),
         ("validate digits", "--checkpoint is missing: digits is a recipe"),
         ("validate digitss --checkpoint a.ckpt", "there is no recipe 'digitss'; did you mean digits?"),
+        ("validate runs/nowhere", "there is no folder runs/nowhere, and no recipe of that name"),
         ("validate EMPTY", "is a folder without config.yaml, so no run of `softmaxfree train`"),
         ("validate RUN --data.batchsize 3", "unknown key --data.batchsize; did you mean --data.batch_size?"),
         ("train RUN", "is a run, not a recipe; its recipe is"),

@@ -49,6 +49,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys):
     out = str(tmp_path / "out")
     for given, message in (
         (["swin_tiny_patch4_window7_224", "--weights", str(tmp_path / "none.pth")], "there is no such checkpoint"),
+        (["soft_tiny"], "MODEL must be a transformer with softmax attention, soft_tiny is linear already"),
         (["nobody"], "MODEL must be a name of timm, a folder of a model, or teacher, got 'nobody'"),
         ([teacher, "--weights", "w.pth"], f"--weights is for a name of timm: {teacher} has weights of its own"),
         ([teacher, "--mixer", "soft"], "mixer: soft has projections of its own"),

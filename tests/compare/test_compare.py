@@ -245,7 +245,8 @@ def test_options_are_those_of_the_trainings(fake, tmp_path, capsys):
 def test_a_folder_is_known_by_its_whole_path(fake, tmp_path, monkeypatch, capsys):
     photos, others = tmp_path / "my photos", tmp_path / "other" / "my photos"
     for folder in (photos, others):
-        folder.mkdir(parents=True)
+        (folder / "a").mkdir(parents=True)
+        (folder / "a" / "1.png").touch()  # listed, and not read before a training
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "--mixers", "softmax", "--tokens", "4", "--seeds", "1", "--out", "c", "--data"]
     for again in ("my photos/", str(photos)):
@@ -316,6 +317,7 @@ def test_a_study_changes_one_thing(study):
         (["--study", "newton", "--mixers", "performer"], "mixers: performer has no solver for the study newton"),
         (["--study", "newton", "--mixers", "soft", "softmax"], "the study newton is of one mixer"),
         (["--data", "no-such-folder"], "data must be one of digits, solar_cells, scenes, or a folder"),
+        (["--data", str(Path(__file__).parent)], "data: no images in"),
         (["--seeds", "0"], "seeds must be 1 or more, got 0"),
         (["--tokens", "0"], "tokens must be 1 or more each, got 0"),
         (["--budget-minutes", "0"], "budget_minutes must be above 0, got 0"),

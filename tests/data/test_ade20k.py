@@ -165,11 +165,11 @@ def test_labels_in_colour(root):
 
 def test_lone_files(root):
     (root / "images" / "validation" / "ADE_2.jpg").unlink()
-    with pytest.raises(ValueError, match=r"annotations/validation/ADE_2.png has no image \(1 such files\)"):
+    with pytest.raises(ValueError, match=r"annotations/validation/ADE_2.png has no image \(1 in all\)"):
         validate(root)
     (root / "annotations" / "validation" / "ADE_2.png").unlink()
     (root / "annotations" / "validation" / "ADE_3.png").unlink()
-    with pytest.raises(ValueError, match=r"images/validation/ADE_3.jpg has no labels"):
+    with pytest.raises(ValueError, match=r"images/validation/ADE_3.jpg has no mask"):
         validate(root)
 
 

@@ -98,7 +98,7 @@ def test_many_classes_with_any_names_are_told_in_one_line(tmp_path):
             write(tmp_path / name / f"{k}.png")
     data = found(tmp_path)
     assert data.class_names == names
-    told = r"(a\nb 2, c\u2028 3, " + "d" * 37 + "... 4, e 5, f 6, ... and 2 more); "
+    told = r"(a\nb 2, c\u2028 3, " + "d" * 37 + "... 4, e 5, f 6 and 2 more); "
     assert told in data.found
 
 

@@ -100,7 +100,7 @@ def test_names_pair_exactly_but_for_a_common_ending(tmp_path):
     pairs = [pair for split in data._sets.values() for pair in split.dataset.pairs]
     assert all(pair.mask.stem == f"{pair.image.stem}_gt_mask" for pair in pairs)
     (tmp_path / "masks" / "1_gt_mask.png").rename(tmp_path / "masks" / "3_gt_mask.png")
-    with pytest.raises(InputError, match=r"images/1.jpg has no labels \(1 such files\); .*3_gt_mask.png has no image"):
+    with pytest.raises(InputError, match=r"images/1.jpg has no mask \(1 in all\); .*3_gt_mask.png has no image"):
         setup(tmp_path)
 
 
@@ -268,7 +268,8 @@ def test_equal_and_unused_images_are_told(tmp_path):
     assert "; 1 validation image is also trained on" in found
     assert f"{tmp_path}/val/images/2.jpg is the same file as {tmp_path}/train/images/1.jpg" in found
     assert (
-        f"images left out: 1 in more, 1 in other/images, 1 in other/masks, 1 in {tmp_path}, 1 in test/images and 1 more"
+        f"images left out: 1 in more, 1 in other/images, 1 in other/masks, 1 in {tmp_path}, 1 in test/images, "
+        "1 in test/masks"
     ) in found
     assert "\n" not in found
 

@@ -99,3 +99,28 @@ def test_an_image_smaller_than_a_window_has_no_landmark_and_stops_no_other(sampl
     assert layer.valid(mask).sum(1).tolist() == [2, 0]
     assert landmarks.isfinite().all()
     torch.testing.assert_close(landmarks[:1], layer(tokens[:1], [12, 8]))
+
+
+def test_one_exported_program_is_right_below_and_above_the_budget_with_a_mask():
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.landmarks = Landmarks(4, 2, max_grid=(3, 3))
+
+        def forward(self, tokens, mask):
+            return self.landmarks(tokens, list(mask.shape[1:]), mask), self.landmarks.valid(mask)
+
+    def given(rows, columns):
+        mask = torch.zeros(2, rows, columns, dtype=torch.bool)
+        mask[0], mask[1, : rows - 1, : columns - 2] = True, True
+        return torch.rand(2, 1, rows * columns, 4), mask
+
+    torch.manual_seed(0)
+    model, side = Masked().eval(), torch.export.Dim.DYNAMIC
+    shapes = {"tokens": {2: side}, "mask": {1: side, 2: side}}
+    program = torch.export.export(model, given(10, 12), dynamic_shapes=shapes).module()
+    for size in ((4, 5), (10, 5), (6, 20)):
+        tokens, mask = given(*size)
+        (own, valid), (found, seen) = model(tokens, mask), program(tokens, mask)
+        assert torch.equal(valid, seen)
+        torch.testing.assert_close(found[valid[:, None].expand(found.shape[:3])], own[valid[:, None]])

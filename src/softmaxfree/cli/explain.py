@@ -29,7 +29,7 @@ def run(
     stage: int | None = None,
     block: int = -1,
     head: str = "mean",
-    target: int | None = None,
+    target: str | None = None,
     method: Literal["gradcam", "gradcam++", "hirescam", "xgradcam", "layercam", "eigengradcam"] = "gradcam",
     out: Path = Path("explained"),
     size: int | None = None,
@@ -67,7 +67,7 @@ def run(
             map: earlier ones are finer, and tell less of the class.
         block: Number of the block in the stage; of bags that of the layer.
         head: Number of a head, `mean`, or `all`.
-        target: Number of the class whose score is followed, also for `contributions`; of a detector number of the
+        target: Class whose score is followed, by name or number, also for `contributions`; of a detector number of the
             detection, best first. By default the likeliest class, the largest segment, the best detection.
         method: How `cam` makes a map of activations and gradients.
         out: Folder for the picture and the numbers.
@@ -88,7 +88,7 @@ def run(
     Examples:
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --point 120,80 --stage 0 --head all
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what cam
-        softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target 3 --stage 2
+        softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target car --stage 2
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what inverse
         softmaxfree explain features_uni/slide.h5 --checkpoint runs/bags/0 --what contributions --thumbnail slide.png
         softmaxfree explain --what mixers
@@ -117,9 +117,11 @@ def run(
         return
     from softmaxfree.cli.checkpoint import find_checkpoint, find_kind
     from softmaxfree.cli.device import find_device
-    from softmaxfree.cli.explain_inputs import load_subject
+    from softmaxfree.cli.explain_inputs import find_target, load_subject
 
     where = find_device(device)
+    if image.is_dir():
+        raise InputError(f"IMAGE must be one picture, {image} is a folder")
     if not image.is_file():
         raise FileNotFoundError(f"there is no file {image}")
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
@@ -147,7 +149,8 @@ def run(
     elif what == "inverse":
         explain_outputs.inverse(outputs, subject)
     else:
-        explain_outputs.cam(outputs, subject, target, stage, method)
+        names = () if subject.kind == "detection" else subject.class_names
+        explain_outputs.cam(outputs, subject, find_target(target, names), stage, method)
 
 
 def _query(point: str) -> tuple[int, int] | Literal["cls"]:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from softmaxfree.arguments import require
+from softmaxfree.cli.explain_inputs import find_target
 from softmaxfree.cli.explain_outputs import Outputs
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.predict_bags import find_bags, load_bags, open_slide
@@ -28,7 +29,7 @@ def explain_slide(
     thumbnail: Path | None,
     layer: int,
     head: int | Literal["mean", "all"],
-    target: int | None,
+    target: str | None,
     scaling: str,
     top: int,
     device: torch.device,
@@ -44,7 +45,7 @@ def explain_slide(
         thumbnail: picture of the whole slide; None draws on a blank canvas.
         layer: of the attention.
         head: of the attention: a number or "mean".
-        target: class whose logit is taken apart; None takes the likeliest.
+        target: class whose logit is taken apart, by name or number; None takes the likeliest.
         scaling: "rank" or "raw".
         top: how many patches are listed.
         device: of the network.
@@ -92,7 +93,8 @@ def explain_slide(
         scores = maps.attention(task.model, batch.features, batch.coords, layer=layer, head=head, **given).cpu()
         line = f"{whose}: sum over {len(scores):,} patches {float(scores.sum()):.4g}"
     else:
-        number = likeliest if target is None else target
+        asked = find_target(target, names)
+        number = likeliest if asked is None else asked
         require(0 <= number < len(names), "--target", number, f"0 to {len(names) - 1}")
         parts = maps.contributions(task.model, batch.features, batch.coords, **given)
         scores = parts.patches[number].cpu()

@@ -1,5 +1,6 @@
 """A network and a picture for `softmaxfree explain`, and where a pixel of the file lies in what the network sees."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from torchvision.transforms.v2 import functional as tv
 from softmaxfree.cli.checkpoint import find_kind, load_classifier, load_task
 from softmaxfree.errors import InputError
 from softmaxfree.images import check_resized, read_image
+from softmaxfree.printing import few
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["Subject", "find_target", "load_subject"]
 
 
 class Subject(NamedTuple):
@@ -124,6 +126,30 @@ def load_subject(
         np.asarray(rows)[:, middle[1]],
         original.size,
     )
+
+
+def find_target(given: str | None, class_names: Sequence[str] = ()) -> int | None:
+    """Return the number that `--target` means.
+
+    Args:
+        given: a number, or the name of a class; a name goes first, where classes are called by numbers.
+        class_names: that may be given; empty where numbers alone may.
+
+    Returns:
+        The number, which may be out of range; None if nothing is given.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if given is None:
+        return None
+    if given in class_names:
+        return list(class_names).index(given)
+    try:
+        return int(given)
+    except ValueError as error:
+        allowed = f"a class ({few(class_names)}) or its number" if class_names else "the number of a detection"
+        raise InputError(f"--target must be {allowed}; got {given}") from error
 
 
 def _coordinates(width: int, height: int) -> tuple[Image.Image, Image.Image]:

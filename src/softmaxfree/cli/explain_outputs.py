@@ -31,6 +31,7 @@ __all__ = ["Outputs", "attention", "cam", "inverse", "landmarks", "mixers", "pho
 _SOFTWARE = "softmaxfree explain"  # in each picture and JSON, so that a later run may replace it
 _STRONGEST = 10  # tokens of a row that the JSON lists
 _OF_HEADS = 16  # that are drawn
+_FAINT = 0.01  # of a sum of absolute weights, which is 1 for softmax
 
 _Query = Any
 
@@ -92,13 +93,15 @@ def attention(
     numbers["heads"] = [{"head": i, **_of_weights(found, i)} for i in range(count)]
     numbers["mean"] = _of_weights(found, "mean")
     spread = f"{min(sums):.4g}" if count == 1 else f"{min(sums):.4g} to {max(sums):.4g} over {count} heads"
+    total = float(found.weights.abs().flatten(1).sum(1).max())
+    faint = "; the attention of this query adds next to nothing in this layer" if total < _FAINT else ""
     outputs.write(
         lambda: pictures.draw_attention(
             subject.picture, found, None if asked == "cls" else asked, heads, _name(query, found)
         ),
         numbers,
         f"{found.layer} ({found.mixer}): row sum {spread}, weights {float(found.weights.min()):.3g} to "
-        f"{float(found.weights.max()):.3g}",
+        f"{float(found.weights.max()):.3g}{faint}",
     )
 
 
@@ -208,6 +211,7 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
         "score": found.score,
         "layer": found.layer,
         "method": found.method,
+        "cells": list(found.cells),
         "box": None if found.box is None else [round(side, 2) for side in found.box],
         "mean": float(found.pixels.mean()),
         "share above half": float((found.pixels > 0.5).double().mean()),
@@ -218,7 +222,7 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
     outputs.write(
         lambda: pictures.draw_activation(subject.picture, found, f"what raises the score of {of} {name}"),
         numbers,
-        f"{of} {name}: score {found.score:.4g}, {share}",
+        f"{of} {name}: score {found.score:.4g}, {share}, in {found.cells[0]} x {found.cells[1]} cells",
     )
 
 

@@ -117,6 +117,7 @@ def _teacher(name: str, weights: Path | None, size: int) -> Any:
     import timm
 
     from softmaxfree.cli.checkpoint import load_classifier
+    from softmaxfree.cli.models import find_models
     from softmaxfree.linearize import any_size, bundled_teacher
 
     folder = Path(name).expanduser().is_dir()
@@ -126,6 +127,8 @@ def _teacher(name: str, weights: Path | None, size: int) -> Any:
         return bundled_teacher(size)
     if folder:
         return any_size(load_classifier(str(Path(name).expanduser()), None).model)
+    if name in find_models():
+        raise InputError(f"MODEL must be a transformer with softmax attention, {name} is linear already")
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"MODEL must be a name of timm, a folder of a model, or teacher, got {name!r}")
     return any_size(load_classifier(None if weights is None else str(weights.expanduser()), name).model)

@@ -59,7 +59,7 @@ def write_results(
     Args:
         results: one or more, plain data.
         format: "table", "json" or "csv".
-        out: file to write to; None prints.
+        out: file to write to, which is told; None prints.
         table_of: makes columns and rows of them.
         csv_of: makes the text of a CSV file of them.
 
@@ -78,6 +78,8 @@ def write_results(
         return
     with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
         part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
+    many = "1 entry" if len(results) == 1 else f"{len(results)} entries"
+    print(f"written  {many} into {out}", file=sys.stderr)  # OUT may be the screen
 
 
 def summary_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.compare.measures import cost, facts, grid_of
 from softmaxfree.compare.studies import Variant, variants
 from softmaxfree.compare.training import RECIPES, NotBegun, check_options, train, validate
+from softmaxfree.data.class_folders import list_classes
 from softmaxfree.errors import InputError
 from softmaxfree.machine import describe
 
@@ -95,6 +96,8 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
     rows = variants(comparison.mixers, comparison.study)
     comparison = dataclasses.replace(comparison, data=_places(comparison.data))
     check_options(comparison.options, comparison.data)
+    if "data.train_csv" not in comparison.options:
+        _check_images(comparison.data)
     if comparison.sizes and not comparison.data:
         raise InputError("sizes needs data: it is trained networks that are validated at other sizes")
     _keep_settings(comparison, out)
@@ -178,6 +181,16 @@ def _places(data: Sequence[str]) -> list[str]:
     return places
 
 
+def _check_images(places: Sequence[str]) -> None:
+    """Refuses a folder that no training can use, before all else is measured."""
+    for place in places:
+        if place not in RECIPES:
+            try:
+                list_classes(Path(place))
+            except InputError as error:
+                raise InputError(f"data: {str(error).removeprefix('data.root: ')}") from error
+
+
 def _folder_of(data: str) -> str:
     """Where its runs are: folders of one name are told apart by a digest of their paths."""
     return data if data in RECIPES else f"{Path(data).name}-{hashlib.sha256(data.encode()).hexdigest()[:8]}"
@@ -233,11 +246,11 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _to_go(trials: Sequence[_Trial], seconds: dict[tuple[str, ...], list[float]]) -> str:
     """How long the others take, as far as their kind was seen."""
     means = {kind: sum(times) / len(times) for kind, times in seconds.items()}
-    total = sum(means.get(trial.kind, 0) for trial in trials)
-    unseen = len({trial.kind for trial in trials} - set(means))
-    text = f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"
-    more = f", and {unseen} kinds of trial not seen yet" if unseen else ""
-    return f"{text} to go{more}" if trials else "the last one"
+    known = [means[trial.kind] for trial in trials if trial.kind in means]
+    total, unknown = sum(known), len(trials) - len(known)
+    parts = [f"{total / 60:.0f} min" if total > 90 else f"{total:.0f} s"] if known else []
+    parts += [f"{unknown} trial{'s' * (unknown > 1)} of unknown length"] if unknown else []
+    return f"{' and '.join(parts)} to go" if trials else "the last one"
 
 
 def _line(trial: _Trial, found: Sequence[dict[str, Any]], to_go: str) -> str:

@@ -15,6 +15,7 @@ from softmaxfree.data.mask_images import MaskImages, MaskPair
 from softmaxfree.data.segmentation import AbstractMasksDataModule
 from softmaxfree.errors import InputError
 from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, MAX_PIXELS, is_hidden, is_of_system
+from softmaxfree.printing import few
 
 __all__ = ["IGNORED", "Ade20kDataModule"]
 
@@ -138,9 +139,8 @@ class Ade20kDataModule(AbstractMasksDataModule):
         absent = [value for value in classes.values if value not in scan.pixels]
         if not scan.looked or not absent:
             return
-        named = ", ".join(f"{value} ({self.class_names[value - classes.values[0]]})" for value in absent[:5])
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        message = f"{folder}: {named}{more} occur nowhere; {scan}"
+        named = [f"{value} ({self.class_names[value - classes.values[0]]})" for value in absent]
+        message = f"{folder}: {few(named, 5)} occur nowhere; {scan}"
         if len(absent) == self.num_classes:
             raise InputError(f"{folder}: every pixel is ignored; {scan}; {classes.allowed}")
         if self.missing_classes == "fail":

@@ -26,10 +26,11 @@ from softmaxfree.data.images import (
 )
 from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.splits import EVERY, draw_split, read_split
-from softmaxfree.data.telling import equal_images, shown, unused_images
+from softmaxfree.data.telling import equal_images, unused_images
 from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, natural_key, read_image
+from softmaxfree.printing import few
 
 __all__ = ["CocoDataModule"]
 
@@ -177,12 +178,12 @@ class CocoDataModule(AbstractImagesDataModule):
         files = ", ".join(dict.fromkeys(f"{own.file} (images in {own.folder})" for own in self._read.values()))
         parts = [
             f"{sum(map(len, self._chosen.values()))} images of {files}: {images}{self._how}; {sum(totals)} boxes of "
-            f"{len(named)} classes: {shown(named)}"
+            f"{len(named)} class{'es' * (len(named) > 1)}: {few(named)}"
         ]
         for split, own in sorted(counts.items()):
             absent = [name for name, count in zip(self.class_names, own, strict=True) if not count]
             if absent:
-                parts.append(f"no box in {split} of {shown(absent)}")
+                parts.append(f"no box in {split} of {few(absent)}")
             if empty := sum(not self._read[split].labels_of(i) for i in self._chosen[split]):
                 parts.append(f"{empty} images in {split} without boxes")
         tied = [own.tied for own in dict.fromkeys(self._read.values()) if own.tied]

@@ -23,8 +23,8 @@ from softmaxfree.data.coco_checks import (
 from softmaxfree.data.coco_layout import CocoFiles
 from softmaxfree.data.dense_sizes import shown_shapes
 from softmaxfree.data.images import frame_hint
-from softmaxfree.data.telling import shown
 from softmaxfree.errors import InputError
+from softmaxfree.printing import few
 
 __all__ = ["CocoAnnotations"]
 
@@ -166,7 +166,7 @@ class CocoAnnotations:
         if len(set(unlike)) < len(unlike):
             raise InputError(f"{self.file} has the category {min(same)} {names.count(min(same))} times; rename them")
         told = [name for name, old in zip(unlike, names, strict=True) if old in same]
-        rank_zero_warn(f"{self.file} has categories of the same name, which are classes of their own: {shown(told)}")
+        rank_zero_warn(f"{self.file} has categories of the same name, which are classes of their own: {few(told)}")
         return tuple(unlike)
 
     def category_difference(self, other: "CocoAnnotations") -> str:
@@ -174,7 +174,7 @@ class CocoAnnotations:
         if self.class_names == other.class_names:
             return ""
         only = [
-            f"only in {one.file}: {shown(names)}"
+            f"only in {one.file}: {few(names)}"
             for one, two in ((self, other), (other, self))
             if (names := [name for name in one.class_names if name not in two.class_names])
         ]
@@ -196,7 +196,7 @@ class CocoAnnotations:
         best = list(unlike.values())
         if most == 0 or len(best) == 1:
             return best[0]
-        named = shown(list(map(str, best[1:])), 5)
+        named = few(list(map(str, best[1:])), 5)
         if best[0] not in files.folders:
             raise InputError(
                 f"{self.file}: its images are in {best[0]} and in {named}; data.train_images (or data.val_images) "
@@ -213,8 +213,7 @@ class CocoAnnotations:
         if absent:
             raise FileNotFoundError(
                 f"{self.file} lists {absent[0]}, which is not in {self.folder} ({len(absent)} of {len(self)} absent)"
-                + (f"; looked for in {', '.join(map(str, folders[:6]))}" if len(folders) > 1 else "")
-                + (f" and {len(folders) - 6} more" if len(folders) > 6 else "")
+                + (f"; looked for in {few(list(map(str, folders)), 6)}" if len(folders) > 1 else "")
             )
 
     def _check_sizes(self) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from softmaxfree.data.mask_folders import SPLITS
 from softmaxfree.errors import InputError
 from softmaxfree.images import is_hidden, natural_key
+from softmaxfree.printing import few
 
 __all__ = ["CocoFiles", "find_coco", "is_coco"]
 
@@ -102,9 +103,8 @@ def _in_folder(root: Path) -> dict[str, CocoFiles]:
     if len(candidates) == 2 and all(len(paths) == 1 for paths in by_split.values()) and not roboflow:
         return {split: _near(path, root, split) for split, (path,) in by_split.items()}
     named = [str(path) for path in (*candidates, *(files.json for files in roboflow.values()))]
-    more = f" and {len(named) - 6} more" if len(named) > 6 else ""
     raise InputError(
-        f"data.root: {root} has {len(named)} COCO JSON files: {', '.join(named[:6])}{more}; say which with "
+        f"data.root: {root} has {len(named)} COCO JSON files: {few(named, 6)}; say which with "
         "data.train_json and data.val_json"
     )
 

@@ -17,6 +17,7 @@ from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.loaders import eval_loader, train_loader
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
+from softmaxfree.printing import few
 
 __all__ = [
     "DENSE_PREPARATION",
@@ -327,8 +328,7 @@ class AbstractImagesDataModule(LightningDataModule):
             )
         if len(unreadable) == len(images):
             raise InputError(f"none of the {len(images)} images can be read; the first: {images.explain(new[0])}")
-        names = "; ".join(images.explain(index) for index in new[:_NAMED])
-        more = f"; and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+        names = few([images.explain(index) for index in new], _NAMED, "; ")
         many = "image" if len(unreadable) == 1 else "images"
-        warnings.warn(f"{len(unreadable)} unreadable {many} left out: {names}{more}", stacklevel=3)
+        warnings.warn(f"{len(unreadable)} unreadable {many} left out: {names}", stacklevel=3)
         told.update(new)

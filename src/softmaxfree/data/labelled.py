@@ -19,7 +19,7 @@ from softmaxfree.data.splitting import list_folder
 from softmaxfree.data.telling import MOST_COMPARED, equal_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
-from softmaxfree.printing import printable
+from softmaxfree.printing import few, printable
 
 __all__ = ["LabelledSplits", "find_splits"]
 
@@ -242,8 +242,7 @@ def _counted(listings: dict[str, Listing], names: Sequence[str]) -> str:
 
 
 def _named(names: Sequence[str], counts: dict[str, int] | None = None) -> str:
-    more = f", ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f"{_short(name)} {counts[name]}" if counts else _short(name) for name in names[:_SHOWN]) + more
+    return few([f"{_short(name)} {counts[name]}" if counts else _short(name) for name in names], _SHOWN)
 
 
 def _short(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from softmaxfree.errors import InputError
+from softmaxfree.printing import few
 
 __all__ = ["COLOUR", "IGNORED", "Listing", "MaskClasses", "found_classes", "listed_classes", "show_value"]
 
@@ -216,6 +217,5 @@ def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path,
 
 def _listed(values: Sequence[int], pixels: Mapping[int, int], first: Mapping[int, str], most: int = 5) -> str:
     named = [f"{show_value(value)} ({pixels[value]} pixels)" for value in sorted(values, key=lambda v: -pixels[v])]
-    more = f" and {len(named) - most} more" if len(named) > most else ""
     kind = "colour" if values[0] >= COLOUR else "value"
-    return f"{first[values[0]]} has the {kind}{'s' if len(named) > 1 else ''} {', '.join(named[:most])}{more}"
+    return f"{first[values[0]]} has the {kind}{'s' if len(named) > 1 else ''} {few(named, most)}"

@@ -144,8 +144,8 @@ def pair_by_name(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[
         InputError: an image has no mask, or a mask no image.
     """
     lone = [
-        f"{there[names[0]]} has no {what} ({len(names)} such files)"
-        for there, missing, what in ((images, masks, "labels"), (masks, images, "image"))
+        f"{there[names[0]]} has no {what} ({len(names)} in all)"
+        for there, missing, what in ((images, masks, "mask"), (masks, images, "image"))
         if (names := sorted(there.keys() - missing.keys(), key=natural_key))
     ]
     if lone:

@@ -17,6 +17,7 @@ from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.images import AnnotationError, check_side, frame_hint
 from softmaxfree.data.mask_classes import COLOUR, IGNORED, MaskClasses, show_value
 from softmaxfree.images import open_upright, read_image
+from softmaxfree.printing import few
 
 __all__ = ["MaskImages", "MaskPair", "read_mask"]
 
@@ -127,9 +128,8 @@ class MaskImages(Dataset):
             )
         labels = self.classes.labels(values)
         if wrong := self.classes.wrong(np.unique(values[labels == IGNORED]).tolist()):
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise AnnotationError(
-                f"{path} has the label {', '.join(map(show_value, wrong[:5]))}{more}; {self.classes.allowed}"
+                f"{path} has the label {few(list(map(show_value, wrong)), 5)}; {self.classes.allowed}"
             )
         return values, labels
 

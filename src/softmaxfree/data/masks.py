@@ -15,9 +15,10 @@ from softmaxfree.data.mask_folders import MaskFolders
 from softmaxfree.data.mask_images import MaskPair, read_mask
 from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
 from softmaxfree.data.splits import EVERY, draw_split, read_split
-from softmaxfree.data.telling import equal_images, shown
+from softmaxfree.data.telling import equal_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS
+from softmaxfree.printing import few
 
 __all__ = ["MaskFolderDataModule"]
 
@@ -197,14 +198,14 @@ class MaskFolderDataModule(AbstractMasksDataModule):
         shares = [f"{name} {pixels[label] / total:.1%}" for label, name in enumerate(self.class_names)]
         parts = [
             f"{sum(map(len, names.values()))} images with masks in {self.root}: {len(names['train'])} train, "
-            f"{len(names['val'])} val ({how}); {len(self.class_names)} classes: {shown(shares)}"
+            f"{len(names['val'])} val ({how}); {len(self.class_names)} classes: {few(shares)}"
         ]
         if ignored:
             parts.append(f"{ignored / (total + ignored):.1%} of the pixels ignored")
         for split, own in names.items():
             absent = [name for label, name in enumerate(self.class_names) if not self._pixels[split][label]]
             if own and absent:
-                parts.append(f"no pixel in {split} of {shown(absent)}")
+                parts.append(f"no pixel in {split} of {few(absent)}")
         sides = {split: Listing.of_files(self.root, own) for split, own in names.items()}
         self.also_trained_on, equal = equal_images(**sides)
         parts += filter(None, [*folders.told, equal])

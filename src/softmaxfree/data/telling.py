@@ -1,7 +1,7 @@
 """What there is to tell of images: which are unused, and which are on both sides."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -9,16 +9,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.splitting import equal_files
 from softmaxfree.images import IMAGE_SUFFIXES, find_images, is_hidden
+from softmaxfree.printing import few
 
-__all__ = ["MOST_COMPARED", "equal_images", "shown", "unused_images"]
+__all__ = ["MOST_COMPARED", "equal_images", "unused_images"]
 
 MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _FOLDERS = 5  # in one message
-
-
-def shown(names: Sequence[str], most: int = 12) -> str:
-    """Return the first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def equal_images(train: Listing, val: Listing) -> tuple[int, str]:
@@ -63,4 +59,4 @@ def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:
         unused = [path for path in unused if path.resolve() not in known]
     folders = Counter(path.relative_to(root).parent.as_posix() for path in unused)
     named = [f"{count} in {root if folder == '.' else folder}" for folder, count in folders.items()]
-    return f"images left out: {shown(named, _FOLDERS)}" if named else ""
+    return f"images left out: {few(named, _FOLDERS)}" if named else ""

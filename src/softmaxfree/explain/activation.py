@@ -33,7 +33,8 @@ class Activation(NamedTuple):
     """What raises a score: `pixels` `(H, W)` from 0 to 1, the largest being 1; all 0 where nothing raises it.
 
     `target` is the class, or of a detector the number of the detection, whose class is `label`; `score` is the output
-    that was followed: a logit, the mean logit of a segment, or the score of a detection with its `box`.
+    that was followed: a logit, the mean logit of a segment, or the score of a detection with its `box`. The map of
+    `layer` has `cells`, rows and columns; between them `pixels` are interpolated.
     """
 
     pixels: Tensor
@@ -42,6 +43,7 @@ class Activation(NamedTuple):
     score: float
     layer: str
     method: str
+    cells: tuple[int, int]
     box: tuple[float, float, float, float] | None = None
 
 
@@ -120,7 +122,8 @@ def class_activation(
     whole = F.pad(whole, (0, seen[1] - whole.shape[3], 0, seen[0] - whole.shape[2]), mode="replicate")
     if tuple(whole.shape[-2:]) != tuple(size):
         whole = F.interpolate(whole, size=tuple(size), mode="bilinear")
-    return Activation(whole[0, 0], score.target, score.label, score.value, name, method, score.box)
+    grid = cells[0], cells[1]
+    return Activation(whole[0, 0], score.target, score.label, score.value, name, method, grid, score.box)
 
 
 def _as_map(output: Any, shape: Sequence[int], stride: int, name: str) -> Tensor:

@@ -95,9 +95,9 @@ def draw_activation(picture: Image.Image, found: Activation, title: str) -> Figu
     size = int(found.pixels.shape[0]), int(found.pixels.shape[1])
     figure, panels = _panels(2, size)
     _show_image(panels[0], picture, size, None, "image")
-    _show_image(
-        panels[1], picture.convert("L"), size, None, f"{found.method} at {found.layer}\nscore {found.score:.3g}"
-    )
+    rows, columns = found.cells
+    told = f"{found.method} at {found.layer}, {rows} x {columns} cells\nscore {found.score:.3g}"
+    _show_image(panels[1], picture.convert("L"), size, None, told)
     values = np.asarray(_smaller(Image.fromarray(found.pixels.cpu().float().numpy())))
     shown = panels[1].imshow(
         values, cmap="inferno", alpha=0.6, vmin=0, vmax=1, extent=(0, size[1], size[0], 0), interpolation="nearest"

@@ -97,9 +97,9 @@ class Landmarks(nn.Module):
         """Returns which landmarks are valid, `(B, M)`, for tokens with `mask (B, *grid)`."""
         windows = self._full(mask)
         if self.max_grid is not None:
-            windows = windows[:, : self.max_grid[0]]
+            windows = windows[:, : _at_most(windows.shape[1], self.max_grid[0])]
             if windows.ndim == 3:
-                windows = windows[:, :, : self.max_grid[1]]
+                windows = windows[:, :, : _at_most(windows.shape[2], self.max_grid[1])]
         windows = windows.flatten(1)
         if self.sampling == "random" or self.sampling == "first":
             return torch.arange(windows.shape[1], device=mask.device) < windows.sum(1, keepdim=True)

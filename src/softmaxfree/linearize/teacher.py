@@ -87,7 +87,8 @@ def any_size(model: Any) -> Any:
     """
     if not isinstance(model, VisionTransformer | Eva) or model.dynamic_img_size:
         return model
-    config, arguments = model.pretrained_cfg, {**get_model_args(model), "dynamic_img_size": True}
+    config: Any = model.pretrained_cfg
+    arguments = {**get_model_args(model), "dynamic_img_size": True}
     again = timm.create_model(config["architecture"], pretrained_cfg=config, **arguments)
     again.load_state_dict(model.state_dict())
     return again.eval()

@@ -21,7 +21,7 @@ from softmaxfree.models.stages import ClassTokenStage, Stage
 
 
 class SoftmaxFreeTransformer(AbstractBackbone):
-    """A four-stage pyramid; its entry points make that of SOFT, whose attention has no softmax (SOFT, table 1).
+    """A four-stage pyramid; its entry points make that of SOFT, with softmax in the last stage alone (SOFT, table 1).
 
     Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
     `min_img_size` up.

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from softmaxfree.printing import few
 from softmaxfree.report.summary import Summary
 
 __all__ = ["confusion_counts", "findings", "unit_of"]
@@ -154,13 +155,12 @@ def _weak(summary: Summary) -> str:
     if not weak:
         return ""
     weak.sort()
-    shown = ", ".join(f"{name} {100 * score:.1f} %" for score, name, _ in weak[:_NAMED])
-    more = f" and {len(weak) - _NAMED} more" if len(weak) > _NAMED else ""
+    shown = few([f"{name} {100 * score:.1f} %" for score, name, _ in weak], _NAMED)
     weighed, _ = summary["settings"].get("model.class_weights", (None, ""))  # or it is a detector, which has none
     weighs = ", or model.class_weights auto," if weighed is None and summary["task"] != "DetectionTask" else ""
     far = "1 class is" if len(weak) == 1 else f"{len(weak)} classes are"
     return (
-        f"{far} far below the others in {column}: {shown}{more}; half of the others have {100 * weak[0][2]:.1f} % or "
+        f"{far} far below the others in {column}: {shown}; half of the others have {100 * weak[0][2]:.1f} % or "
         f"more. More {unit_of(summary)}s of such a class{weighs} may help."
     )
 
@@ -206,7 +206,7 @@ def _ended_early(summary: Summary) -> str:
 
 
 def _number(names: list[Any]) -> str:
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    shown = few(names, _NAMED)
     return f"1 class ({shown}) is" if len(names) == 1 else f"{len(names)} classes ({shown}) are"
 
 

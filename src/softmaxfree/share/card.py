@@ -46,12 +46,13 @@ def model_card(
         "licence of the data": data_licence or "not stated",
         "licence of the weights": licence or "not stated",
         "parameters": f"{parameters / 1e6:.2f} M",
-        "image size": "x".join(map(str, data_config["input_size"][1:])) + " pixels in training; larger ones work",
+        "image size": "x".join(map(str, data_config["input_size"][1:])) + " pixels in training; other sizes work",
         "started from": summary["model"]["loaded"] or ("not known" if summary["missing"] else "random weights"),
         "classes": f"{len(classes)}: {', '.join(classes[:_NAMED])}{' ...' * (len(classes) > _NAMED)}",
     }
     machine = summary["machine"]
-    made = ", ".join(str(machine[key]) for key in ("device", "threads") if machine.get(key))
+    threads = [f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"] if machine.get("threads") else []
+    made = ", ".join([*([machine["device"]] if machine.get("device") else []), *threads])
     versions = ", ".join(
         f"{key} {machine[key]}" for key in ("torch", "timm", "softmaxfree", "commit") if machine.get(key)
     )
@@ -65,7 +66,7 @@ def model_card(
             "---",
             f"# {_cell(title_of(dict(summary)))}",
             "",
-            f"An image classifier whose attention has no softmax, {MADE_WITH}.",
+            f"An image classifier, {MADE_WITH}.",
             "",
             *_table(("fact", "value"), list(facts.items())),
             "",
@@ -96,7 +97,7 @@ def model_card(
 
 
 def _data(name: str, found: str) -> str:
-    if found.startswith(f"{name}:"):
+    if name in found.partition(":")[0]:  # as the folder that it begins with
         return found
     return ": ".join(filter(None, (name, found))) or "not known"
 

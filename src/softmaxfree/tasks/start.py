@@ -16,6 +16,7 @@ from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.parts import Parts, parts_of
 from softmaxfree.models.record import NAME, decode, encode
 from softmaxfree.models.released import checkpoint_filter_fn
+from softmaxfree.printing import few
 from softmaxfree.tasks.sources import Source
 
 __all__ = ["Started", "start", "told_of_timm"]
@@ -253,5 +254,4 @@ def _start_line(
 def _layers(names: Iterable[str]) -> str:
     """Names of layers in few words: the deepest that hold the weights, without the ends of names."""
     layers = list(dict.fromkeys(re.sub(r"\.[^.]+$", "", name) for name in names))
-    shown = ", ".join(layers[:_SHOWN])
-    return f"{shown} and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else shown
+    return few(layers, _SHOWN)
