@@ -63,14 +63,20 @@ def _refusal(path: Path, error: Exception) -> str:
     if _is_text(path):
         return f"{path} is a text, no file of weights; allowed are what torch.save writes, and .safetensors"
     if isinstance(cause, pickle.UnpicklingError):
-        code = re.search(r"GLOBAL ([\w.]+)", str(cause))
-        if "Unsupported operand" in str(cause):  # no pickle at all
+        if not _may_be_pickled(path):
             return f"{path} is no file of weights; allowed are what torch.save writes, and .safetensors"
+        code = re.search(r"GLOBAL ([\w.]+)", str(cause))
         return (
             f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
             "hold any code. If you trust it, load it elsewhere and save its state dict alone"
         )
     return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"
+
+
+def _may_be_pickled(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start == b"PK" or (start[:1] == pickle.PROTO and start[1:] <= bytes([pickle.HIGHEST_PROTOCOL]))
 
 
 def _is_text(path: Path) -> bool:

@@ -46,7 +46,7 @@ def broken(name):
         ("left over", "the checkpoint is of another model: it has embed_dims"),
         ("no tensor", "has no weights under the authors' names"),
         ("another", "has no weights under the authors' names"),
-        ("noise", "the downloaded file is refused"),
+        ("noise", "the downloaded file is no file of weights"),
         ("empty", "the downloaded file cannot be read as weights"),
     ],
 )
