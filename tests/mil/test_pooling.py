@@ -130,6 +130,8 @@ def test_bad_arguments_are_named():
         InputError, match="the network mean has no argument 'depth'; it has embed_dim, embed, embed_layers, dropout"
     ):
         create_bag_model("mean", num_classes=2, in_dim=3, depth=1)
+    with pytest.raises(InputError, match="embed_layers must be left out where embed is not 'linear', got 2"):
+        create_bag_model("max", num_classes=2, in_dim=784, embed="lenet", embed_layers=2)
     with pytest.raises(InputError, match="in_dim must be 784, pixels of a digit, with embed='lenet', got 3"):
         create_bag_model("mean", num_classes=2, in_dim=3, embed="lenet")
     with pytest.raises(InputError, match="embed must be 'linear', 'lenet' or a module, got 'conv'"):

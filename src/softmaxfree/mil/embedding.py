@@ -96,6 +96,7 @@ def make_embedding(
     require_whole("embed_dim", embed_dim, 1)
     require_whole("embed_layers", layers, 0)
     require_number("dropout", dropout, 0, below=1)
+    require(embed == "linear" or layers == 1, "embed_layers", layers, "left out where embed is not 'linear'")
     if isinstance(embed, nn.Module):
         return embed
     require(embed in ("linear", "lenet"), "embed", embed, "'linear', 'lenet' or a module")

@@ -17,7 +17,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.tasks.sharding import is_sharded, read_sharded
 from softmaxfree.weights import read_weights
 
-__all__ = ["AtomicCheckpointIO", "KeptCheckpoint", "load_state", "load_weights"]
+__all__ = ["AtomicCheckpointIO", "KeptCheckpoint", "load_state", "load_weights", "rename_kept"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -168,3 +168,16 @@ def _short(error: Exception) -> str:
     """Return the start of a message, which may list hundreds of weights."""
     text = " ".join(str(error).split())
     return text if len(text) < 400 else f"{text[:400]} ..."
+
+
+def rename_kept(callbacks: dict[str, Any], monitor: str) -> None:
+    """Give what version 0.1.0 kept of the best and the last checkpoint their present names.
+
+    Args:
+        callbacks: state of each in a checkpoint; changed.
+        monitor: metric of the best.
+    """
+    for key in [key for key in callbacks if key.startswith("ModelCheckpoint{")]:
+        name = {monitor: "best checkpoint", None: "last checkpoint"}.get(callbacks[key]["monitor"])
+        if name is not None:
+            callbacks.setdefault(name, callbacks.pop(key))

@@ -21,7 +21,7 @@ from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.creation import standalone
 from softmaxfree.tasks.averaging import Average, too_short_for
-from softmaxfree.tasks.checkpoints import load_state
+from softmaxfree.tasks.checkpoints import load_state, rename_kept
 from softmaxfree.tasks.class_names import require_same_names
 from softmaxfree.tasks.curvature import AbstractCurvatureTask, require_single_batches
 from softmaxfree.tasks.freezing import freeze_backbone, frozen_modules, scale_backbone_lr
@@ -364,7 +364,7 @@ class AbstractTask(AbstractCurvatureTask):
             InputError: its weights do not fit, its classes are others than those of the data, or a run is to go on with
                 another optimizer.
         """
-        _rename_kept(checkpoint.get("callbacks", {}), self.monitor)
+        rename_kept(checkpoint.get("callbacks", {}), self.monitor)
         self.loaded = checkpoint.get("loaded", "")
         data = getattr(self._trainer, "datamodule", None)
         self.check_names(checkpoint.get("class_names") or ())
@@ -395,11 +395,3 @@ class AbstractTask(AbstractCurvatureTask):
 
 def _text(config: Any) -> str:
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def _rename_kept(callbacks: dict[str, Any], monitor: str) -> None:
-    """Gives what version 0.1.0 kept of the best and the last checkpoint their present names."""
-    for key in [key for key in callbacks if key.startswith("ModelCheckpoint{")]:
-        name = {monitor: "best checkpoint", None: "last checkpoint"}.get(callbacks[key]["monitor"])
-        if name is not None:
-            callbacks.setdefault(name, callbacks.pop(key))
