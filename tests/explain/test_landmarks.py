@@ -41,6 +41,34 @@ def test_the_factors_make_the_matrix(name, own, masked):
     torch.testing.assert_close(product[:, valid][:, :, valid], matrix[:, valid][:, :, valid], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("near", [0, 1])
+def test_the_factors_of_softn_make_the_matrix_but_for_exact_keys(masked, near):
+    mixer = make("softn", exact_keys=3, near=near, landmark_grid=(2, 3), maps=True)
+    mixer.q_map.data.add_(0.1 * torch.randn(mixer.q_map.shape, dtype=torch.float64))
+    captured = captured_of(mixer, 2, mask_of(masked))
+    whole = slice(0, captured.q.shape[2])
+    with torch.no_grad():
+        found = factors(mixer, captured)
+        product = found.of_queries(whole) @ found.of_keys(whole).mT
+    assert found.gram.shape == (3, found.landmarks, found.landmarks)
+    y, x = (place.flatten() for place in torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij"))
+    reach = 3 * near + 1  # a window has 2 near + 2 tokens, and near around it
+    far = torch.ones(whole.stop, whole.stop, dtype=torch.bool)
+    far[2:, 2:] = ((y[:, None] - y).abs() > reach) | ((x[:, None] - x).abs() > reach)
+    through = (found.of_keys(whole) != 0).any(-1)  # of the keys of the grid that are not exact
+    assert through.sum(1).tolist() == [(4 * 5 if masked else 5 * 7) - 3] * 3
+    matrix = explicit(mixer, captured)
+    valid = torch.ones(whole.stop, dtype=torch.bool)
+    if masked:
+        valid[2:] = captured.mask.flatten()
+    told = (far if near else torch.ones_like(far)) & valid[:, None]
+    for head in range(3):
+        where = told & through[head]
+        assert where.any()
+        torch.testing.assert_close(product[head][where], matrix[head][where], rtol=0, atol=1e-9)
+
+
 def test_importance_is_the_absolute_weight_through_a_landmark():
     torch.manual_seed(0)
     own = {"landmark_sampling": "mean", "landmark_grid": (3, 4)}
@@ -69,7 +97,7 @@ def test_importance_is_the_absolute_weight_through_a_landmark():
     torch.testing.assert_close(found.places[0], torch.tensor([16.0, 16.0]))  # of two windows of 2 tokens of 8 pixels
 
 
-@pytest.mark.parametrize("mixer", ["nystrom", "linformer"])
+@pytest.mark.parametrize("mixer", ["nystrom", "linformer", "softn"])
 def test_importance_of_other_mixers_with_landmarks(mixer):
     torch.manual_seed(0)
     model = timm.create_model("soft_nano", mixer=mixer, mixer_args={"landmark_grid": (3, 4)}, **TINY).eval()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
@@ -13,7 +14,13 @@ from softmaxfree.explain.capture import Captured, capture, prepared, seen_size, 
 from softmaxfree.explain.layers import Layer, attention_layers, choose
 from softmaxfree.explain.maps import Query, check_query, find_token
 from softmaxfree.layers.landmarks import Landmarks
-from softmaxfree.mixers import AbstractMixer, LinformerAttention, NystromAttention, SoftmaxFreeAttention
+from softmaxfree.mixers import (
+    AbstractMixer,
+    LinformerAttention,
+    NystromAttention,
+    RowNormalizedAttention,
+    SoftmaxFreeAttention,
+)
 from softmaxfree.mixers.mixer import valid_tokens
 from softmaxfree.ops import gaussian_gram, gaussian_product, pinv
 from softmaxfree.ops.nystrom import landmark_core
@@ -22,7 +29,7 @@ from softmaxfree.ops.precision import widen
 
 __all__ = ["Factors", "Inverse", "LandmarkImportance", "factors", "inverses", "landmark_importance"]
 
-_TOLD = "whose shares can be told; soft, nystrom and linformer have them"
+_TOLD = "whose shares can be told; soft, softn, nystrom and linformer have them"
 _ENTRIES = 1 << 24  # of a factor that are there at once
 
 
@@ -57,8 +64,9 @@ class LandmarkImportance(NamedTuple):
 class Inverse(NamedTuple):
     """The inverse of the landmarks' matrix in one layer.
 
-    `spectrum` is `(H, M)`, largest first: the eigenvalues of the symmetric kernel matrix `A` of `soft`, the singular
-    values of that of `nystrom`. `residual` is `|A Y A - A| / |A|` of the inverse `Y` that the solver found, `(H,)`.
+    `spectrum` is `(H, M)`, largest first: the eigenvalues of the symmetric kernel matrix `A` of `soft` and `softn`,
+    the singular values of that of `nystrom`. `residual` is `|A Y A - A| / |A|` of the inverse `Y` of the solver,
+    `(H,)`.
     """
 
     layer: str
@@ -81,7 +89,8 @@ def landmark_importance(
 
     The token-mixing matrix is a sum over landmarks, `W = sum_m P_m R_m`, column `m` of queries to landmarks times row
     `m` of landmarks to keys, the inverse included. The importance of a landmark is the sum of the absolute weights of
-    its part, `sum_ij |P_im| |R_mj|`, over that of all. Parts of opposite sign may cancel in `W`; here they do not.
+    its part, `sum_ij |P_im| |R_mj|`, over that of all. Parts of opposite sign may cancel in `W`; here they do not. Keys
+    that `softn` keeps exact go through no landmark, and are in no share.
 
     Args:
         model: as for `explain`.
@@ -140,7 +149,7 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
     """
     layers = [layer for layer in attention_layers(model) if isinstance(layer.mixing, _INVERTING)]
     if not layers:
-        raise InputError("model has no layer that inverts a matrix: of the mixers soft and nystrom do")
+        raise InputError("model has no layer that inverts a matrix: of the mixers soft, softn and nystrom do")
     x, mask = prepared(model, image, mask)
     found: list[Inverse] = []
 
@@ -149,9 +158,9 @@ def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> lis
         own = factors(mixer, captured)
         assert own.gram is not None
         assert own.inverse is not None
-        soft = isinstance(mixer, SoftmaxFreeAttention)
-        values = torch.linalg.eigvalsh(own.gram).flip(-1) if soft else torch.linalg.svdvals(own.gram)
-        told = mixer.solver.to_dict() if soft else {"name": "third order", "steps": mixer.iterations}
+        general = isinstance(mixer, NystromAttention)  # the other matrices are symmetric
+        values = torch.linalg.svdvals(own.gram) if general else torch.linalg.eigvalsh(own.gram).flip(-1)
+        told = {"name": "third order", "steps": mixer.iterations} if general else mixer.solver.to_dict()
         solver = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in told.items())
         missed = residual(own.gram[None], own.inverse[None])[0]
         found.append(Inverse(layer.name, mixer.name, solver, values, missed))
@@ -165,7 +174,7 @@ def factors(mixer: nn.Module, captured: Captured) -> Factors:
     """Returns the factors of what a mixer with landmarks makes of its queries and keys.
 
     Args:
-        mixer: `soft`, `nystrom`, or `linformer` with means of windows.
+        mixer: `soft`, `softn`, `nystrom`, or `linformer` with means of windows.
         captured: the queries and keys.
 
     Returns:
@@ -192,6 +201,24 @@ def _soft(mixer: SoftmaxFreeAttention, captured: Captured) -> Factors:
         return lambda rows: gaussian_product(x[:, :, rows].contiguous(), points, matrix)[0]
 
     return Factors(kernel(q, unit), kernel(k, core.mT.contiguous()), points.shape[2], gram[0], inverse[0])
+
+
+@factors.register
+def _softn(mixer: RowNormalizedAttention, captured: Captured) -> Factors:
+    grid, prefix = list(captured.grid), captured.prefix
+    to_landmarks, through, points = mixer.landmark_factors(captured.q, captured.k, grid, captured.mask)
+    if captured.mask is not None:
+        valid = mixer.landmarks.valid(captured.mask)[0]
+        to_landmarks, through, points = to_landmarks[..., valid], through[:, :, valid], points[:, :, valid]
+    of_keys = F.pad(through, (prefix, 0))[0].mT  # prefix tokens are exact keys
+    gram = gaussian_gram(points)
+    return Factors(
+        lambda rows: to_landmarks[0, :, rows],
+        lambda rows: of_keys[:, rows],
+        points.shape[2],
+        gram[0],
+        pinv(gram, mixer.solver)[0],
+    )
 
 
 @factors.register
@@ -231,7 +258,7 @@ def _linformer(mixer: LinformerAttention, captured: Captured) -> Factors:
     return Factors(lambda rows: (q[:, :, rows] @ keys).softmax(-1)[0, :, :, prefix:], None, means.shape[2])
 
 
-_INVERTING = (SoftmaxFreeAttention, NystromAttention)
+_INVERTING = (SoftmaxFreeAttention, RowNormalizedAttention, NystromAttention)
 
 
 def _has_landmarks(module: Any) -> bool:

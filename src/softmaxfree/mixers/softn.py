@@ -11,7 +11,7 @@ landmarks tell the kernel.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,22 @@ from softmaxfree.ops.precision import full_precision, widen
 
 _LOG2_E = 1 / math.log(2)
 _SOLVER = Cholesky(ridge=0.1)
+
+
+class _Decomposition(NamedTuple):
+    """The `M` landmarks, of them and the `E` exact keys the logits `q . points + offsets` and the sums they weigh.
+
+    `through` is `(B, H, M, N)` where it is kept whole, over 2 to the power of `scale`; `places` are the exact keys.
+    """
+
+    landmarks: Tensor
+    points: Tensor
+    offsets: Tensor
+    sums: Tensor
+    through: Tensor | None
+    scale: Tensor
+    places: Tensor
+    k_mean: Tensor
 
 
 @register
@@ -126,45 +142,92 @@ class RowNormalizedAttention(AbstractAttention):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:
         """Mixes, see `AbstractMixer.mix`; there may be more or fewer queries than keys where there is no mask."""
         with full_precision(v):
-            dtype, prefix = v.dtype, k.shape[2] - math.prod(grid)
+            dtype = v.dtype
             q, k, v = widen(q), widen(k), widen(v)
-            q_mean, k_mean = _mean(q, mask), _mean(k, mask)
-            valid = None if mask is None else self.landmarks.valid(mask)
-            of_grid = k[:, :, prefix:]
-            places, there = self._heaviest(q_mean - k_mean, of_grid, mask)
-            # means, maps and scale go to the few points: no token is changed
-            landmarks = _mapped(self.landmarks(of_grid, grid, mask) - k_mean, self.k_map)
-            q_mean = _mapped(q_mean, self.q_map)
-            unit = self.scale * _LOG2_E  # makes logits to base 2, whose exponential is faster
-            halves = landmarks.square().sum(-1) * (unit / 2)
-            points = unit * _mapped(landmarks + q_mean, self.k_map, back=True)
-            sizes = -halves - (points @ k_mean.mT).squeeze(-1)
             near = self.near > 0 and q.shape[2] == k.shape[2]
-            inverse = landmark_core(landmarks * self.scale**0.5, self.solver.json, False, valid).to(k.dtype)
-            own = of_grid, v[:, :, prefix:]
-            through, sums, scale = (_whole if near else _summary)(inverse, points, sizes, *own, places, mask, valid)
-            keys, values = (_exact(x, places, prefix) for x in (k, v))
-            keys = torch.cat([landmarks, _mapped(keys - k_mean, self.k_map)], 2)
-            points = unit * _mapped(keys, self.q_map, back=True)
-            offsets = -halves - unit * (landmarks @ q_mean.mT).squeeze(-1)
-            if valid is not None:
-                offsets = _without(offsets, ~valid.unsqueeze(1))
-            there = F.pad(there, (prefix, 0), value=True)
-            offsets = torch.cat([offsets, _without(-scale.expand(there.shape), ~there)], -1)
-            values = torch.cat([values, values.new_ones((*values.shape[:3], 1))], -1)
-            sums = torch.cat([sums, values], 2)
-            sums = torch.cat([sums, sums[..., -1:].abs()], -1)
-            if not near or through is None:
+            own = self._decompose(q, k, v, grid, mask, whole=near)
+            if not near or own.through is None:
                 return in_rows(
-                    lambda some: _normalised(_sums(some, points, offsets, sums)[0], self.floor), q, points
+                    lambda some: _normalised(_sums(some, own.points, own.offsets, own.sums)[0], self.floor),
+                    q,
+                    own.points,
                 ).to(dtype)
-            out, kernel, top = _sums(q, points, offsets, sums)
-            near_keys = unit * _mapped(_mapped(of_grid - k_mean, self.k_map), self.q_map, back=True)
-            less = torch.cat([q, top + scale.unsqueeze(-1)], -1)[:, :, prefix:]
-            counted = _kept(of_grid[..., 0], places, mask)
-            kernel = kernel[:, :, prefix:, : landmarks.shape[2]]
-            extra = corrections(less, near_keys, kernel, through, own[1], counted, grid, self.near)
-            return _normalised(out + F.pad(extra, (0, 0, prefix, 0)), self.floor).to(dtype)
+            return _normalised(self._sums_near(q, k, v, own, grid, mask)[0], self.floor).to(dtype)
+
+    def landmark_factors(
+        self, q: Tensor, k: Tensor, grid: list[int], mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what goes through the landmarks.
+
+        The mixing matrix is `P R` but where a key is exact: that of a prefix token, one of the `exact_keys`, or with
+        `near` one around the query. Rows are normalised by all that is mixed, what is exact included.
+
+        Args:
+            q: queries, as for `mix`.
+            k: keys, as many.
+            grid: as for `mix`.
+            mask: as for `mix`.
+
+        Returns:
+            `P (B, H, N, M)`, `R (B, H, M, n)` of the `n` keys of the grid, and the landmarks `(B, H, M, D)`, of which
+            `K` makes the matrix that is inverted; what a mask leaves out is 0 in `P`.
+        """
+        with full_precision(q):
+            q, k = widen(q), widen(k)
+            own = self._decompose(q, k, k, grid, mask, whole=True)
+            assert own.through is not None
+            if self.near > 0:
+                out, kernel = self._sums_near(q, k, k, own, grid, mask)
+            else:
+                out, kernel, _ = _sums(q, own.points, own.offsets, own.sums)
+            to_landmarks = kernel[..., : own.landmarks.shape[2]] / _denominators(out, self.floor)
+            return to_landmarks, own.through, own.landmarks * self.scale**0.5
+
+    def _decompose(
+        self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None, whole: bool
+    ) -> _Decomposition:
+        prefix = k.shape[2] - math.prod(grid)
+        q_mean, k_mean = _mean(q, mask), _mean(k, mask)
+        valid = None if mask is None else self.landmarks.valid(mask)
+        of_grid = k[:, :, prefix:]
+        places, there = self._heaviest(q_mean - k_mean, of_grid, mask)
+        # means, maps and scale go to the few points: no token is changed
+        landmarks = _mapped(self.landmarks(of_grid, grid, mask) - k_mean, self.k_map)
+        q_mean = _mapped(q_mean, self.q_map)
+        unit = self.scale * _LOG2_E  # makes logits to base 2, whose exponential is faster
+        halves = landmarks.square().sum(-1) * (unit / 2)
+        points = unit * _mapped(landmarks + q_mean, self.k_map, back=True)
+        sizes = -halves - (points @ k_mean.mT).squeeze(-1)
+        inverse = landmark_core(landmarks * self.scale**0.5, self.solver.json, False, valid).to(k.dtype)
+        parts = (inverse, points, sizes, of_grid, v[:, :, prefix:], places, mask, valid)
+        through, sums, scale = _whole(*parts) if whole else _summary(*parts)
+        keys, values = (_exact(x, places, prefix) for x in (k, v))
+        keys = torch.cat([landmarks, _mapped(keys - k_mean, self.k_map)], 2)
+        points = unit * _mapped(keys, self.q_map, back=True)
+        offsets = -halves - unit * (landmarks @ q_mean.mT).squeeze(-1)
+        if valid is not None:
+            offsets = _without(offsets, ~valid.unsqueeze(1))
+        there = F.pad(there, (prefix, 0), value=True)
+        offsets = torch.cat([offsets, _without(-scale.expand(there.shape), ~there)], -1)
+        values = torch.cat([values, values.new_ones((*values.shape[:3], 1))], -1)
+        sums = torch.cat([sums, values], 2)
+        sums = torch.cat([sums, sums[..., -1:].abs()], -1)
+        return _Decomposition(landmarks, points, offsets, sums, through, scale, places, k_mean)
+
+    def _sums_near(
+        self, q: Tensor, k: Tensor, v: Tensor, own: _Decomposition, grid: list[int], mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns weighted sums where keys near a query have exact weights, and the kernel, see `_sums`."""
+        assert own.through is not None
+        prefix, unit = k.shape[2] - math.prod(grid), self.scale * _LOG2_E
+        of_grid = k[:, :, prefix:]
+        out, kernel, top = _sums(q, own.points, own.offsets, own.sums)
+        near_keys = unit * _mapped(_mapped(of_grid - own.k_mean, self.k_map), self.q_map, back=True)
+        less = torch.cat([q, top + own.scale.unsqueeze(-1)], -1)[:, :, prefix:]
+        counted = _kept(of_grid[..., 0], own.places, mask)
+        of_landmarks = kernel[:, :, prefix:, : own.landmarks.shape[2]]
+        extra = corrections(less, near_keys, of_landmarks, own.through, v[:, :, prefix:], counted, grid, self.near)
+        return out + F.pad(extra, (0, 0, prefix, 0)), kernel
 
     def _heaviest(self, shift: Tensor, k: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the places of the keys of greatest weight before the maps, `(B, H, exact_keys)`, and which are keys.
@@ -280,5 +343,9 @@ def _sums(q: Tensor, points: Tensor, offsets: Tensor, sums: Tensor) -> tuple[Ten
 
 def _normalised(out: Tensor, floor: float) -> Tensor:
     """Returns sums over denominators; `|q|^2` cancels, as all of a row's scale."""
+    return out[..., :-2] / _denominators(out, floor)
+
+
+def _denominators(out: Tensor, floor: float) -> Tensor:
     least = torch.maximum(floor * out[..., -1:], out.new_full((), torch.finfo(out.dtype).tiny))
-    return out[..., :-2] / torch.maximum(out[..., -2:-1], least)
+    return torch.maximum(out[..., -2:-1], least)
