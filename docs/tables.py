@@ -177,19 +177,20 @@ def bench(suite: str, unit: str) -> str:
     return forward(f"results/{suite}-cpu", unit)
 
 
-def defaults() -> str:
+def defaults(threads: str) -> str:
     """Time and memory of `soft_tiny` as it is by default, and as released, beside other networks."""
-    return forward("defaults-cpu", "pixels a side")
+    return forward("defaults-cpu", "pixels a side", threads=threads)
 
 
-def bfloat16() -> str:
+def bfloat16(threads: str) -> str:
     """Time and memory of `soft_tiny` and other networks under bfloat16 autocast."""
-    return forward("defaults-cpu", "pixels a side", "bfloat16")
+    return forward("defaults-cpu", "pixels a side", "bfloat16", threads)
 
 
-def forward(name: str, unit: str, dtype: str = "float32") -> str:
-    """Forward passes of one image: milliseconds and MiB by size."""
+def forward(name: str, unit: str, dtype: str = "float32", threads: str = "") -> str:
+    """Forward passes of one image: milliseconds and MiB by size; if asked, of one number of threads."""
     rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", dtype)]
+    rows = [row for row in rows if row["threads"] == threads or not threads]
     sizes = sorted({int(row["size"]) for row in rows})
     parts = []
     for key, what in (("median_ms", "ms"), ("peak_mib", "MiB")):
@@ -214,6 +215,23 @@ def mixers_solar() -> str:
 def mixers_scenes() -> str:
     """Segmentation of the made scenes with eight mixers after equal training."""
     return accuracy("mixers-scenes-cpu", "mixer", "mIoU (%)")
+
+
+def mixers_cost() -> str:
+    """Milliseconds and MiB of every mixer alone over the number of tokens."""
+    rows = [row for row in read("mixers-cost-cpu") if row["milliseconds"]]
+    parts = []
+    for what in ("forward", "forward+backward"):
+        own = [row for row in rows if row["what"] == what]
+        counts = sorted({int(row["tokens"]) for row in own})
+        cells = {
+            (row["name"], int(row["tokens"])): f"{float(row['milliseconds']):.3g} ({float(row['peak_mib']):.3g})"
+            for row in own
+        }
+        names = dict.fromkeys(row["name"] for row in own)
+        lines = [[f"`{name}`", *(cells.get((name, count), "") for count in counts)] for name in names]
+        parts.append(markdown([f"{what}, ms (MiB)", *(f"{count:,} tokens" for count in counts)], lines))
+    return "\n\n".join(parts) + told("mixers-cost-cpu", rows)
 
 
 def landmarks_digits() -> str:

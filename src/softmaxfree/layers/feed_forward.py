@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_known
+from softmaxfree.layers.linear import Linear, exchange_linear
 from softmaxfree.ops.precision import widen
 
 _EPS = 1e-6
@@ -65,7 +66,7 @@ class KernelMlp(nn.Module):
         self.register_buffer("projection_matrix", torch.randn(num_features, dim, **factory))
         with torch.no_grad():
             self.weight = nn.Parameter(self.features(nn.Linear(dim, hidden, bias=False, **factory).weight))
-        self.fc2 = nn.Linear(hidden, dim, **factory)
+        self.fc2 = Linear(hidden, dim, **factory)
 
     def features(self, x: Tensor) -> Tensor:
         """Maps `(..., C)` to `phi(x) (..., F)`."""
@@ -102,4 +103,4 @@ def feed_forward(kind: str, dim: int, hidden: int, act: str, num_features: int, 
     mlp = Mlp(dim, hidden, act_layer=nn.Identity if act == "polynorm" else get_act_layer(act), **factory)
     if act == "polynorm":
         mlp.act = PolyNorm(**factory)
-    return mlp
+    return exchange_linear(mlp)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.arguments import require_whole
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mil.segments import segment_means, segment_numbers
 from softmaxfree.mixers.mixer import AbstractMixer, num_valid, require_flag, valid_tokens
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
@@ -61,9 +62,9 @@ class SegmentAttention(AbstractMixer):
         require_flag("normalize", normalize)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_landmarks, self.solver, self.normalize = num_landmarks, as_solver(solver), normalize
-        self.q = nn.Linear(dim, dim, **factory)
-        self.v = nn.Linear(dim, dim, **factory)
-        self.proj = nn.Linear(dim, dim, **factory)
+        self.q = Linear(dim, dim, **factory)
+        self.v = Linear(dim, dim, **factory)
+        self.proj = Linear(dim, dim, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to scaled queries, which are the keys too, and values, `(B, H, N, D)` each."""
@@ -106,9 +107,9 @@ class ClassRow(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(dim)  # of the token
-        self.q = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.peak = nn.Linear(dim, dim) if peaks else None
+        self.q = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.peak = Linear(dim, dim) if peaks else None
 
     def forward(self, token: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Reads a bag.

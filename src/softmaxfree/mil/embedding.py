@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.arguments import require, require_known, require_number, require_whole
+from softmaxfree.layers.linear import Linear
 from softmaxfree.ops import transforms
 from softmaxfree.ops.precision import widen
 
@@ -28,7 +29,7 @@ class LeNet(nn.Module):
         self.convolutions = nn.Sequential(
             nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)
         )
-        self.linear = nn.Linear(50 * 4 * 4, embed_dim)
+        self.linear = Linear(50 * 4 * 4, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps pixels `(..., 784)`, row by row, to `(..., embed_dim)`."""
@@ -48,7 +49,7 @@ class _Wide(nn.Module):
         return widen(x)
 
 
-class _Widened(nn.Linear):
+class _Widened(Linear):
     """A linear layer that takes features of any float dtype, such as float16 from a file."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers import Block
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mil.attention import ClassRow, SegmentAttention
 from softmaxfree.mil.bags import Bags, as_bags
 from softmaxfree.mil.curve import curve_order, lattice
@@ -102,8 +103,8 @@ class BagEncoder(nn.Module):
         self.patch_norm = nn.LayerNorm(embed_dim)
         self.readout = ClassRow(embed_dim, num_heads, peaks)
         self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.patch_head = nn.Linear(embed_dim, num_classes) if peaks else None
+        self.head = Linear(embed_dim, num_classes)
+        self.patch_head = Linear(embed_dim, num_classes) if peaks else None
         self._start_simple()
 
     def _start_simple(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from softmaxfree.arguments import require, require_number, require_whole
 from softmaxfree.errors import InputError
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mil.bags import as_mask
 from softmaxfree.mil.segments import segment_means, segment_numbers
 from softmaxfree.mixers.nystrom import pseudo_inverse
@@ -77,10 +78,10 @@ class NystromAttention(nn.Module):
         inner = heads * dim_head
         self.dim, self.heads, self.num_landmarks, self.pinv_iterations = dim, heads, num_landmarks, pinv_iterations
         self.pad_mode, self.residual = pad_mode, residual
-        self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.to_qkv = Linear(dim, 3 * inner, bias=False)
         self.to_out: nn.Module = nn.Identity()
         if project_out:
-            self.to_out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
+            self.to_out = nn.Sequential(Linear(inner, dim), nn.Dropout(dropout))
         else:
             require(inner == dim, "heads * dim_head", inner, f"{dim}, the width, without a last layer")
         if residual:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.arguments import require_whole
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mil.bags import as_bags
 from softmaxfree.mil.embedding import make_embedding
 from softmaxfree.ops.precision import compute_dtype, full_precision, widen
@@ -43,7 +44,7 @@ class AbstractPooling(nn.Module, abc.ABC):
         require_whole("num_classes", num_classes, 1)
         self.num_classes, self.in_dim, self.embed_dim = num_classes, in_dim, embed_dim
         self.embed = make_embedding(embed, in_dim, embed_dim, layers=embed_layers, dropout=dropout)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = Linear(embed_dim, num_classes)
 
     @abc.abstractmethod
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
@@ -161,9 +162,9 @@ class GatedAttention(AbstractPooling):
         own: Any = {"embed_dim": embed_dim, "embed": embed, "embed_layers": embed_layers, "dropout": dropout}
         super().__init__(num_classes, in_dim, **own)
         require_whole("hidden_dim", hidden_dim, 1)
-        self.v = nn.Linear(embed_dim, hidden_dim)
-        self.u = nn.Linear(embed_dim, hidden_dim)
-        self.w = nn.Linear(hidden_dim, 1)
+        self.v = Linear(embed_dim, hidden_dim)
+        self.u = Linear(embed_dim, hidden_dim)
+        self.w = Linear(hidden_dim, 1)
 
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the attention, `(B, N, 1)`; it sums to 1."""

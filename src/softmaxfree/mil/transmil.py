@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from softmaxfree.arguments import require_whole
 from softmaxfree.errors import InputError
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mil.bags import as_bags
 from softmaxfree.mil.embedding import make_embedding
 from softmaxfree.mil.nystrom import NystromAttention, PadMode
@@ -111,7 +112,7 @@ class TransMIL(nn.Module):
         )
         self.pos_layer = PPEG(embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.head = Linear(embed_dim, num_classes)
 
     @classmethod
     def from_checkpoint(cls, source: str | Path | dict[str, Any], **told: Any) -> "TransMIL":

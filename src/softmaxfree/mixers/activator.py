@@ -4,10 +4,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_number
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.mixer import AbstractMixer
 from softmaxfree.mixers.registry import register
 
@@ -55,8 +56,8 @@ class GatedLinearUnit(AbstractMixer):
         require(width >= 1, "hidden_ratio", hidden_ratio, f"enough for one hidden feature of {self.head_dim}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.hidden_ratio, self.act = hidden_ratio, act
-        self.glu = nn.Linear(dim, 2 * num_heads * width, **factory)
-        self.proj = nn.Linear(num_heads * width, dim, **factory)
+        self.glu = Linear(dim, 2 * num_heads * width, **factory)
+        self.proj = Linear(num_heads * width, dim, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to gates, the same in place of keys, and values, `(B, H, N, E)` each."""

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.types import Device
 
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.mixer import AbstractMixer, num_valid, require_flag, valid_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.ops.nystrom import gaussian_attention
@@ -49,10 +50,10 @@ class GaussianAttention(AbstractMixer):
         require_flag("averaged", averaged)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.tied, self.averaged = tied, averaged
-        self.q = nn.Linear(dim, dim, **factory)
-        self.k = None if tied else nn.Linear(dim, dim, **factory)
-        self.v = nn.Linear(dim, dim, **factory)
-        self.proj = nn.Linear(dim, dim, **factory)
+        self.q = Linear(dim, dim, **factory)
+        self.k = None if tied else Linear(dim, dim, **factory)
+        self.v = Linear(dim, dim, **factory)
+        self.proj = Linear(dim, dim, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to scaled queries and keys, and values, `(B, H, N, D)` each."""

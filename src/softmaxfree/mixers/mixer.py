@@ -14,6 +14,7 @@ from torch.types import Device
 from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.layers.linear import Linear
 from softmaxfree.ops.precision import compute_dtype
 
 _COMMON = ("self", "dim", "num_heads", "device", "dtype")  # told by the network, or by the weights' shapes
@@ -230,15 +231,15 @@ class AbstractAttention(AbstractMixer):
         require_flag("gate", gate)
         require_odd("value_kernel", value_kernel)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **factory)
         if value_kernel:
             channels = self.value_filter_channels
             self.value_conv = nn.Conv2d(
                 channels, channels, value_kernel, padding=value_kernel // 2, groups=channels, **factory
             )
         if gate:
-            self.gate = nn.Linear(dim, dim, **factory)
-        self.proj = nn.Linear(dim, dim, **factory)
+            self.gate = Linear(dim, dim, **factory)
+        self.proj = Linear(dim, dim, **factory)
         self.qkv_bias, self.value_kernel = qkv_bias, value_kernel
 
     @property

@@ -10,6 +10,7 @@ from torch.types import Device
 
 from softmaxfree.arguments import require, require_number
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.features import linear_attention
 from softmaxfree.mixers.mixer import AbstractAttention, require_flag, require_odd, zero_tokens
 from softmaxfree.mixers.registry import register
@@ -66,7 +67,7 @@ class ReluLinearAttention(AbstractAttention):
         if scales:
             self.ndims, self.prefix = (2,), False  # the filters need an image
             require(self.value_conv is None, "value_kernel", self.value_kernel, "0 with scales")
-            self.proj = nn.Linear(dim * (1 + len(scales)), dim, **factory)
+            self.proj = Linear(dim * (1 + len(scales)), dim, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, keys and values, `(B, H, N, D)` each."""

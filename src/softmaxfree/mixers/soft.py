@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.layers.landmarks import Landmarks, Sampling
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.mixer import AbstractMixer, require_flag, require_odd, valid_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
@@ -69,8 +70,8 @@ class SoftmaxFreeAttention(AbstractMixer):
         self.scale = self.head_dim**-0.25
         self.normalize, self.value_kernel, self.ndim = normalize, value_kernel, ndim
         self.ndims = (ndim,)  # the landmarks' filter fixes them
-        self.q = nn.Linear(dim, dim, **factory)
-        self.v = nn.Linear(dim, dim, **factory)
+        self.q = Linear(dim, dim, **factory)
+        self.v = Linear(dim, dim, **factory)
         self.landmarks = Landmarks(
             self.head_dim, ratio, sampling=landmark_sampling, max_grid=_as_grid(landmark_grid), ndim=ndim, **factory
         )
@@ -79,7 +80,7 @@ class SoftmaxFreeAttention(AbstractMixer):
             self.value_conv = conv(
                 num_heads, num_heads, value_kernel, padding="same", groups=num_heads, bias=False, **factory
             )
-        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj = Linear(dim, dim, **factory)
         self.adjust(solver=solver)
 
     @property

@@ -10,6 +10,7 @@ from torch.types import Device
 
 from softmaxfree.arguments import require_whole
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.layers.linear import Linear
 from softmaxfree.layers.padding import at_stride
 from softmaxfree.mixers.mixer import AbstractMixer, valid_tokens, zero_tokens
 from softmaxfree.mixers.registry import register
@@ -49,12 +50,12 @@ class SpatialReductionAttention(AbstractMixer):
         require_whole("ratio", ratio, 1)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.ratio = ratio
-        self.q = nn.Linear(dim, dim, **factory)
-        self.k = nn.Linear(dim, dim, **factory)
-        self.v = nn.Linear(dim, dim, **factory)
+        self.q = Linear(dim, dim, **factory)
+        self.k = Linear(dim, dim, **factory)
+        self.v = Linear(dim, dim, **factory)
         self.reduction = nn.Conv2d(dim, dim, ratio, stride=ratio, **factory) if ratio > 1 else None
         self.norm = nn.LayerNorm(dim, **factory) if ratio > 1 else None
-        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj = Linear(dim, dim, **factory)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, and twice themselves, `(B, H, N, D)` each."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from softmaxfree.arguments import require
+from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.mixer import AbstractMixer, num_valid, require_flag, zero_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.ops.precision import full_precision, widen
@@ -63,11 +64,11 @@ class OneStepTraining(AbstractMixer):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.qkv_bias, self.rope = qkv_bias, rope
         width = self.head_dim
-        self.qkv = nn.Linear(dim, 3 * (dim + width), bias=qkv_bias, **factory)
+        self.qkv = Linear(dim, 3 * (dim + width), bias=qkv_bias, **factory)
         self.w1 = nn.Parameter(torch.empty(num_heads, width, width, **factory))
         self.w2 = nn.Parameter(torch.empty(num_heads, width, width, **factory))
         self.w3 = nn.Parameter(torch.empty(width, 9, **factory))
-        self.proj = nn.Linear(dim + width, dim, **factory)
+        self.proj = Linear(dim + width, dim, **factory)
         for weight in (self.w1, self.w2, self.w3):
             trunc_normal_(weight, std=0.02)
 

@@ -14,6 +14,7 @@ from torch.types import Device
 
 from softmaxfree.layers import Block, ConvEmbedding, PositionTable, block_arguments
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.layers.linear import exchange_linear
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 from softmaxfree.mixers import AbstractMixer
 from softmaxfree.ops import transforms
@@ -105,7 +106,9 @@ class ClassTokenStage(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.cls_pos = nn.Parameter(torch.empty(1, 1, dim, **factory))
         self.blocks = nn.ModuleList(
-            PreNormBlock(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **factory)
+            exchange_linear(
+                PreNormBlock(dim, num_heads, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate, **factory)
+            )
             for rate in drop_path
         )
         self.norm = LayerNorm(dim, **factory)

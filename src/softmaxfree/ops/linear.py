@@ -1,0 +1,72 @@
+"""Linear layers by oneDNN on CPUs with AVX-512: torch takes MKL, which stays with AVX2 where the maker is not Intel."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from softmaxfree.ops import transforms
+
+__all__ = ["linear"]
+
+_PLAIN = (Tensor, nn.Parameter)
+_ABLE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Returns `x W^T + b`, as `torch.nn.functional.linear`, from which it differs by rounding alone.
+
+    In float32 on a CPU with AVX-512, oneDNN computes it and its gradients. What looks into torch's operations, such as
+    export, tracing, `torch.compile`, `torch.func` and counters of operations, gets torch's own.
+
+    Args:
+        x: `(..., in)`.
+        weight: `(out, in)`.
+        bias: `(out,)`.
+
+    Returns:
+        `(..., out)`.
+    """
+    if not (_ABLE and _takes(x, weight, bias)):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Returns whether these are plain tensors of one dtype, and nothing looks on."""
+    return (
+        bool(torch.backends.mkldnn.enabled)
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
+        and all(type(of) in _PLAIN and of.dtype is torch.float32 and of.device.type == "cpu" for of in (x, weight))
+        and (bias is None or (type(bias) in _PLAIN and bias.dtype is torch.float32))
+        and x.layout is torch.strided
+        and x.numel() > 0
+        and x.ndim > 1
+        and not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or transforms.at_work())
+        and not torch._C._functorch.is_legacy_batchedtensor(x)
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        return (
+            linear(grad, weight.T) if of_x else None,
+            linear(rows.T, inputs.T) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )

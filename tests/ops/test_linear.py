@@ -1,0 +1,134 @@
+"""Linear layers by oneDNN are torch's, and give way to what looks into torch's operations."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import symbolic_trace
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from softmaxfree.layers.linear import Linear, exchange_linear
+from softmaxfree.ops import linear as module
+from softmaxfree.ops.linear import linear
+
+needs = pytest.mark.skipif(not module._ABLE, reason="needs oneDNN and AVX-512")
+SHAPES = [((3, 7, 20), 33), ((5, 20), 1), ((2, 3, 4, 20), 8), ((1, 1, 20), 64)]
+
+
+def made(shape=(3, 7, 20), out=33, dtype=torch.float32):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(shape), torch.randn(out, shape[-1]), torch.randn(out)
+    return [tensor.to(dtype).requires_grad_() for tensor in (x, weight, bias)]
+
+
+def names(run):
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    return {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.parametrize(("shape", "out"), SHAPES)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients_are_those_of_float64(shape, out, with_bias):
+    given = made(shape, out)
+    given = given if with_bias else given[:2]
+    wide = [tensor.detach().double().requires_grad_() for tensor in given]
+    ours, exact = linear(*given), F.linear(*wide)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=2e-5)
+    toward = torch.randn_like(exact)
+    found = torch.autograd.grad(ours, given, toward.float())
+    for one, other in zip(found, torch.autograd.grad(exact, wide, toward), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(*given), ours, rtol=0, atol=0)
+
+
+def test_second_derivatives():
+    given = made((4, 6), 5)
+    wide = [tensor.detach().double().requires_grad_() for tensor in given]
+    found = []
+    for tensors, own in ((given, linear), (wide, F.linear)):
+        first = torch.autograd.grad(own(*tensors).pow(3).sum(), tensors, create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), tensors))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+@needs
+@pytest.mark.parametrize("wanted", [[], [0], [1], [2], [0, 2]])
+def test_gradients_that_are_not_wanted_are_not_made(wanted):
+    given = [tensor.detach() for tensor in made()]
+    for i in wanted:
+        given[i].requires_grad_()
+    out = linear(*given)
+    assert out.requires_grad == bool(wanted)
+    if wanted:
+        out.sum().backward()
+    assert [i for i, tensor in enumerate(given) if tensor.grad is not None] == wanted
+
+
+@needs
+def test_which_library_is_taken(monkeypatch):
+    x, weight, bias = (tensor.detach() for tensor in made())
+    own, theirs = "mkldnn::_linear_pointwise", "aten::linear"
+    assert own in names(lambda: linear(x, weight, bias))
+    assert own in names(lambda: linear(x.unflatten(0, (1, 3)).mT.contiguous().mT, weight))
+    for run in (
+        lambda: linear(x.double(), weight.double(), bias.double()),
+        lambda: linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        lambda: linear(x[:0], weight, bias),
+        lambda: torch.func.vmap(linear, (0, None, None))(x, weight, bias),
+        lambda: torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (x,)),
+    ):
+        seen = names(run)
+        assert own not in seen
+        assert theirs in seen or "aten::addmm" in seen or "aten::mm" in seen
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, bias).dtype == torch.bfloat16
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    assert own not in names(lambda: linear(x, weight, bias))
+
+
+def test_what_looks_into_operations_finds_those_of_torch():
+    layer, x = Linear(20, 33), made()[0].detach()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 21 * 20 * 33
+    assert "mkldnn" not in str(torch.jit.trace(layer, x).inlined_graph)
+    assert "mkldnn" not in str(torch.export.export(layer, (x,)).graph)
+    assert symbolic_trace(nn.Sequential(layer, nn.ReLU()))(x).shape == (3, 7, 33)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    jacobian = torch.func.jacrev(lambda weight: linear(x[0], weight))(layer.weight.detach())
+    assert jacobian.shape == (7, 33, 33, 20)
+    batched = torch.autograd.functional.jacobian(lambda x: linear(x, layer.weight), x[0], vectorize=True)
+    torch.testing.assert_close(batched[0, :, 0], layer.weight)
+
+
+def test_a_layer_is_a_linear_layer():
+    torch.manual_seed(0)
+    theirs = nn.Linear(20, 33)
+    torch.manual_seed(0)
+    ours = Linear(20, 33)
+    x = made()[0]
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=2e-6)
+    assert isinstance(ours, nn.Linear)
+    assert repr(ours) == repr(theirs)
+    weights = theirs.weight
+    both = nn.ModuleDict({"a": nn.Sequential(theirs), "b": nn.Linear(20, 33, bias=False)})
+    assert exchange_linear(both) is both
+    assert type(both["a"][0]) is type(both["b"]) is Linear
+    assert both["a"][0].weight is weights
+    assert list(both.state_dict()) == ["a.0.weight", "a.0.bias", "b.weight"]
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(again(x), ours(x))
+    checkpoint(ours, x, use_reentrant=False).sum().backward()
+    whole = x.grad
+    x.grad = None
+    ours(x).sum().backward()
+    assert torch.equal(whole, x.grad)
