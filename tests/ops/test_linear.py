@@ -48,6 +48,16 @@ def test_values_and_gradients_are_those_of_float64(shape, out, with_bias):
         torch.testing.assert_close(linear(*given), ours, rtol=0, atol=0)
 
 
+def test_the_result_can_be_changed_in_place():
+    x, weight, bias = made()
+    linear(x, weight, bias).mul_(2).unflatten(-1, (3, 11)).transpose(1, 2).add_(1).sum().backward()
+    grads = x.grad, weight.grad
+    x.grad = weight.grad = None
+    (2 * F.linear(x, weight, bias) + 1).sum().backward()
+    for one, other in zip(grads, (x.grad, weight.grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
 def test_second_derivatives():
     given = made((4, 6), 5)
     wide = [tensor.detach().double().requires_grad_() for tensor in given]

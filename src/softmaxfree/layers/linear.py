@@ -1,5 +1,6 @@
 """Linear layers that take the faster of two libraries."""
 
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from softmaxfree.ops.linear import linear
@@ -7,6 +8,7 @@ from softmaxfree.ops.linear import linear
 __all__ = ["Linear", "exchange_linear"]
 
 
+@register_notrace_module
 class Linear(nn.Linear):
     """`torch.nn.Linear` by `softmaxfree.ops.linear`, faster on some CPUs, with the same arguments and weights."""
 

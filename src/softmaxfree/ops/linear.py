@@ -30,9 +30,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not (_ABLE and _takes(x, weight, bias)):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias)):
-        return _Linear.apply(x, weight, bias)
-    return _product(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    wanted = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias))
+    out = _Linear.apply(rows, weight, bias) if wanted else _product(rows, weight, bias)
+    return out.view(*x.shape[:-1], -1)
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -64,9 +65,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         return (
             linear(grad, weight.T) if of_x else None,
-            linear(rows.T, inputs.T) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            linear(grad.T, x.T) if of_weight else None,
+            grad.sum(0) if of_bias else None,
         )
