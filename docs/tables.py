@@ -239,9 +239,20 @@ def landmarks_digits() -> str:
     return accuracy("landmarks-digits-cpu", "landmarks")
 
 
-def studies_digits() -> str:
-    """Accuracy of the ways of `soft` on digits, one study after the other."""
-    return accuracy("studies-digits-cpu", "changed", ranked=False)
+def studies() -> str:
+    """Scores of the ways of `soft`, one study after the other: digits over seeds, and scenes."""
+    rows = read("studies-cpu")
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        each = scores.setdefault((row["study"], row["name"]), {})
+        each.setdefault(row["data"], []).append(100 * float(row["score"]))
+    lines = []
+    for (study, way), each in scores.items():
+        own, scenes = each["digits"], each.get("scenes")
+        told_of = f"{min(own):.1f} to {max(own):.1f}"
+        lines.append([study, way, f"{sum(own) / len(own):.2f}", told_of, f"{scenes[0]:.1f}" if scenes else ""])
+    head = ["study", "way", "digits, top-1 (%)", "least to largest of 3 seeds", "scenes, mIoU (%)"]
+    return markdown(head, lines) + told("studies-cpu", rows)
 
 
 def residuals() -> str:
@@ -291,15 +302,13 @@ def bag_tests() -> str:
     return markdown(["network", *head], lines) + told("mil-tables-cpu", rows)
 
 
-def accuracy(name: str, what: str, metric: str = "top-1 (%)", ranked: bool = True) -> str:
-    """Scores of `softmaxfree compare`: mean, least and largest over the seeds; if ranked, the best first."""
+def accuracy(name: str, what: str, metric: str = "top-1 (%)") -> str:
+    """Scores of `softmaxfree compare`: mean, least and largest over the seeds, the best first."""
     rows = read(name)
     scores: dict[str, list[float]] = {}
     for row in rows:
         scores.setdefault(row["name"], []).append(100 * float(row["score"]))
-    each = list(scores.items())
-    if ranked:
-        each.sort(key=lambda item: -sum(item[1]) / len(item[1]))
+    each = sorted(scores.items(), key=lambda item: -sum(item[1]) / len(item[1]))
     lines = [[who, f"{sum(own) / len(own):.2f}", f"{min(own):.1f} to {max(own):.1f}", len(own)] for who, own in each]
     return markdown([what, metric, "least to largest", "seeds"], lines) + told(name, rows)
 

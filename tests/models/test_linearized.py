@@ -105,10 +105,12 @@ def test_its_attention_is_explained():
         shown, expected = attention(exact, x, (3, 5), block=block), attention(own, x, (3, 5), block=block)
         assert (shown.mixer, shown.layer) == ("softn", f"blocks.{block}.attn")
         torch.testing.assert_close(shown.weights, expected.weights, rtol=1e-3, atol=1e-5)
-    with pytest.raises(InputError, match="is of softn, a mixer without landmarks whose shares can be told"):
+    with pytest.raises(InputError, match="nothing goes through its landmarks, as all of its keys are exact"):
         landmark_importance(exact, x)
-    shares = landmark_importance(exchange(copy.deepcopy(own), "nystrom"), x).shares
-    torch.testing.assert_close(shares.sum(-1), torch.ones(2))
+    for mixer, arguments in (("nystrom", {}), ("softn", {"exact_keys": 4})):
+        found = landmark_importance(exchange(copy.deepcopy(own), mixer, arguments), x)
+        torch.testing.assert_close(found.shares.sum(-1), torch.ones(2))
+        assert found.places.shape == (found.shares.shape[1], 2)
     with pytest.raises(InputError, match="its keys are fewer than its queries"):
         attention(exchange(teacher("pvt_v2_b0"), "softn"), images("pvt_v2_b0", 1), (3, 5), stage=0)
 

@@ -104,7 +104,7 @@ def landmark_importance(
         Shares and places.
 
     Raises:
-        InputError: the layer has no landmarks, or as for `explain`.
+        InputError: the layer has no landmarks, or all keys are exact; or as for `explain`.
     """
     layers = attention_layers(model)
     if stage is None:
@@ -127,6 +127,8 @@ def landmark_importance(
         if own.of_keys is not None:
             through = through * _absolute_sums(own.of_keys, own.landmarks, 0, captured.k.shape[2], captured, True)
         total = through.sum(-1)
+        if not total.all():
+            raise InputError(f"{layer.name}: nothing goes through its landmarks, as all of its keys are exact")
         places = _places(layer.mixing, captured, layer.stride) * torch.tensor(
             [size[0] / seen[0], size[1] / seen[1]], device=through.device
         )
