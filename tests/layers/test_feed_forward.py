@@ -1,13 +1,21 @@
 """Feed-forward parts: kernel features in place of a layer, the activation with powers, and both in a network."""
 
+import copy
+
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers import Block, KernelMlp, PolyNorm, stem
+from softmaxfree.layers.feed_forward import feed_forward
 from softmaxfree.mixers import create_mixer
+from softmaxfree.ops.linear import _ABLE
 from tests import golden_files
 
 SMALL = {"num_classes": 3, "depths": (1, 1, 1, 1), "mixer": "soft"}
@@ -154,3 +162,53 @@ def test_evonorm_is_norm_and_activation_and_refuses_padding(norm):
         torch.testing.assert_close(embed(x), expected)
     with pytest.raises(InputError, match="mask must be None: EvoNorm takes statistics over the padding"):
         embed(x, torch.ones(1, 32, 32, dtype=torch.bool))
+
+
+def fused(**own):
+    torch.manual_seed(0)
+    return feed_forward("mlp", 24, 96, "gelu_tanh", 0, **own).eval(), torch.randn(2, 5, 24)
+
+
+def operations(run):
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        run()
+    return {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.skipif(not _ABLE, reason="needs oneDNN and AVX-512")
+def test_first_layer_and_gelu_are_one_operation():
+    mlp, x = fused()
+    exact = copy.deepcopy(mlp).double()(x.double())
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x).double(), exact, rtol=0, atol=1e-5)
+        assert "aten::gelu" not in operations(lambda: mlp(x))
+        assert "aten::gelu" in operations(lambda: mlp.double()(x.double()))
+        mlp.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert mlp(x).dtype == torch.bfloat16
+    torch.testing.assert_close(mlp(x).double(), exact, rtol=0, atol=1e-5)
+    assert "aten::gelu" in operations(lambda: mlp(x))  # its gradient needs what goes in
+
+
+@torch.no_grad()
+def test_who_looks_between_the_layers_finds_what_timm_has_there():
+    for name in ("fc1", "act", "drop1", "norm"):
+        mlp, x = fused()
+        hidden = F.linear(x, mlp.fc1.weight, mlp.fc1.bias)
+        expected = hidden if name == "fc1" else F.gelu(hidden, approximate="tanh")
+        seen = []
+        handle = getattr(mlp, name).register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
+        whole = mlp(x)
+        torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-5)
+        handle.remove()
+        torch.testing.assert_close(mlp(x), whole, rtol=0, atol=1e-5)
+        assert len(seen) == 1
+    mlp, x = fused()
+    names = []
+    with torch.nn.modules.module.register_module_forward_hook(lambda module, given, out: names.append(type(module))):
+        mlp(x)
+    assert nn.Dropout in names
+    with FlopCounterMode(display=False) as counter:
+        mlp(x)
+    assert counter.get_total_flops() == 2 * 2 * 10 * 24 * 96
+    assert "aten::gelu" in str(torch.jit.trace(mlp, x).inlined_graph)

@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 from timm.layers import Mlp, get_act_layer
+from timm.layers.activations import GELUTanh
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_known
 from softmaxfree.layers.linear import Linear, exchange_linear
+from softmaxfree.ops.linear import linear
 from softmaxfree.ops.precision import widen
 
 _EPS = 1e-6
@@ -77,6 +80,32 @@ class KernelMlp(nn.Module):
         return self.fc2(self.features(x) @ self.weight.T)
 
 
+class FusedMlp(Mlp):
+    """timm's `Mlp`, whose first layer and GELU are one operation where nobody looks between them.
+
+    The arguments are those of timm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(..., C)` to `(..., C)`."""
+        return (
+            self.fc2(linear(x, self.fc1.weight, self.fc1.bias, "gelu_tanh")) if self._fuses(x) else super().forward(x)
+        )
+
+    def _fuses(self, x: Tensor) -> bool:
+        between = (self.drop1, self.norm)
+        return (
+            type(x) is Tensor
+            and type(self.fc1) is Linear
+            and type(self.act) is GELUTanh
+            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not self.training
+            and isinstance(self.norm, nn.Identity)
+            and not any(of._forward_hooks or of._forward_pre_hooks for of in (self.fc1, self.act, *between))
+            and not _has_any_global_hook()
+        )
+
+
 def feed_forward(kind: str, dim: int, hidden: int, act: str, num_features: int, **factory: Any) -> nn.Module:
     """Makes the feed-forward part of a block.
 
@@ -100,7 +129,7 @@ def feed_forward(kind: str, dim: int, hidden: int, act: str, num_features: int, 
         require(act == "gelu_tanh", "act", act, "left out: snnk has features in its place")
         return KernelMlp(dim, hidden, num_features or dim, **factory)
     require(num_features == 0, "num_features", num_features, "left out: only mlp='snnk' has features")
-    mlp = Mlp(dim, hidden, act_layer=nn.Identity if act == "polynorm" else get_act_layer(act), **factory)
+    mlp = FusedMlp(dim, hidden, act_layer=nn.Identity if act == "polynorm" else get_act_layer(act), **factory)
     if act == "polynorm":
         mlp.act = PolyNorm(**factory)
     return exchange_linear(mlp)

@@ -1,6 +1,6 @@
 """Linear layers by oneDNN on CPUs with AVX-512: torch takes MKL, which stays with AVX2 where the maker is not Intel."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ _PLAIN = (Tensor, nn.Parameter)
 _ABLE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns `x W^T + b`, as `torch.nn.functional.linear`, from which it differs by rounding alone.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: Literal["none", "gelu_tanh"] = "none") -> Tensor:
+    """Returns `x W^T + b`, as `torch.nn.functional.linear`, from which it differs by rounding alone; or its GELU.
 
     In float32 on a CPU with AVX-512, oneDNN computes it and its gradients. What looks into torch's operations, such as
     export, tracing, `torch.compile`, `torch.func` and counters of operations, gets torch's own.
@@ -24,16 +24,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x: `(..., in)`.
         weight: `(out, in)`.
         bias: `(out,)`.
+        act: "gelu_tanh" takes the GELU of the result, in its form with tanh; without gradients in the same pass.
 
     Returns:
         `(..., out)`.
     """
     if not (_ABLE and _takes(x, weight, bias)):
-        return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    wanted = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias))
-    out = _Linear.apply(rows, weight, bias) if wanted else _product(rows, weight, bias)
-    return out.view(*x.shape[:-1], -1)
+        return _activated(F.linear(x, weight, bias), act)
+    rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(weight))
+    if torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias)):
+        return _activated(_Linear.apply(rows, weight, bias).view(shape), act)
+    return _product(rows, weight, bias, act).view(shape)
+
+
+def _activated(x: Tensor, act: str) -> Tensor:
+    return F.gelu(x, approximate="tanh") if act == "gelu_tanh" else x
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -51,8 +56,9 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none") -> Tensor:
+    name, kind = ("gelu", "tanh") if act == "gelu_tanh" else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], kind)
 
 
 class _Linear(torch.autograd.Function):
