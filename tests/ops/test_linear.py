@@ -69,6 +69,29 @@ def test_second_derivatives():
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
+@pytest.mark.parametrize("act", ["none", "gelu_tanh"])
+def test_bfloat16(act):
+    given = [tensor.detach() for tensor in made((3, 40, 96), 64)]
+    narrow = [tensor.bfloat16() for tensor in given]
+    exact = F.linear(*(tensor.double() for tensor in narrow))
+    exact = F.gelu(exact, approximate="tanh") if act == "gelu_tanh" else exact
+    plain = linear(*narrow, act)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = linear(*given, act)
+        mixed = linear(narrow[0], *given[1:], act)
+        learned = linear(given[0], given[1].requires_grad_(), given[2], act)
+    assert learned.requires_grad
+    for out in (plain, cast, mixed, learned):
+        assert out.dtype == torch.bfloat16
+        assert out.shape == (3, 40, 64)
+        torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=2**-7)
+    if module._BFLOAT16:
+        assert torch.equal(plain, cast)
+        seen = names(lambda: linear(*narrow, act))
+        assert "mkldnn::_linear_pointwise" in seen
+        assert "aten::gelu" not in seen
+
+
 @needs
 @pytest.mark.parametrize("wanted", [[], [0], [1], [2], [0, 2]])
 def test_gradients_that_are_not_wanted_are_not_made(wanted):
@@ -90,7 +113,7 @@ def test_which_library_is_taken(monkeypatch):
     assert own in names(lambda: linear(x.unflatten(0, (1, 3)).mT.contiguous().mT, weight))
     for run in (
         lambda: linear(x.double(), weight.double(), bias.double()),
-        lambda: linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()),
+        lambda: linear(x.half(), weight.half(), bias.half()),
         lambda: linear(x[:0], weight, bias),
         lambda: torch.func.vmap(linear, (0, None, None))(x, weight, bias),
         lambda: torch.func.jvp(lambda x: linear(x, weight, bias), (x,), (x,)),
@@ -98,8 +121,8 @@ def test_which_library_is_taken(monkeypatch):
         seen = names(run)
         assert own not in seen
         assert theirs in seen or "aten::addmm" in seen or "aten::mm" in seen
-    with torch.autocast("cpu", torch.bfloat16):
-        assert linear(x, weight, bias).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert own not in names(lambda: linear(x, weight, bias))
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert own not in names(lambda: linear(x, weight, bias))
 

@@ -12,13 +12,15 @@ __all__ = ["linear"]
 
 _PLAIN = (Tensor, nn.Parameter)
 _ABLE = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_BFLOAT16 = _ABLE and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: Literal["none", "gelu_tanh"] = "none") -> Tensor:
     """Returns `x W^T + b`, as `torch.nn.functional.linear`, from which it differs by rounding alone; or its GELU.
 
-    In float32 on a CPU with AVX-512, oneDNN computes it and its gradients. What looks into torch's operations, such as
-    export, tracing, `torch.compile`, `torch.func` and counters of operations, gets torch's own.
+    On a CPU with AVX-512, oneDNN computes it in float32 with its gradients, and without gradients in bfloat16, also
+    under autocast. What looks into torch's operations, such as export, tracing, `torch.compile`, `torch.func` and
+    counters of operations, gets torch's own.
 
     Args:
         x: `(..., in)`.
@@ -31,10 +33,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: Literal["
     """
     if not (_ABLE and _takes(x, weight, bias)):
         return _activated(F.linear(x, weight, bias), act)
+    dtype = _dtype(x, weight, bias)
+    wanted = torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias))
+    if dtype is None or (wanted and dtype is not torch.float32):
+        return _activated(F.linear(x, weight, bias), act)
     rows, shape = x.reshape(-1, x.shape[-1]), (*x.shape[:-1], len(weight))
-    if torch.is_grad_enabled() and any(of is not None and of.requires_grad for of in (x, weight, bias)):
+    if wanted:
         return _activated(_Linear.apply(rows, weight, bias).view(shape), act)
-    return _product(rows, weight, bias, act).view(shape)
+    bias = None if bias is None else bias.to(dtype)
+    return _product(rows.to(dtype), weight.to(dtype), bias, act).view(shape)
 
 
 def _activated(x: Tensor, act: str) -> Tensor:
@@ -42,18 +49,27 @@ def _activated(x: Tensor, act: str) -> Tensor:
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether these are plain tensors of one dtype, and nothing looks on."""
+    """Returns whether these are plain tensors on a CPU, and nothing looks on."""
     return (
         bool(torch.backends.mkldnn.enabled)
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"))
-        and all(type(of) in _PLAIN and of.dtype is torch.float32 and of.device.type == "cpu" for of in (x, weight))
-        and (bias is None or (type(bias) in _PLAIN and bias.dtype is torch.float32))
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and all(type(of) in _PLAIN and of.device.type == "cpu" for of in (x, weight))
+        and (bias is None or type(bias) in _PLAIN)
         and x.layout is torch.strided
         and x.numel() > 0
         and x.ndim > 1
         and not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or transforms.at_work())
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
+
+
+def _dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """Returns what torch computes in, if oneDNN takes it."""
+    given = {of.dtype for of in (x, weight, bias) if of is not None}
+    if torch.is_autocast_enabled("cpu"):
+        given = {torch.get_autocast_dtype("cpu")} if given <= {torch.float32, torch.bfloat16} else set()
+    dtype = given.pop() if len(given) == 1 else None
+    return dtype if dtype is torch.float32 or (dtype is torch.bfloat16 and _BFLOAT16) else None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none") -> Tensor:
