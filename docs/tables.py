@@ -177,20 +177,19 @@ def bench(suite: str, unit: str) -> str:
     return forward(f"results/{suite}-cpu", unit)
 
 
-def defaults(threads: str) -> str:
+def defaults() -> str:
     """Time and memory of `soft_tiny` as it is by default, and as released, beside other networks."""
-    return forward("defaults-cpu", "pixels a side", threads=threads)
+    return forward("defaults-cpu", "pixels a side")
 
 
-def bfloat16(threads: str) -> str:
+def bfloat16() -> str:
     """Time and memory of `soft_tiny` and other networks under bfloat16 autocast."""
-    return forward("defaults-cpu", "pixels a side", "bfloat16", threads)
+    return forward("defaults-cpu", "pixels a side", "bfloat16")
 
 
-def forward(name: str, unit: str, dtype: str = "float32", threads: str = "") -> str:
-    """Forward passes of one image: milliseconds and MiB by size; if asked, of one number of threads."""
+def forward(name: str, unit: str, dtype: str = "float32") -> str:
+    """Forward passes of one image: milliseconds and MiB by size."""
     rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", dtype)]
-    rows = [row for row in rows if row["threads"] == threads or not threads]
     sizes = sorted({int(row["size"]) for row in rows})
     parts = []
     for key, what in (("median_ms", "ms"), ("peak_mib", "MiB")):
@@ -275,6 +274,15 @@ def bags_cost() -> str:
         lines = [[name, *(cells.get((name, count), "") for count in tokens)] for name in names]
         parts.append(markdown([f"{what} by patches", *(f"{count:,}" for count in tokens)], lines))
     return "\n\n".join(parts) + told("mil-cost-cpu", rows)
+
+
+def bags_epoch() -> str:
+    """An epoch over files of 20,000 patches: time, and memory of all processes."""
+    rows = read("mil-epoch-cpu")
+    keys = ("epoch_s", "s_per_slide", "begin_mib", "peak_mib", "bag_mib")
+    lines = [[row["network"], row["trained_slides"], row["workers"], *(row[key] for key in keys)] for row in rows]
+    head = ["network", "slides", "workers", "s", "s a slide", "MiB before", "MiB, most", "MiB of a bag"]
+    return markdown(head, lines) + told("mil-epoch-cpu", rows)
 
 
 def mnist_bags() -> str:
