@@ -224,13 +224,17 @@ def mixers_cost() -> str:
         own = [row for row in rows if row["what"] == what]
         counts = sorted({int(row["tokens"]) for row in own})
         cells = {
-            (row["name"], int(row["tokens"])): f"{float(row['milliseconds']):.3g} ({float(row['peak_mib']):.3g})"
+            (row["name"], int(row["tokens"])): f"{_digits(row['milliseconds'])} ({_digits(row['peak_mib'])})"
             for row in own
         }
         names = dict.fromkeys(row["name"] for row in own)
         lines = [[f"`{name}`", *(cells.get((name, count), "") for count in counts)] for name in names]
         parts.append(markdown([f"{what}, ms (MiB)", *(f"{count:,} tokens" for count in counts)], lines))
     return "\n\n".join(parts) + told("mixers-cost-cpu", rows)
+
+
+def _digits(value: str) -> str:
+    return f"{float(f'{float(value):.3g}'):,g}"
 
 
 def landmarks_digits() -> str:
