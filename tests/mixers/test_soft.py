@@ -154,3 +154,8 @@ def test_a_padded_sequence_is_the_sequence_alone(sampling):
 def test_bad_arguments_of_a_block_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Block(create_mixer("soft", dim=12, num_heads=3, ratio=2), **kwargs)
+
+
+def test_normalised_it_approximates_no_exact_form():
+    assert create_mixer("soft", dim=8, num_heads=2).approximates == "gaussian"
+    assert create_mixer("soft", dim=8, num_heads=2, normalize=True).approximates == ""

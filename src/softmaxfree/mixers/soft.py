@@ -70,6 +70,8 @@ class SoftmaxFreeAttention(AbstractMixer):
         self.scale = self.head_dim**-0.25
         self.normalize, self.value_kernel, self.ndim = normalize, value_kernel, ndim
         self.ndims = (ndim,)  # the landmarks' filter fixes them
+        if normalize:
+            self.approximates = ""  # the kernel divided by sums over landmarks, of which there is no exact form
         self.q = Linear(dim, dim, **factory)
         self.v = Linear(dim, dim, **factory)
         self.landmarks = Landmarks(
