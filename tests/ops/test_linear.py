@@ -1,5 +1,6 @@
 """Linear layers by oneDNN are torch's, and give way to what looks into torch's operations."""
 
+import contextlib
 import copy
 import pickle
 
@@ -141,6 +142,18 @@ def test_what_looks_into_operations_finds_those_of_torch():
     assert jacobian.shape == (7, 33, 33, 20)
     batched = torch.autograd.functional.jacobian(lambda x: linear(x, layer.weight), x[0], vectorize=True)
     torch.testing.assert_close(batched[0, :, 0], layer.weight)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_checkpoints_under_a_mode_in_one_of_two_passes(first):
+    """The pass and the one that computes it again keep the same tensors."""
+    layer, x = Linear(20, 33), made()[0]
+    expected = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    with FlopCounterMode(display=False) if first else contextlib.nullcontext():
+        loss = checkpoint(layer, x, use_reentrant=False).square().sum()
+    with contextlib.nullcontext() if first else FlopCounterMode(display=False):
+        loss.backward()
+    torch.testing.assert_close(x.grad, expected, rtol=0, atol=1e-4)
 
 
 def test_a_layer_is_a_linear_layer():

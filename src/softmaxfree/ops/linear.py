@@ -49,7 +49,7 @@ def _activated(x: Tensor, act: str) -> Tensor:
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether these are plain tensors on a CPU, and nothing looks on."""
+    """Returns whether these are plain tensors on a CPU, and nothing but a mode looks on."""
     return (
         bool(torch.backends.mkldnn.enabled)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
@@ -58,7 +58,7 @@ def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.layout is torch.strided
         and x.numel() > 0
         and x.ndim > 1
-        and not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or transforms.at_work())
+        and not transforms.at_work()
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
@@ -73,6 +73,9 @@ def _dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none") -> Tensor:
+    # a mode may be there in a pass and not where it is computed again for gradients: both must keep the same tensors
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return _activated(F.linear(x, weight, bias), act)
     name, kind = ("gelu", "tanh") if act == "gelu_tanh" else ("none", "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], kind)
 
