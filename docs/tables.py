@@ -111,11 +111,7 @@ def exported() -> str:
 
 def linearized(part: str) -> str:
     """The bundled teacher and its students: `probe`, accuracy and cosines; or `cost`, time and memory."""
-    if not (ROOT / "benchmarks" / "linearize-cpu.csv").exists():
-        return "Not measured yet: `python benchmarks/linearize.py` does."
     rows = [row for row in read("linearize-cpu") if row["what"] == part]
-    if not rows:
-        return f"Not measured yet: `python benchmarks/linearize.py {part}` does."
     if part == "probe":
         scratch = max(float(row["top1"]) for row in read("solar-cpu") if row["model"] == "soft_nano" and row["top1"])
         lines = []
@@ -190,14 +186,10 @@ def bfloat16() -> str:
 def forward(name: str, unit: str, dtype: str = "float32") -> str:
     """Forward passes of one image: milliseconds and MiB by size."""
     rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", dtype)]
-    sizes = sorted({int(row["size"]) for row in rows})
-    parts = []
-    for key, what in (("median_ms", "ms"), ("peak_mib", "MiB")):
-        cells = {(row["name"], int(row["size"])): f"{float(row[key]):,.3g}" for row in rows if row[key]}
-        cells = {at: f"{float(cell.replace(',', '')):,.0f}" if "e" in cell else cell for at, cell in cells.items()}
-        names = dict.fromkeys(row["name"] for row in rows)
-        lines = [[who, *(cells.get((who, size), "") for size in sizes)] for who in names]
-        parts.append(markdown([f"{what} by {unit}", *(f"{size:,}" for size in sizes)], lines))
+    parts = [
+        grid(f"{what} by {unit}", {(row["name"], int(row["size"])): rounded(row[key]) for row in rows if row[key]})
+        for key, what in (("median_ms", "ms"), ("peak_mib", "MiB"))
+    ]
     return "\n\n".join(parts) + told(name, rows)
 
 
@@ -221,20 +213,13 @@ def mixers_cost() -> str:
     rows = [row for row in read("mixers-cost-cpu") if row["milliseconds"]]
     parts = []
     for what in ("forward", "forward+backward"):
-        own = [row for row in rows if row["what"] == what]
-        counts = sorted({int(row["tokens"]) for row in own})
         cells = {
-            (row["name"], int(row["tokens"])): f"{_digits(row['milliseconds'])} ({_digits(row['peak_mib'])})"
-            for row in own
+            (f"`{row['name']}`", int(row["tokens"])): f"{rounded(row['milliseconds'])} ({rounded(row['peak_mib'])})"
+            for row in rows
+            if row["what"] == what
         }
-        names = dict.fromkeys(row["name"] for row in own)
-        lines = [[f"`{name}`", *(cells.get((name, count), "") for count in counts)] for name in names]
-        parts.append(markdown([f"{what}, ms (MiB)", *(f"{count:,} tokens" for count in counts)], lines))
+        parts.append(grid(f"{what}, ms (MiB) by tokens", cells))
     return "\n\n".join(parts) + told("mixers-cost-cpu", rows)
-
-
-def _digits(value: str) -> str:
-    return f"{float(f'{float(value):.3g}'):,g}"
 
 
 def landmarks_digits() -> str:
@@ -251,9 +236,8 @@ def studies() -> str:
         each.setdefault(row["data"], []).append(100 * float(row["score"]))
     lines = []
     for (study, way), each in scores.items():
-        own, scenes = each["digits"], each.get("scenes")
-        told_of = f"{min(own):.1f} to {max(own):.1f}"
-        lines.append([study, way, f"{sum(own) / len(own):.2f}", told_of, f"{scenes[0]:.1f}" if scenes else ""])
+        own, scenes = each["digits"], "".join(f"{score:.1f}" for score in each.get("scenes", []))
+        lines.append([study, way, f"{sum(own) / len(own):.2f}", f"{min(own):.1f} to {max(own):.1f}", scenes])
     head = ["study", "way", "digits, top-1 (%)", "least to largest of 3 seeds", "scenes, mIoU (%)"]
     return markdown(head, lines) + told("studies-cpu", rows)
 
@@ -269,14 +253,10 @@ def residuals() -> str:
 def bags_cost() -> str:
     """Time and memory of the attention of bags over the number of patches."""
     rows = read("mil-cost-cpu")
-    tokens = sorted({int(row["tokens"]) for row in rows})
-    parts = []
-    for key, what in (("seconds", "s"), ("peak_mib", "MiB")):
-        values = {(row["layer"], int(row["tokens"])): float(row[key]) for row in rows}
-        cells = {at: f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for at, value in values.items()}
-        names = dict.fromkeys(row["layer"] for row in rows)
-        lines = [[name, *(cells.get((name, count), "") for count in tokens)] for name in names]
-        parts.append(markdown([f"{what} by patches", *(f"{count:,}" for count in tokens)], lines))
+    parts = [
+        grid(f"{what} by patches", {(row["layer"], int(row["tokens"])): rounded(row[key]) for row in rows})
+        for key, what in (("seconds", "s"), ("peak_mib", "MiB"))
+    ]
     return "\n\n".join(parts) + told("mil-cost-cpu", rows)
 
 
@@ -383,6 +363,20 @@ def told(name: str, rows: Rows, constant: str = "") -> str:
     versions = " ".join(f"{key} {keys[key]}" for key in ("torch", "timm", "softmaxfree"))
     line = f"{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};"
     return f"\n\n*{line}* [CSV](benchmarks/{name}.csv)"
+
+
+def rounded(value: str) -> str:
+    """Three digits that count, as a plain number."""
+    return f"{float(f'{float(value):.3g}'):,g}"
+
+
+def grid(what: str, cells: dict[tuple[str, int], str]) -> str:
+    """A table of cells by name and count; one that was not measured is empty."""
+    counts = sorted({count for _, count in cells})
+    lines = [
+        [name, *(cells.get((name, count), "") for count in counts)] for name in dict.fromkeys(who for who, _ in cells)
+    ]
+    return markdown([what, *(f"{count:,}" for count in counts)], lines)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -99,7 +99,6 @@ def variants(mixers: Sequence[str] = (), study: str | None = None) -> list[Varia
     mixer = mixers[0] if mixers else "soft"
     if key and key not in own_arguments(mixer_class(mixer)):
         able = [name for name in list_mixers() if key in own_arguments(mixer_class(name))]
-        raise InputError(
-            f"mixers: {mixer} has no {key} for the study {study} to change; of those that have one: {', '.join(able)}"
-        )
+        told = f"these have one: {', '.join(able)}"
+        raise InputError(f"mixers: {mixer} has no {key} for the study {study} to change; {told}")
     return build(mixer)
