@@ -12,14 +12,17 @@ import torch
 
 from softmaxfree.version import __version__
 
-__all__ = ["describe", "machine"]
+__all__ = ["BFLOAT16_IS_EMULATED", "describe", "has_fast_bfloat16", "machine"]
+
+BFLOAT16_IS_EMULATED = "this device has no instructions that multiply bfloat16"
+"""Why it is slow."""
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Returns the columns of a result that are the same for a whole run.
 
     Args:
-        device: where it runs; of a GPU its name is given, of a CPU its model.
+        device: where it runs; of a GPU its name is given, of a CPU its model and instructions.
 
     Returns:
         Column names and values.
@@ -59,11 +62,31 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Returns whether a device multiplies bfloat16 itself; where it is emulated, it is slower than float32.
+
+    Args:
+        device: of the computation.
+
+    Returns:
+        Whether it does; False where torch does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine() in ("x86_64", "AMD64"):  # where torch's own answer counts AVX-512 without bfloat16 too
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    # one name may stand for processors of which one multiplies several times faster
+    able = [torch.backends.cpu.get_cpu_capability(), *(["bfloat16"] if has_fast_bfloat16(torch.device("cpu")) else [])]
+    return f"{models[0] if models else platform.processor() or platform.machine()} ({', '.join(able)})"
 
 
 def _commit() -> str:

@@ -85,7 +85,7 @@ def keys_of(content: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
         known["trainer"] = {name: key._replace(meaning=words[name]) for name, key in trainer.items()}
     for section, name in (path.split(".") for path in _decided()):
         if key := known.get(section, {}).get(name):
-            meaning = f"{key.meaning} `auto` decides it by the data."
+            meaning = f"{key.meaning} `auto` decides it by {'the machine' if name == 'precision' else 'the data'}."
             known[section][name] = key._replace(type=f"{key.type} or auto", meaning=meaning)
     return known
 

@@ -82,6 +82,20 @@ def test_trained_weights_are_tuned_gently(photos, finished):
     assert [frozen.settings[f"model.{n}"].value for n in ("lr", "weight_decay", "warmup_epochs")] == [1e-3, 0, 0]
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_where_the_device_multiplies_it(photos, tmp_path, monkeypatch, capsys, fast):
+    for module in ("softmaxfree.cli.settings", "softmaxfree.cli.train"):
+        monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: fast)
+    options = [f"--data.root={photos}", "--trainer.accelerator=cpu", *NARROW]
+    job = load_job("classification", [*options, "--trainer.precision=auto"])
+    assert job.trainer["precision"] == ("bf16-mixed" if fast else "32-true")
+    assert ("no instructions" in job.settings["trainer.precision"].why) is not fast
+    asked = ["--trainer.precision=bf16-mixed", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+    train.run("classification", [*options, *asked], out=str(tmp_path))
+    caution = "caution   bf16-mixed is slower here than 32-true: this device has no instructions that multiply bfloat16"
+    assert (caution in capsys.readouterr().out.splitlines()) is not fast
+
+
 def test_the_first_four_lines_and_the_last_three(photos, tmp_path, capsys):
     run = train.run("classification", [f"--data.root={photos}", "--trainer.max_epochs=1", *NARROW], out=str(tmp_path))
     lines = capsys.readouterr().out.splitlines()

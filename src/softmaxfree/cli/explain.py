@@ -56,7 +56,7 @@ def run(
     gets the scores as CLAM's HDF5 too, and the patches with the highest scores as CSV.
 
     Args:
-        image: The picture; for bags the file of the features of a slide.
+        image: The picture; for bags the file of the features of a slide, or a folder of such files.
         checkpoint: The weights, as for `softmaxfree predict`.
         model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
             with published weights, which are downloaded.
@@ -76,7 +76,8 @@ def run(
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         max_pixels: Largest number of pixels (height times width) of a picture that is read.
         coords: Bags: folder of coordinates that are not beside the features.
-        thumbnail: Bags: picture of the whole slide, over which the map is drawn. By default on a blank canvas.
+        thumbnail: Bags: picture of the whole slide, over which the map is drawn; for a folder of slides a folder of
+            pictures with their names. By default on a blank canvas.
         scaling: Bags: whether colours tell the ranks of the patches or the raw scores.
         top: Bags: how many patches are listed.
 
@@ -91,6 +92,7 @@ def run(
         softmaxfree explain street.jpg --checkpoint runs/segmentation/0 --what cam --target car --stage 2
         softmaxfree explain cat.jpg --checkpoint runs/classification/0 --what inverse
         softmaxfree explain features_uni/slide.h5 --checkpoint runs/bags/0 --what contributions --thumbnail slide.png
+        softmaxfree explain features_uni/ --checkpoint runs/bags/0 --thumbnail thumbnails/
         softmaxfree explain --what mixers
     """
     query = _query(point)
@@ -120,19 +122,21 @@ def run(
     from softmaxfree.cli.explain_inputs import find_target, load_subject
 
     where = find_device(device)
-    if image.is_dir():
-        raise InputError(f"IMAGE must be one picture, {image} is a folder")
-    if not image.is_file():
+    if not image.exists():
         raise FileNotFoundError(f"there is no file {image}")
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
     if find_kind(weights) == "bags":
-        from softmaxfree.cli.explain_bags import KINDS, explain_slide
+        from softmaxfree.cli.explain_bags import KINDS, explain_slides
 
         if what not in KINDS or stage is not None or point != "cls":
             raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, without --stage and --point")
         where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
-        explain_slide(image, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where)
+        explain_slides(
+            image, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where
+        )
         return
+    if image.is_dir():
+        raise InputError(f"IMAGE must be one picture, {image} is a folder")
     of_bags = {"--what contributions": what == "contributions", "--coords": coords, "--thumbnail": thumbnail}
     of_bags |= {"--scaling": scaling != "rank", "--top": top != 20}
     if unfit := [option for option, value in of_bags.items() if value]:

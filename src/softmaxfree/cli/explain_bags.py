@@ -1,26 +1,54 @@
-"""`softmaxfree explain` of bags: what the network looks at in a slide, over its patches."""
+"""`softmaxfree explain` of bags: what the network looks at in slides, over their patches."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from softmaxfree.arguments import require
 from softmaxfree.cli.explain_inputs import find_target
 from softmaxfree.cli.explain_outputs import Outputs
+from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.predict_bags import find_bags, load_bags, open_slide
 from softmaxfree.errors import InputError
+from softmaxfree.images import find_images
 
-__all__ = ["KINDS", "explain_slide"]
+__all__ = ["KINDS", "explain_slides"]
 
 KINDS = ("attention", "contributions")
 """What can be shown of a bag."""
 
 
-def explain_slide(
-    file: Path,
+class _Files(NamedTuple):
+    """A slide's files: of features, coordinates and thumbnail, which may be None, and those that are written."""
+
+    name: str
+    features: Path
+    coords: Path | None
+    thumbnail: Path | None
+    outputs: Outputs
+    scores: Path
+    top: Path
+
+
+class _Opened(NamedTuple):
+    """A slide as it was read: a batch of one bag, places `(N, 2)` and their step, how it is drawn, and attributes."""
+
+    batch: Any
+    places: Tensor
+    step: float
+    drawn: dict[str, Any]
+    attributes: dict[str, Any]
+
+
+def explain_slides(
+    given: Path,
     checkpoint: str,
     what: str,
     out: Path,
@@ -34,18 +62,19 @@ def explain_slide(
     top: int,
     device: torch.device,
 ) -> None:
-    """Write a heat map of a slide, its scores as CLAM's HDF5, its numbers, and the patches with the highest scores.
+    """Write of each slide a heat map, its scores as CLAM's HDF5, its numbers, and the patches with the highest scores.
 
     Args:
-        file: features of the slide.
+        given: features of a slide, or a folder of them, of which those that cannot be read are named and left out.
         checkpoint: of a task of bags.
         what: "attention" of the class token, or "contributions" to a logit.
         out: folder for the files.
         coords: folder of coordinates that are not beside the features.
-        thumbnail: picture of the whole slide; None draws on a blank canvas.
+        thumbnail: picture of the whole slide, or a folder of pictures with the names of the slides; None draws on a
+            blank canvas.
         layer: of the attention.
         head: of the attention: a number or "mean".
-        target: class whose logit is taken apart, by name or number; None takes the likeliest.
+        target: class whose logit is taken apart, by name or number; None takes the likeliest of each slide.
         scaling: "rank" or "raw".
         top: how many patches are listed.
         device: of the network.
@@ -54,19 +83,74 @@ def explain_slide(
         InputError: the slide has no coordinates, or an argument is out of range.
         OSError: a file cannot be written.
     """
-    from softmaxfree.mil import heatmaps, maps
-    from softmaxfree.mil.pooling import AbstractPooling
-
     require(head != "all", "--head", head, "a number or mean, for bags")
-    (name, path, beside) = find_bags([file], coords)[0]
-    outputs = Outputs(out, Path(f"{name}.h5"), what, [path, checkpoint, *([beside] if beside else [])])
-    scores_file, top_file = (out / f"{name}_{what}{end}" for end in (".h5", "_top.csv"))
-    require_free([scores_file, top_file], [path], _is_ours)
+    slides = _files(given, checkpoint, what, out, coords, thumbnail)
     task, record = load_bags(checkpoint)
     task.to(device)
-    slide, batch = open_slide(name, path, beside, task, record)
+    skipped: list[str] = []
+    for files in slides:
+        opened = None
+        with _left_out(files, skipped if given.is_dir() else None):
+            opened = _open(files, task, record)
+        if opened is not None:
+            scores, numbers, line = _scores(files, opened, task, record, what, layer, head, target)
+            with _left_out(files, skipped if given.is_dir() else None):
+                _write(files, opened, scores, numbers, line, scaling, top)
+    if len(skipped) == len(slides):
+        raise InputError(f"none of the {len(slides)} slides can be explained")
+    if skipped:
+        print(f"{len(skipped)} of {len(slides)} slides skipped", file=sys.stderr)
+
+
+@contextmanager
+def _left_out(files: _Files, skipped: list[str] | None) -> Iterator[None]:
+    """Names a slide with which something is wrong, and adds it to a list; without a list it stops the command."""
+    try:
+        yield
+    except InputError as error:
+        if skipped is None:
+            raise
+        skip_or_fail(files.features, error, "skip", "slide")
+        skipped.append(files.name)
+
+
+def _files(
+    given: Path, checkpoint: str, what: str, out: Path, coords: Path | None, thumbnail: Path | None
+) -> list[_Files]:
+    """The files of each slide, none of which would replace one that is not ours."""
+    pictures: dict[str, Path] = {}
+    folder = thumbnail is not None and thumbnail.is_dir()
+    if thumbnail is not None and folder:
+        for picture in map(Path, find_images(thumbnail).files):
+            if pictures.setdefault(picture.stem, picture) != picture:
+                raise InputError(f"--thumbnail: two pictures of {picture.stem}: {pictures[picture.stem]} and {picture}")
+    elif thumbnail is not None and given.is_dir():
+        raise InputError(
+            f"--thumbnail must be a folder for a folder of slides, with pictures of their names: {thumbnail}"
+        )
+    slides, blank = [], []
+    for name, path, beside in find_bags([given], coords):
+        below = pictures.get(name) if folder else thumbnail
+        if folder and below is None:
+            blank.append(name)
+        read = [path, checkpoint, *(file for file in (beside, below) if file is not None)]
+        outputs = Outputs(out, Path(f"{name}.h5"), what, read)
+        scores, top = (out / f"{name}_{what}{end}" for end in (".h5", "_top.csv"))
+        require_free([scores, top], [path], _is_ours)
+        slides.append(_Files(name, path, beside, below, outputs, scores, top))
+    if blank and len(blank) == len(slides):
+        raise InputError(f"--thumbnail: {thumbnail} holds no picture of a name such as {blank[0]}")
+    if blank:
+        print(f"{len(blank)} of {len(slides)} slides have no thumbnail, such as {blank[0]}", file=sys.stderr)
+    return slides
+
+
+def _open(files: _Files, task: Any, record: Any) -> _Opened:
+    slide, batch = open_slide(files.name, files.features, files.coords, task, record)
     if slide.coords is None:
-        raise InputError(f"slide {name}: {path} has no coordinates, which a map needs; --coords is a folder of them")
+        raise InputError(
+            f"slide {files.name}: {files.features} has no coordinates, which a map needs; --coords is a folder of them"
+        )
     if batch.coords is None:  # which the network does without
         from softmaxfree.mil.data.slides import read_coords
 
@@ -74,18 +158,30 @@ def explain_slide(
         places = torch.from_numpy(found)
     else:
         places, step = batch.coords[0].cpu(), float(batch.step[0])
+    attributes = slide.coords.attributes
+    return _Opened(batch, places, step, _drawn(attributes, step, files.thumbnail), attributes)
+
+
+def _scores(
+    files: _Files, opened: _Opened, task: Any, record: Any, what: str, layer: int, head: Any, target: str | None
+) -> tuple[Tensor, dict[str, Any], str]:
+    """Returns the score of each patch, what the JSON tells and what is printed; only arguments can be wrong here."""
+    from softmaxfree.mil import maps
+    from softmaxfree.mil.pooling import AbstractPooling
+
+    batch = opened.batch
     with torch.inference_mode():
         output = task(batch).cpu()
     logits, probabilities = output[0], task.probabilities_of(output)[0]
     names = record.class_names or [str(i) for i in range(len(logits))]
     numbers: dict[str, Any] = {
-        "image": str(path),
-        "slide": name,
-        "patches": len(places),
+        "image": str(files.features),
+        "slide": files.name,
+        "patches": len(opened.places),
         "logits": logits.tolist(),
         "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
     }
-    given: dict[str, Any] = {} if batch.coords is None else {"step": step}
+    given: dict[str, Any] = {} if batch.coords is None else {"step": opened.step}
     token = not isinstance(task.model, AbstractPooling)
     likeliest = int(probabilities.argmax())
     if what == "attention":
@@ -103,19 +199,25 @@ def explain_slide(
         parts_told = rest if token else {"base": rest["base"]}
         told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in parts_told.items())
         line = f"logit of {names[number]} {float(logits[number]):.4g}: patches {float(scores.sum()):.4g}, {told}"
+    return scores, numbers, f"{files.name}: {names[likeliest]} {float(probabilities[likeliest]):.1%}\n{line}"
+
+
+def _write(
+    files: _Files, opened: _Opened, scores: Tensor, numbers: dict[str, Any], line: str, scaling: str, top: int
+) -> None:
+    from softmaxfree.mil import heatmaps, maps
+
+    what, places = files.outputs.what, opened.places
     first = maps.top_patches(scores, top, places)
-    numbers["top"] = [patch._asdict() for patch in first]
-    attributes = slide.coords.attributes
-    shown = _drawn(attributes, step, thumbnail)
-    title = f"{name}: {what}" + (f" to {numbers['class']}" if what == "contributions" else "")
-    outputs.write(
-        lambda: heatmaps.draw_heatmap(scores, places, **shown, scaling=scaling, title=title),  # type: ignore[arg-type]
-        numbers,
-        f"{name}: {names[likeliest]} {float(probabilities[likeliest]):.1%}\n{line}",
+    title = f"{files.name}: {what}" + (f" to {numbers['class']}" if what == "contributions" else "")
+    files.outputs.write(
+        lambda: heatmaps.draw_heatmap(scores, places, **opened.drawn, scaling=scaling, title=title),  # type: ignore[arg-type]
+        {**numbers, "top": [patch._asdict() for patch in first]},
+        line,
     )
-    heatmaps.write_scores(scores_file, scores, places, attributes)
-    heatmaps.write_top_patches(top_file, first)
-    print(f"{scores_file}, {top_file}")
+    heatmaps.write_scores(files.scores, scores, places, opened.attributes)
+    heatmaps.write_top_patches(files.top, first)
+    print(f"{files.scores}, {files.top}")
 
 
 def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None) -> dict[str, Any]:

@@ -85,8 +85,11 @@ def run(
     from softmaxfree.cli.allocator import keep_freed_memory
     from softmaxfree.linearize import Settings, find_pictures, linearize, load_measures
     from softmaxfree.linearize.page import write_page
+    from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 
     keep_freed_memory()
+    if bf16 and not has_fast_bfloat16(torch.device("cpu")):
+        print(f"caution    --bf16 is slower here than without it: {BFLOAT16_IS_EMULATED}", flush=True)
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(

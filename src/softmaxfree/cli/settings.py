@@ -1,10 +1,12 @@
-"""Settings of model, trainer and run that follow from the data, where a recipe says "auto"."""
+"""Settings of model, trainer and run that follow from data and machine, where a recipe says "auto"."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from softmaxfree.cli.device import find_device
 from softmaxfree.errors import InputError
+from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 
 __all__ = ["AUTO", "Setting", "Settings", "decide", "of_files", "take_autos"]
 
@@ -191,6 +193,13 @@ def _weights(run: _Run) -> tuple[list[float], str]:
     return weights, "one over the square root of how frequent each class is"
 
 
+def _precision(run: _Run) -> tuple[str, str]:
+    device = find_device("cpu" if run.config.trainer.accelerator == "cpu" else "auto")
+    if has_fast_bfloat16(device):
+        return "bf16-mixed", "this device multiplies bfloat16"
+    return "32-true", BFLOAT16_IS_EMULATED
+
+
 def _patience(run: _Run) -> tuple[int | None, str]:
     epochs = run.config.trainer.max_epochs
     if run.config.trainer.limit_val_batches == 0:
@@ -204,6 +213,7 @@ _RULES: dict[str, _Rule] = {  # in this order: some follow from the number of ep
     "model.num_classes": _classes,
     "model.in_dim": _width,
     "trainer.max_epochs": _epochs,
+    "trainer.precision": _precision,
     "model.opt": _optimizer,
     "model.lr": _rate,
     "model.backbone_lr_scale": _backbone_rate,

@@ -23,6 +23,7 @@ from softmaxfree.cli.recorded import SPLIT, require_same, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.data.trained import note_trained, require_trained
 from softmaxfree.errors import InputError
+from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 from softmaxfree.printing import printable
 from softmaxfree.report import note_part
 from softmaxfree.report import write as write_report
@@ -246,6 +247,8 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     rest = [f"all else as in {job.rest}"] if job.rest else [] if settings else ["all as in the recipe"]
     line = f"settings  {', '.join([*settings, *rest])}"
     yield "\n".join(textwrap.wrap(line, _columns(), subsequent_indent=" " * 10)) if sys.stdout.isatty() else line
+    if "bf16" in str(trainer.precision) and not has_fast_bfloat16(trainer.strategy.root_device):
+        yield f"caution   {trainer.precision} is slower here than 32-true: {BFLOAT16_IS_EMULATED}"
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     yield f"run       {run_dir}{processes}"
 

@@ -140,6 +140,34 @@ def test_explain_a_slide(run_dir, slides, tmp_path, what):
     explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
 
 
+def test_explain_a_folder_of_slides(run_dir, tmp_path, capsys):
+    for name, width in (("a", 6), ("b", 6), ("squeezed", 6), ("wide", 9)):
+        write_trident(tmp_path / "features" / f"{name}.h5", features_of(0, 9, dim=width))
+    for folder in ("thumbnails", "others"):
+        (tmp_path / folder).mkdir()
+    for name, height in (("thumbnails/a", 40), ("thumbnails/squeezed", 20), ("others/c", 40)):
+        Image.new("RGB", (50, height)).save(tmp_path / f"{name}.png")
+    given = {"checkpoint": run_dir, "out": tmp_path / "maps"}
+    explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "thumbnails")
+    told = capsys.readouterr().err
+    assert "wide.h5 has features of 9 numbers" in told
+    assert "thumbnail must show the whole slide" in told
+    assert "2 of 4 slides skipped" in told
+    assert "2 of 4 slides have no thumbnail, such as b" in told
+    kinds = ("_attention.h5", "_attention.json", "_attention.png", "_attention_top.csv")
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{s}{kind}" for s in "ab" for kind in kinds]
+    with pytest.raises(InputError, match=r"--thumbnail must be a folder for a folder of slides"):
+        explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "thumbnails" / "a.png")
+    with pytest.raises(InputError, match=r"--thumbnail: .*others holds no picture of a name such as a"):
+        explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "others")
+    with pytest.raises(InputError, match=r"--target must be a class \(a, b\) or its number; got c"):
+        explain.run(tmp_path / "features", **given, what="contributions", target="c")
+    for name in ("a", "b", "squeezed"):
+        (tmp_path / "features" / f"{name}.h5").unlink()
+    with pytest.raises(InputError, match="none of the 1 slides can be explained"):
+        explain.run(tmp_path / "features", **given)
+
+
 def test_a_network_is_not_given_bags_without_the_coordinates_it_learned(run_dir, slides, tmp_path, capsys):
     for i in range(16):
         np.save(tmp_path / f"{i + 1:03}.npy", features_of(i, 9 + i, i % 2))
