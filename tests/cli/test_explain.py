@@ -55,8 +55,8 @@ def explained(saved, photo, tmp_path, capsys):
 
     def run(*argv):
         assert main(["explain", str(photo), "--checkpoint", str(saved), "--out", str(tmp_path), *map(str, argv)]) == 0
-        (numbers,) = tmp_path.glob("*.json")
-        (picture,) = tmp_path.glob("*.png")
+        numbers = max(tmp_path.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        picture = numbers.with_suffix(".png")
         out = capsys.readouterr().out
         assert str(picture) in out
         return json.loads(numbers.read_text(encoding="utf-8")), picture

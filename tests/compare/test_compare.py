@@ -3,10 +3,13 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from softmaxfree.compare import training
 from softmaxfree.compare.measures import grid_of
@@ -48,7 +51,8 @@ def test_the_tables_tell_cost_size_and_errors(compared):
         for tokens, grid in (("64", "8x8"), ("256", "16x16"))
         for what in ("forward", "forward+backward")
     }
-    assert all(float(row["milliseconds"]) > 0 and row["torch"] and row["commit"] is not None for row in cost)
+    assert all(0 < float(row["low"]) <= float(row["milliseconds"]) <= float(row["high"]) for row in cost)
+    assert all(row["torch"] and row["commit"] is not None for row in cost)
 
 
 def test_what_is_there_is_not_done_again_and_more_may_be_asked(compared, capsys):
@@ -101,12 +105,15 @@ def test_networks_are_trained_alike_and_a_run_goes_on(tmp_path, capsys):
     (row,) = read_table(tmp_path / "c", "accuracy")
     assert (row["data"], row["seed"], row["metric"], row["not_measured"]) == ("digits", "42", "val/top1", "")
     assert 0 <= float(row["score"]) <= 1
+    assert 0.1 <= float(row["guess"]) < 0.3  # of ten classes
     (other,) = read_table(tmp_path / "c", "transfer")
     assert other["img_size"] == "40"
     assert 0 <= float(other["score"]) <= 1
     config = (tmp_path / "c" / "runs" / "digits" / "softmax" / "42" / "0" / "config.yaml").read_text()
     assert "mixer: softmax" in config
-    assert "Accuracy after equal training" in (tmp_path / "c" / "report.html").read_text()
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "Accuracy after equal training" in page
+    assert f"On digits {row['validated']} images are validated, and to answer the largest class always gives" in page
     # other trainings do not go into the same tables
     assert main(["compare", "--mixers", "softmax", "--out", str(tmp_path / "c"), "--data", "digits"]) == 2
     assert "holds a comparison with options" in capsys.readouterr().err
@@ -137,6 +144,7 @@ class FakeTrain:
             "seconds": 2.0,
             "model": {"parameters": 9},
             "machine": {"threads": 7},
+            "confusion": None,
         }
         (run / "summary.json").write_text(json.dumps(summary))
         return ""
@@ -211,11 +219,32 @@ def test_a_training_that_cannot_begin_is_not_noted(fake, tmp_path, capsys):
 
     fake.act = refuse
     assert train_digits(tmp_path / "c", "model.opt=foo") == 2
-    assert "could not begin, and not noted as done: 1 of 3 trials: train digits ended with 2" in capsys.readouterr().err
+    assert "not noted as done: 1 of 3 trials: train digits ended with 2" in capsys.readouterr().err
     assert read_table(tmp_path / "c", "accuracy") == []
     fake.act = None
     assert train_digits(tmp_path / "c", "model.opt=sgd") == 0  # no training is of the wrong options
     assert read_table(tmp_path / "c", "accuracy")[0]["score"] == "0.5"
+
+
+def test_a_training_that_is_killed_is_not_noted(tmp_path, monkeypatch, capsys):
+    kill = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    run = subprocess.run
+    monkeypatch.setattr(training.subprocess, "run", lambda command, **given: run(kill, **given))
+    assert train_digits(tmp_path / "c") == 2
+    assert "train digits was killed; the system does that where memory does not suffice" in capsys.readouterr().err
+    assert read_table(tmp_path / "c", "accuracy") == []
+
+
+def test_errors_in_a_table_are_of_one_photograph(tmp_path, capsys):
+    for name, size in (("small", (64, 64)), ("other", (512, 384))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    arguments = ["compare", "--mixers", "mala", "--tokens", "4", "--out", str(tmp_path / "c")]
+    assert main([*arguments, "--image", str(tmp_path / "small.png")]) == 2
+    assert "image must be at least 384 pixels high and 512 wide, got 64 x 64" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    assert main(arguments) == 0
+    assert main([*arguments, "--image", str(tmp_path / "other.png")]) == 2
+    assert "holds a comparison with image" in capsys.readouterr().err
 
 
 def test_a_training_that_fails_on_its_way_is_noted(fake, tmp_path):
@@ -245,8 +274,9 @@ def test_options_are_those_of_the_trainings(fake, tmp_path, capsys):
 def test_a_folder_is_known_by_its_whole_path(fake, tmp_path, monkeypatch, capsys):
     photos, others = tmp_path / "my photos", tmp_path / "other" / "my photos"
     for folder in (photos, others):
-        (folder / "a").mkdir(parents=True)
-        (folder / "a" / "1.png").touch()  # listed, and not read before a training
+        for i, name in enumerate("abab"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / f"{i}.png").write_text(str(i))  # listed, and not read before a training
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "--mixers", "softmax", "--tokens", "4", "--seeds", "1", "--out", "c", "--data"]
     for again in ("my photos/", str(photos)):
@@ -290,7 +320,11 @@ def test_mean_spread_and_growth():
     ]
     best, other = accuracies([*rows, {"name": "b", "data": "d", "seed": "9", "not_measured": "out of memory"}])
     assert (best["name"], best["mean"], best["spread"], best["seeds"]) == ("b", 0.9, None, 1)
-    assert best["failed"] == "out of memory"
+    assert (best["remark"], best["guess"]) == ("out of memory", None)
+    assert other["remark"] == ""
+    for images, remark in (("20", "within chance of answering the largest class always"), ("2000", "")):
+        (row,) = accuracies([{**row, "guess": "0.5", "validated": images} for row in rows if row["name"] == "a"])
+        assert (row["remark"], row["validated"]) == (remark, int(images))
     assert other["mean"] == pytest.approx(0.6)
     assert other["spread"] == pytest.approx(0.02**0.5)
     cost = [
@@ -311,7 +345,7 @@ def test_a_study_changes_one_thing(study):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mixers", "sofd"], "mixer: there is no 'sofd'; did you mean soft"),
+        (["--mixers", "sofd"], "mixers: there is no 'sofd'; did you mean soft"),
         (["--mixers", "soft", "soft"], "mixers must be different ones, soft is given twice"),
         (["--study", "newtn"], "study must be one of landmarks, sampling, newton"),
         (["--study", "newton", "--mixers", "performer"], "mixers: performer has no solver for the study newton"),

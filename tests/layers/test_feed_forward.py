@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import GELUTanh
 from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from softmaxfree.errors import InputError
 from softmaxfree.layers import Block, KernelMlp, PolyNorm, stem
-from softmaxfree.layers.feed_forward import feed_forward
+from softmaxfree.layers.feed_forward import FusedMlp, feed_forward
+from softmaxfree.layers.linear import exchange_linear
 from softmaxfree.mixers import create_mixer
 from softmaxfree.ops import linear as ops_linear
 from tests import golden_files
@@ -189,6 +191,20 @@ def test_first_layer_and_gelu_are_one_operation(monkeypatch):
             assert mlp(x).dtype == torch.bfloat16
     torch.testing.assert_close(mlp(x).double(), exact, rtol=0, atol=1e-5)
     assert "aten::gelu" in operations(lambda: mlp(x))  # its gradient needs what goes in
+
+
+@torch.no_grad()
+def test_dropout_that_is_on_is_not_left_out():
+    mlp = fused()[0]
+    x = torch.randn(2, 5, 24)
+    dropping = FusedMlp(24, 96, act_layer=GELUTanh, drop=0.5)
+    exchange_linear(dropping.eval()).drop1.train()  # Monte Carlo dropout
+    assert not torch.equal(dropping(x), dropping(x))
+    mlp.drop1 = nn.Threshold(0.0, 7.0)
+    assert not torch.equal(mlp(x), fused()[0](x))
+    mlp = fused()[0]
+    mlp.act.forward = torch.zeros_like
+    assert torch.equal(mlp(x), mlp.fc2.bias.expand(2, 5, 24))
 
 
 @torch.no_grad()

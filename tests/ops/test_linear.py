@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import pickle
+import re
+import warnings
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers.linear import Linear, exchange_linear
 from softmaxfree.ops import linear as module
 from softmaxfree.ops.linear import linear
@@ -160,6 +163,92 @@ def test_checkpoints_under_a_mode_in_one_of_two_passes(first):
     with contextlib.nullcontext() if first else FlopCounterMode(display=False):
         loss.backward()
     torch.testing.assert_close(x.grad, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_memory_of_any_layout(grad):
+    long = torch.arange(40.0).sin()
+    layouts = {
+        "bias": (torch.randn(3, 4), torch.randn(5, 4), torch.randn(10)[::2]),
+        "bias of one": (torch.randn(3, 4), torch.randn(5, 4), torch.randn(1).expand(5)),
+        "frames": (long.unfold(0, 8, 1), torch.randn(3, 8), torch.randn(3)),
+        "overlapping weight": (torch.randn(2, 6), long.unfold(0, 6, 2), None),
+        "expanded": (torch.randn(1, 6).expand(4, 6), torch.randn(1, 6).expand(3, 6), None),
+        "columns": (torch.randn(6, 4).T, torch.randn(6, 3).T, None),
+        "every second": (torch.randn(4, 12)[:, ::2], torch.randn(6, 6)[::2], torch.randn(6)[::2]),
+    }
+    for name, given in layouts.items():
+        leaves = [tensor.detach().requires_grad_(grad) for tensor in given if tensor is not None]
+        ours, theirs = linear(*leaves), F.linear(*leaves)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=name)
+        if grad:
+            found = (torch.autograd.grad(out.square().sum(), leaves) for out in (ours, theirs))
+            for one, other in zip(*found, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-3, msg=name)
+
+
+def test_unusual_shapes_are_left_to_torch():
+    x, weight = torch.randn(3, 4), torch.randn(5, 4)
+    for bias in (torch.randn(1), torch.randn(1, 5), torch.randn(3, 5), torch.randn(3, 1), torch.tensor(1.0)):
+        assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    assert torch.equal(linear(x, weight[0]), F.linear(x, weight[0]))
+    for wrong in ((torch.randn(5, 3),), (torch.randn(2, 5, 4),), (weight, torch.randn(5, device="meta"))):
+        with pytest.raises(RuntimeError) as theirs:
+            F.linear(x, *wrong)
+        with pytest.raises(RuntimeError, match=re.escape(str(theirs.value).splitlines()[0])):
+            linear(x, *wrong)
+    with pytest.raises(InputError, match=r"act: there is no 'relu'"):
+        linear(x, weight, act="relu")
+
+
+def test_what_is_kept_for_gradients_is_what_they_need():
+    x, weight, bias = (tensor.detach() for tensor in made((3, 4), 5))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda kept: kept
+    ):
+        linear(x.requires_grad_(), weight, bias)
+        assert kept == [weight.shape]
+        linear(x.detach(), weight.requires_grad_(), bias)
+        assert kept == [weight.shape, x.shape]
+    out = linear(x, weight.detach(), bias)  # frozen: its input may change
+    with torch.no_grad():
+        x.add_(1)
+    out.sum().backward()
+
+
+def test_no_gradient_comes_of_none():
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    x, weight, _ = made((3, 4), 5)
+    Nothing.apply(linear(x, weight)).backward()
+    assert x.grad is None
+    assert weight.grad is None
+
+
+def test_a_layer_keeps_its_hooks_and_its_owners():
+    inner = nn.Linear(4, 4)
+    seen = []
+    inner.register_forward_hook(lambda module, given, out: seen.append(out))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed = nn.utils.weight_norm(nn.Linear(4, 4))
+    both = exchange_linear(nn.ModuleList([nn.Sequential(inner), nn.Sequential(inner), nn.Sequential(normed)]))
+    assert both[0][0] is both[1][0] is inner
+    x = torch.randn(2, 4)
+    both[0](x)
+    assert len(seen) == 1
+    expected = F.linear(x, normed.weight, normed.bias)
+    torch.testing.assert_close(both[2](x), expected, rtol=0, atol=1e-6)
+    both[2](x).sum().backward()
+    assert normed.weight_g.grad is not None
 
 
 def test_a_layer_is_a_linear_layer():

@@ -24,8 +24,23 @@ def test_it_stops_in_the_second_half_and_says_why(capsys):
     assert f"stopped after epoch 9 of 12: {line}" in (capsys.readouterr().out)
 
 
+def test_an_equal_score_with_a_lower_loss_is_better():
+    module = task(warmup_epochs=0)
+    losses = iter([9.0, 9.0, 9.0, 9.0, 8.0, 7.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0])
+
+    def log():
+        module.log_dict({"val/score": 1.0, "val/loss": next(losses)})
+
+    module.validation_step = lambda *given, **options: None
+    module.on_validation_epoch_end = log
+    stop = LateEarlyStopping("val/score", 2)
+    trainer = fit(module, Squares(num_images=8), stop, limit_train_batches=1, max_epochs=12)
+    assert trainer.current_epoch == 9  # two after the seventh, whose loss is the least
+
+
 def test_patience_is_a_quarter_of_the_epochs_and_ten_at_least():
-    assert scored([0.5] * 24, max_epochs=24).current_epoch == 24 - 12 + 11
+    falling = [0.5 - i / 100 for i in range(24)]
+    assert scored(falling, max_epochs=24).current_epoch == 24 - 12 + 11
     trainer = scored([0.5] * 12, max_epochs=24, check_val_every_n_epoch=2)
     assert trainer.early_stopping_callback.patience == 5
 

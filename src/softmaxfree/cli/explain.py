@@ -42,8 +42,9 @@ def run(
 ) -> None:
     """Show what a network looks at in an image.
 
-    The folder OUT gets a picture NAME_WHAT.png and its numbers, NAME_WHAT.json. Stages, blocks and heads are counted
-    from 0, as the modules are named; -1 is the last one. Negative weights are shown in blue.
+    The folder OUT gets a picture NAME_WHAT.png and its numbers, NAME_WHAT.json; with --target NAME_WHAT_TARGET. Stages,
+    blocks and heads are counted from 0, as the modules are named; -1 is the last one. Negative weights are shown in
+    blue.
 
     `attention`: with which weights the query at --point takes the values of all tokens. `cam`: which pixels raise the
     score of a class, of a detection or of a segment. `landmarks`: how much goes through each landmark of the layer.
@@ -141,7 +142,8 @@ def run(
     of_bags |= {"--scaling": scaling != "rank", "--top": top != 20}
     if unfit := [option for option, value in of_bags.items() if value]:
         raise InputError(f"{unfit[0]} is for bags; {weights or model} is of images")
-    outputs = explain_outputs.Outputs(out, image, what, [path for path in (image, weights) if path is not None])
+    read = [path for path in (image, weights) if path is not None]
+    outputs = explain_outputs.Outputs(out, image, what, read, target)
     subject = load_subject(image, weights, model, size, where, max_pixels)
     asked = query if query == "cls" else subject.place(*query)
     if what == "attention":

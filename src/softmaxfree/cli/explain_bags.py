@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from softmaxfree.arguments import require
@@ -15,9 +14,9 @@ from softmaxfree.cli.explain_inputs import find_target
 from softmaxfree.cli.explain_outputs import Outputs
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import require_free
-from softmaxfree.cli.predict_bags import find_bags, load_bags, open_slide
+from softmaxfree.cli.predict_bags import find_bags, load_bags, open_slide, output_of
 from softmaxfree.errors import InputError
-from softmaxfree.images import find_images
+from softmaxfree.images import MAX_PIXELS, find_images, read_image
 
 __all__ = ["KINDS", "explain_slides"]
 
@@ -38,9 +37,12 @@ class _Files(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A slide as it was read: a batch of one bag, places `(N, 2)` and their step, how it is drawn, and attributes."""
+    """A slide as it was read: a batch of one bag and the output of the network, places `(N, 2)` and their step, how it
+    is drawn, and attributes.
+    """
 
     batch: Any
+    output: Tensor
     places: Tensor
     step: float
     drawn: dict[str, Any]
@@ -84,7 +86,7 @@ def explain_slides(
         OSError: a file cannot be written.
     """
     require(head != "all", "--head", head, "a number or mean, for bags")
-    slides = _files(given, checkpoint, what, out, coords, thumbnail)
+    slides = _files(given, checkpoint, what, out, coords, thumbnail, target)
     task, record = load_bags(checkpoint)
     task.to(device)
     skipped: list[str] = []
@@ -93,7 +95,7 @@ def explain_slides(
         with _left_out(files, skipped if given.is_dir() else None):
             opened = _open(files, task, record)
         if opened is not None:
-            scores, numbers, line = _scores(files, opened, task, record, what, layer, head, target)
+            scores, numbers, line = _scores(files, opened, task, record, checkpoint, what, layer, head, target)
             with _left_out(files, skipped if given.is_dir() else None):
                 _write(files, opened, scores, numbers, line, scaling, top)
     if len(skipped) == len(slides):
@@ -115,15 +117,24 @@ def _left_out(files: _Files, skipped: list[str] | None) -> Iterator[None]:
 
 
 def _files(
-    given: Path, checkpoint: str, what: str, out: Path, coords: Path | None, thumbnail: Path | None
+    given: Path,
+    checkpoint: str,
+    what: str,
+    out: Path,
+    coords: Path | None,
+    thumbnail: Path | None,
+    target: str | None,
 ) -> list[_Files]:
     """The files of each slide, none of which would replace one that is not ours."""
+    from softmaxfree.mil.data.slides import slide_id
+
     pictures: dict[str, Path] = {}
     folder = thumbnail is not None and thumbnail.is_dir()
     if thumbnail is not None and folder:
         for picture in map(Path, find_images(thumbnail).files):
-            if pictures.setdefault(picture.stem, picture) != picture:
-                raise InputError(f"--thumbnail: two pictures of {picture.stem}: {pictures[picture.stem]} and {picture}")
+            first = pictures.setdefault(name := slide_id(picture.stem), picture)
+            if first != picture:
+                raise InputError(f"--thumbnail: two pictures of {name}: {first} and {picture}")
     elif thumbnail is not None and given.is_dir():
         raise InputError(
             f"--thumbnail must be a folder for a folder of slides, with pictures of their names: {thumbnail}"
@@ -134,8 +145,8 @@ def _files(
         if folder and below is None:
             blank.append(name)
         read = [path, checkpoint, *(file for file in (beside, below) if file is not None)]
-        outputs = Outputs(out, Path(f"{name}.h5"), what, read)
-        scores, top = (out / f"{name}_{what}{end}" for end in (".h5", "_top.csv"))
+        outputs = Outputs(out, Path(f"{name}.h5"), what, read, target)
+        scores, top = (outputs.picture.with_name(f"{outputs.picture.stem}{end}") for end in (".h5", "_top.csv"))
         require_free([scores, top], [path], _is_ours)
         slides.append(_Files(name, path, beside, below, outputs, scores, top))
     if blank and len(blank) == len(slides):
@@ -159,25 +170,34 @@ def _open(files: _Files, task: Any, record: Any) -> _Opened:
     else:
         places, step = batch.coords[0].cpu(), float(batch.step[0])
     attributes = slide.coords.attributes
-    return _Opened(batch, places, step, _drawn(attributes, step, files.thumbnail), attributes)
+    output = output_of(files.name, files.features, task, batch)
+    return _Opened(batch, output, places, step, _drawn(attributes, step, files.thumbnail), attributes)
 
 
 def _scores(
-    files: _Files, opened: _Opened, task: Any, record: Any, what: str, layer: int, head: Any, target: str | None
+    files: _Files,
+    opened: _Opened,
+    task: Any,
+    record: Any,
+    checkpoint: str,
+    what: str,
+    layer: int,
+    head: Any,
+    target: str | None,
 ) -> tuple[Tensor, dict[str, Any], str]:
     """Returns the score of each patch, what the JSON tells and what is printed; only arguments can be wrong here."""
     from softmaxfree.mil import maps
     from softmaxfree.mil.pooling import AbstractPooling
 
     batch = opened.batch
-    with torch.inference_mode():
-        output = task(batch).cpu()
-    logits, probabilities = output[0], task.probabilities_of(output)[0]
+    logits, probabilities = opened.output[0], task.probabilities_of(opened.output)[0]
     names = record.class_names or [str(i) for i in range(len(logits))]
     numbers: dict[str, Any] = {
         "image": str(files.features),
         "slide": files.name,
         "patches": len(opened.places),
+        "checkpoint": checkpoint,
+        "predicted": names[int(probabilities.argmax())],
         "logits": logits.tolist(),
         "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
     }
@@ -209,13 +229,15 @@ def _write(
 
     what, places = files.outputs.what, opened.places
     first = maps.top_patches(scores, top, places)
-    title = f"{files.name}: {what}" + (f" to {numbers['class']}" if what == "contributions" else "")
+    said, whose = numbers["predicted"], f" to {numbers['class']}" if what == "contributions" else ""
+    title = f"{files.name}: {what}{whose} (predicted: {said}, {numbers['probabilities'][said]:.0%})"
     files.outputs.write(
         lambda: heatmaps.draw_heatmap(scores, places, **opened.drawn, scaling=scaling, title=title),  # type: ignore[arg-type]
         {**numbers, "top": [patch._asdict() for patch in first]},
         line,
     )
-    heatmaps.write_scores(files.scores, scores, places, opened.attributes)
+    about = {"what": what, "checkpoint": numbers["checkpoint"], "class": numbers.get("class", "")}
+    heatmaps.write_scores(files.scores, scores, places, opened.attributes, about)
     heatmaps.write_top_patches(files.top, first)
     print(f"{files.scores}, {files.top}")
 
@@ -233,9 +255,8 @@ def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None) -> d
             "`patches`, given by --coords, do"
         )
     try:
-        with Image.open(thumbnail) as picture:
-            return {**shown, "thumbnail": picture.convert("RGB")}
-    except OSError as error:
+        return {**shown, "thumbnail": read_image(thumbnail, "RGB", MAX_PIXELS)}
+    except (InputError, OSError) as error:
         raise InputError(f"--thumbnail: {thumbnail} cannot be read: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """What `softmaxfree explain` writes: a picture and a JSON of each kind."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,16 @@ class Outputs:
         image: whose name they get.
         what: is explained.
         inputs: files that are read.
+        target: what was asked for by --target, which is then part of the names; None for the usual one.
 
     Raises:
         InputError: they would replace an input or a file that is not ours.
     """
 
-    def __init__(self, folder: Path, image: Path, what: str, inputs: list[Any]) -> None:
+    def __init__(self, folder: Path, image: Path, what: str, inputs: list[Any], target: str | None = None) -> None:
         self.image, self.what = image, what
-        self.picture, self.numbers = (folder / f"{image.stem}_{what}.{kind}" for kind in ("png", "json"))
+        name = what if target is None else f"{what}_{re.sub(r'[^0-9A-Za-z._-]+', '_', target)}"
+        self.picture, self.numbers = (folder / f"{image.stem}_{name}.{kind}" for kind in ("png", "json"))
         require_free([self.picture, self.numbers], inputs, _is_ours)
 
     def write(self, draw: Callable[[], Figure], numbers: dict[str, Any], line: str) -> None:

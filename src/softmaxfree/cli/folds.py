@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from softmaxfree.atomic import write_csv
+from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.recipe import read_recipe
 from softmaxfree.cli.table import print_table
 from softmaxfree.errors import InputError
@@ -18,7 +18,8 @@ __all__ = ["TABLE", "train_folds"]
 TABLE = "folds.csv"
 """Its name in the folder of the folds: a row a fold, then the mean and the standard deviation."""
 
-_FINISHED = "summary.json"
+_FINISHED, _SETTINGS = "summary.json", "folds.json"
+_FREE = ("data.num_workers", "trainer.accelerator", "trainer.devices", "run.threads", "run.keep_memory")
 _Train = Callable[[str, Sequence[str], Path | None, Path], Path]
 
 
@@ -40,10 +41,12 @@ def train_folds(
 
     Raises:
         FileNotFoundError: there are no folds to go on with.
-        InputError: the data has no folds, or their number is below 2.
+        InputError: the data has no folds, their number is below 2, a fold has no file of its split, or those to go on
+            with were begun with other settings.
     """
     given = _keys(recipe, overrides, folds)
     place = _place(folder, resume)
+    _keep_settings(place, recipe, [*overrides, f"--folds={folds}"])
     for fold in range(folds):
         run_dir = place / str(fold)
         if (run_dir / _FINISHED).is_file():
@@ -62,8 +65,8 @@ def train_folds(
         finally:
             if not (run_dir / "config.yaml").is_file():  # it did not begin
                 shutil.rmtree(run_dir, ignore_errors=True)
-            if not any(place.iterdir()):
-                place.rmdir()
+            if not any(path.is_dir() for path in place.iterdir()):
+                shutil.rmtree(place)
     _tell(place, folds)
     return place
 
@@ -85,7 +88,29 @@ def _keys(recipe: str, overrides: Sequence[str], folds: int) -> list[str]:
         raise InputError(
             f"--folds: data.split must be a folder with a file for each fold, such as splits_0.csv; got {split}"
         )
+    from softmaxfree.mil.data.splits import find_split
+
+    for fold in range(folds):
+        find_split(str(split), fold)
     return []
+
+
+def _keep_settings(place: Path, recipe: str, options: Sequence[str]) -> None:
+    """Note what all folds are trained with, or refuse what is other than noted."""
+    given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
+    now = {"recipe": Path(recipe).stem, **{key: text for key, text in given.items() if key not in _FREE}}
+    path = place / _SETTINGS
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted({*now, *there}):
+            if now.get(key) != there.get(key):
+                raise InputError(
+                    f"--resume: the folds in {place} were begun with {key} {there.get(key, 'as in the recipe')}, this "
+                    f"command has {now.get(key, 'it as in the recipe')}: one table is of one setting"
+                )
+        return
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
 
 
 def _data_option(option: str) -> tuple[str, str]:
@@ -94,7 +119,8 @@ def _data_option(option: str) -> tuple[str, str]:
 
 
 def _place(folder: Path, resume: str | None) -> Path:
-    there = sorted(folder.glob("folds-*"), key=lambda path: int(path.name[6:]) if path.name[6:].isdigit() else -1)
+    numbered = (path for path in folder.glob("folds-*") if path.name[6:].isdigit())
+    there = sorted(numbered, key=lambda path: int(path.name[6:]))
     if resume is None:
         place = folder / f"folds-{int(there[-1].name[6:]) + 1 if there else 0}"
     elif resume != "last":

@@ -14,7 +14,7 @@ from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.table import write_results
 from softmaxfree.errors import InputError
 
-__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "predict_bags"]
+__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "output_of", "predict_bags"]
 
 _HEAD = ("slide_id", "file", "instances", "predicted")
 
@@ -89,6 +89,32 @@ def open_slide(name: str, path: Path, coords: Path | None, task: Any, record: An
     return slide, task.transfer_batch_to_device(collate([bags[0]]), task.device, 0)
 
 
+def output_of(name: str, path: Path, task: Any, batch: Any) -> torch.Tensor:
+    """Return what a network gives for a slide.
+
+    Args:
+        name: of the slide.
+        path: of its features.
+        task: with its weights.
+        batch: one bag, as `open_slide` returns it.
+
+    Returns:
+        `(1, classes)`, on the CPU.
+
+    Raises:
+        InputError: the network cannot take it, or the result is not finite.
+    """
+    try:
+        with torch.inference_mode():
+            output = task(batch).cpu()
+    except InputError as error:
+        raise InputError(f"slide {name}: {path}: {error}") from error
+    if not output.isfinite().all():
+        most = float(batch.features.abs().max())
+        raise InputError(f"slide {name}: {path}: the output is not finite; its features are up to {most:.3g}")
+    return output
+
+
 def predict_bags(
     slides: Sequence[Any],
     task: Any,
@@ -111,9 +137,11 @@ def predict_bags(
         on_error: "skip" names and leaves out an unreadable slide, "fail" stops.
 
     Raises:
-        InputError: no slide can be read, or one cannot and `on_error` is "fail".
+        InputError: no slide can be read, or one cannot and `on_error` is "fail"; or two classes have one name.
         OSError: the result cannot be written.
     """
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise InputError(f"the names of the classes must be different ones, {twice[0]!r} is there twice")
     rows = list(_rows(slides, task, record, names, on_error))
     if not rows:
         raise InputError(f"none of the {len(slides)} slides can be read")
@@ -137,8 +165,7 @@ def _rows(
     for name, path, coords in tqdm(slides, unit="slide", disable=None if len(slides) > 1 else True, leave=False):
         try:
             slide, batch = open_slide(name, path, coords, task, record)
-            with torch.inference_mode():
-                logits = task(batch)
+            logits = output_of(name, path, task, batch)
         except InputError as error:
             skip_or_fail(path, error, on_error, "slide")
             continue

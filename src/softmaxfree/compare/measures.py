@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +20,12 @@ from softmaxfree.mixers.mixer import own_arguments
 from softmaxfree.ops import gaussian_gram, pinv
 from softmaxfree.ops.pinv import residual
 
-__all__ = ["NETWORK", "cost", "facts", "grid_of"]
+__all__ = ["NETWORK", "check_photograph", "cost", "facts", "grid_of"]
 
 NETWORK = "soft_tiny"
 """Its parameters and multiply-adds are told."""
 _HEADS, _WIDTH = 2, 32  # as the first stage of soft_tiny
-_GRID = (24, 32)  # of tokens whose errors are measured
+_GRID, _PATCH = (24, 32), 16  # of tokens whose errors are measured, and pixels a side of each
 _CALLS, _SECONDS = 5, 1.0  # of a pass: at least, and about
 _LENGTHY = 4  # times a grid is as long as wide that is no image's any more
 _LONGEST = 30.0  # seconds that a pass may be expected to take
@@ -50,6 +49,22 @@ def grid_of(tokens: int) -> tuple[int, int]:
     raise AssertionError("squares have a grid")
 
 
+def check_photograph(image: np.ndarray) -> None:
+    """Refuses a photograph of which `facts` cannot be measured.
+
+    Args:
+        image: `(height, width, 3)` uint8.
+
+    Raises:
+        InputError: it is too small.
+    """
+    height, width = (_PATCH * side for side in _GRID)
+    if image.shape[0] < height or image.shape[1] < width:
+        raise InputError(
+            f"image must be at least {height} pixels high and {width} wide, got {image.shape[0]} x {image.shape[1]}"
+        )
+
+
 def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
     """Returns time and memory of `mix` on one image, forward, and forward and backward.
 
@@ -58,7 +73,8 @@ def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
         grid: rows and columns of the tokens.
 
     Returns:
-        A row for each pass: `what`, `milliseconds` (median), `peak_mib`, `runs`, `grid`.
+        A row for each pass: `what`, `milliseconds` (median of `runs`, with `low` and `high`, between which their middle
+        half lies), `peak_mib`, `grid`.
 
     Raises:
         InputError: the mixer cannot take such a grid.
@@ -96,7 +112,8 @@ def _timed(step: Callable[[], object]) -> dict[str, Any]:
     calls = min(max(_CALLS, round(_SECONDS / first)), 200) if first < _LONGEST / _CALLS else 1
     seconds = [timer.timeit(1).mean for _ in range(calls)]
     peak = peak_bytes(step, torch.device("cpu")) / 2**20
-    return {"milliseconds": round(1e3 * statistics.median(seconds), 4), "peak_mib": round(peak, 2), "runs": calls}
+    low, median, high = (round(1e3 * float(value), 4) for value in np.quantile(seconds, (0.25, 0.5, 0.75)))
+    return {"milliseconds": median, "low": low, "high": high, "peak_mib": round(peak, 2), "runs": calls}
 
 
 def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
@@ -175,11 +192,9 @@ def _mixer(variant: Variant, **otherwise: Any) -> AbstractMixer:
 
 def _tokens(image: np.ndarray) -> Tensor:
     """Returns patches of 16 x 16 pixels of a photograph, projected at random, normalised: `(1, N, C)`."""
-    height, width = (16 * side for side in _GRID)
-    if image.shape[0] < height or image.shape[1] < width:
-        raise InputError(f"image must be at least {height}x{width} pixels, got {image.shape[:2]}")
+    height, width = (_PATCH * side for side in _GRID)
     x = torch.tensor(image[:height, :width].astype(np.float32) / 255 - 0.5).permute(2, 0, 1)[None]
-    patches = torch.nn.functional.unfold(x, 16, stride=16).mT
+    patches = torch.nn.functional.unfold(x, _PATCH, stride=_PATCH).mT
     basis = torch.randn(patches.shape[-1], _HEADS * _WIDTH, generator=torch.Generator().manual_seed(0))
     return torch.nn.functional.layer_norm(patches @ basis, [_HEADS * _WIDTH])
 

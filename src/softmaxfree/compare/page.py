@@ -72,11 +72,22 @@ def write_page(out: Path) -> Path:
         about=about,
         figures=figures,
         scores=scores,
+        guesses=_guesses(scores),
         transfer=accuracies(transfer, by=("img_size",)),
         slopes=slopes(cost),
         tables=[("Facts", _FACTS_ARE, list(_FACTS.values()), facts_shown), *passes],
     )
     return page
+
+
+def _guesses(scores: _Rows) -> list[str]:
+    """What each data's scores are to be held against."""
+    told = {row["data"]: row for row in scores if row["guess"] is not None}
+    return [
+        f"On {data} {row['validated']:,} images are validated, and to answer the largest class always gives "
+        f"{row['guess']:.4f}."
+        for data, row in told.items()
+    ]
 
 
 def _svg(build: Callable[[], Figure], title: str) -> Markup:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from filelock import FileLock, Timeout
 
 from softmaxfree.atomic import atomic_write, write_csv
-from softmaxfree.compare.measures import cost, facts, grid_of
+from softmaxfree.compare.measures import check_photograph, cost, facts, grid_of
 from softmaxfree.compare.studies import Variant, variants
 from softmaxfree.compare.training import RECIPES, NotBegun, check_options, train, validate
-from softmaxfree.data.class_folders import list_classes
+from softmaxfree.data.labelled import find_splits
 from softmaxfree.errors import InputError
 from softmaxfree.machine import describe
 
@@ -90,17 +91,18 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
         Lines.
 
     Raises:
-        InputError: there is no such mixer, study, data or option, the folder holds another comparison, or trainings
-            could not begin.
+        InputError: there is no such mixer, study, data or option, the photograph is too small, the folder holds another
+            comparison, or trainings could not begin.
     """
     rows = variants(comparison.mixers, comparison.study)
     comparison = dataclasses.replace(comparison, data=_places(comparison.data))
     check_options(comparison.options, comparison.data)
     if "data.train_csv" not in comparison.options:
-        _check_images(comparison.data)
+        _check_images(comparison.data, comparison.options)
+    check_photograph(photograph)
     if comparison.sizes and not comparison.data:
         raise InputError("sizes needs data: it is trained networks that are validated at other sizes")
-    _keep_settings(comparison, out)
+    _keep_settings(comparison, out, photograph)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield from _run(comparison, rows, out, photograph)
@@ -126,7 +128,7 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
             found = trial.run()
         except NotBegun as error:
             not_begun.append(str(error))
-            yield _line(trial, [{"not begun": error}], _to_go(trials[i + 1 :], seconds))
+            yield _line(trial, [{"not done": error}], _to_go(trials[i + 1 :], seconds))
             continue
         except (InputError, RuntimeError) as error:
             found = [{"not_measured": str(error).partition("\n")[0]}]
@@ -136,7 +138,7 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
         yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
     if not_begun:
         count = f"{len(not_begun)} of {len(trials)} trials"
-        raise InputError(f"could not begin, and not noted as done: {count}: {not_begun[0]}")
+        raise InputError(f"not noted as done: {count}: {not_begun[0]}")
 
 
 def read_table(out: Path, name: str) -> list[dict[str, Any]]:
@@ -181,12 +183,15 @@ def _places(data: Sequence[str]) -> list[str]:
     return places
 
 
-def _check_images(places: Sequence[str]) -> None:
+def _check_images(places: Sequence[str], options: dict[str, Any]) -> None:
     """Refuses a folder that no training can use, before all else is measured."""
+    csv, split, classes = (options.get(f"data.{name}") for name in ("val_csv", "split", "class_map"))
     for place in places:
         if place not in RECIPES:
             try:
-                list_classes(Path(place))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # each training tells them
+                    find_splits(place, None, csv, split, 0, classes)
             except InputError as error:
                 raise InputError(f"data: {str(error).removeprefix('data.root: ')}") from error
 
@@ -212,11 +217,12 @@ def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:
     return any(all(row.get(key) == value for key, value in trial.key.items()) for row in table)
 
 
-def _keep_settings(comparison: Comparison, out: Path) -> None:
+def _keep_settings(comparison: Comparison, out: Path, photograph: np.ndarray) -> None:
     path = out / SETTINGS
-    now = json.loads(json.dumps(comparison.fixed))
+    digest = hashlib.sha256(photograph.tobytes()).hexdigest()[:16]
+    now = {**json.loads(json.dumps(comparison.fixed)), "image": digest}
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = {"image": digest, **json.loads(path.read_text(encoding="utf-8"))}  # earlier versions did not keep it
         if not comparison.data:
             now["options"] = there.get("options", {})
         elif not _trained(out):
@@ -253,9 +259,13 @@ def _to_go(trials: Sequence[_Trial], seconds: dict[tuple[str, ...], list[float]]
     return f"{' and '.join(parts)} to go" if trials else "the last one"
 
 
+def _short(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) and abs(value) < 1000 else str(value)
+
+
 def _line(trial: _Trial, found: Sequence[dict[str, Any]], to_go: str) -> str:
     what = ", ".join(trial.key.values())
     told = "; ".join(
-        ", ".join(f"{key} {value}" for key, value in row.items() if value not in ("", None)) for row in found
+        ", ".join(f"{key} {_short(value)}" for key, value in row.items() if value not in ("", None)) for row in found
     )
     return f"{trial.table:<9} {what}: {told} ({to_go})"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import list_mixers, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
@@ -85,7 +86,7 @@ def variants(mixers: Sequence[str] = (), study: str | None = None) -> list[Varia
         InputError: there is no such mixer or study, or the mixer has nothing that the study changes.
     """
     for name in mixers:
-        mixer_class(name)
+        require_known("mixers", name, list_mixers())
     if twice := {name for name in mixers if list(mixers).count(name) > 1}:
         raise InputError(f"mixers must be different ones, {', '.join(sorted(twice))} is given twice")
     if study is None:

@@ -19,7 +19,8 @@ def accuracies(rows: Sequence[_Row], by: Sequence[str] = ()) -> list[_Row]:
 
     Returns:
         Rows with `name`, `data`, `metric`, `mean`, `spread` (standard deviation over seeds, None for one seed),
-        `seeds`, `seconds` (mean), `failed`, and those of `by`.
+        `seeds`, `seconds` (mean), `validated` and `guess` where they are known, `remark` (why a training failed, or
+        that the mean is within two standard errors of the guess), and those of `by`.
     """
     groups: dict[tuple, list[_Row]] = {}
     for row in rows:
@@ -28,6 +29,8 @@ def accuracies(rows: Sequence[_Row], by: Sequence[str] = ()) -> list[_Row]:
     for (data, *rest, name), own in groups.items():
         scores = [float(row["score"]) for row in own if row.get("score")]
         seconds = [float(row["seconds"]) for row in own if row.get("seconds")]
+        guess = next((float(row["guess"]) for row in own if row.get("guess")), None)
+        validated = next((int(row["validated"]) for row in own if row.get("validated")), 0)
         out.append(
             {
                 "name": name,
@@ -38,10 +41,21 @@ def accuracies(rows: Sequence[_Row], by: Sequence[str] = ()) -> list[_Row]:
                 "spread": statistics.stdev(scores) if len(scores) > 1 else None,
                 "seeds": len(scores),
                 "seconds": statistics.fmean(seconds) if seconds else math.nan,
-                "failed": next((row["not_measured"] for row in own if row.get("not_measured")), ""),
+                "validated": validated,
+                "guess": guess,
+                "remark": next(
+                    (row["not_measured"] for row in own if row.get("not_measured")), _weak(scores, guess, validated)
+                ),
             }
         )
     return sorted(out, key=lambda row: (row["data"], *(row[k] for k in by), -row["mean"] if row["seeds"] else math.inf))
+
+
+def _weak(scores: Sequence[float], guess: float | None, validated: int) -> str:
+    if guess is None or not scores:
+        return ""
+    error = math.sqrt(guess * (1 - guess) / validated)
+    return "" if statistics.fmean(scores) > guess + 2 * error else "within chance of answering the largest class always"
 
 
 def slopes(cost: Sequence[_Row]) -> list[_Row]:

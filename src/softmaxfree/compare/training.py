@@ -10,6 +10,7 @@ from typing import Any
 
 from softmaxfree.compare.studies import Variant
 from softmaxfree.errors import InputError
+from softmaxfree.report.findings import confusion_counts
 from softmaxfree_cli.keys import check_keys
 from softmaxfree_cli.recipes import read_recipe, recipe_of
 
@@ -17,6 +18,7 @@ __all__ = ["RECIPES", "Failed", "NotBegun", "check_options", "train", "validate"
 
 _OWN = ("run.seed", "data.root", "model.model_args")  # set for each training
 _MENDABLE = 2  # exit code of a command for what the user can mend
+_STOPPED, _KILLED = (130, 143, -2, -15), (137, -9)
 _OF_MIXERS = ("last_stage", "landmark_sampling", "landmark_grid", "solver", "normalize", "mixer", "mixer_args")
 
 _OF_FOLDERS = "classification"
@@ -38,7 +40,7 @@ class Failed(InputError):
 
 
 class NotBegun(InputError):
-    """A training did not begin for a reason to mend, such as a setting: this says nothing of its mixer."""
+    """A training did not begin for a reason to mend, or was killed: this says nothing of its mixer."""
 
 
 def check_options(options: Mapping[str, Any], data: Sequence[str]) -> None:
@@ -77,12 +79,13 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
         options: further settings of the recipe.
 
     Returns:
-        `metric`, its `score`, `best_epoch`, `seconds` of training, `parameters` of the network, and the
-        `threads` it was trained with.
+        `metric`, its `score`, of a classifier `validated` (images) and `guess` (the score of answering the largest
+        class always), `best_epoch`, `seconds` of training, `parameters` of the network, and the `threads` it was
+        trained with.
 
     Raises:
         Failed: the training fails; tells its last line.
-        NotBegun: it cannot begin, or leaves no score, with these settings.
+        NotBegun: it cannot begin, or leaves no score, with these settings; or it was killed.
     """
     run = _finished(folder)
     if run is None:
@@ -116,6 +119,7 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
     return {
         "metric": metric,
         "score": summary["metrics"][metric],
+        **_guess(summary),
         "best_epoch": summary["best_epoch"],
         "seconds": round(summary["seconds"], 1),
         "parameters": summary["model"]["parameters"],
@@ -164,6 +168,13 @@ def _summary(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text(encoding="utf-8"))
 
 
+def _guess(summary: dict[str, Any]) -> dict[str, Any]:
+    counts = confusion_counts(summary) if summary["monitor"] == "val/top1" else None
+    if counts is None or not counts.sum():
+        return {"validated": "", "guess": ""}
+    return {"validated": int(counts.sum()), "guess": round(float(counts.sum(1).max() / counts.sum()), 6)}
+
+
 def _model_args(variant: Variant, recipe: str) -> dict[str, Any]:
     """What a recipe says of the network, with this mixer in all stages in place of its own."""
     said = read_recipe(recipe_of(recipe))["model"].get("model_args") or {}
@@ -174,8 +185,10 @@ def _model_args(variant: Variant, recipe: str) -> dict[str, Any]:
 def _call(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        if done.returncode in (130, 143, -2, -15):
+        if done.returncode in _STOPPED:
             raise KeyboardInterrupt
+        if done.returncode in _KILLED:
+            raise NotBegun(f"{' '.join(command[2:5])} was killed; the system does that where memory does not suffice")
         lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no word"]
         raise Failed(f"{' '.join(command[2:5])} ended with {done.returncode}: {lines[-1]}", done.returncode)
     return done.stdout

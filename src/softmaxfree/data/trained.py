@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class TrainedFiles(NamedTuple):
     Attributes:
         root: folder or tar file, absolute.
         files: what is known of the content of each, by its name below the root: the number of bytes and, of up to
-            10,000 files, a digest of the first ones.
+            10,000 files, a digest of the first ones. Of slides, which are known by their names, nothing.
     """
 
     root: str
@@ -56,7 +57,7 @@ def note_trained(run_dir: Path, data: Any, goes_on: bool) -> list[str]:
     Raises:
         OSError: the disk is full.
     """
-    now = _files_of(data, "train")
+    now, unit = _files_of(data, "train"), getattr(data, "unit", "image")
     before = read_trained(run_dir) if goes_on else []
     others = [part for part in before if now is None or part.files != now.files]
     parts = [*others, *([now] if now is not None else [])]  # the same images elsewhere take the place of these
@@ -64,8 +65,8 @@ def note_trained(run_dir: Path, data: Any, goes_on: bool) -> list[str]:
         with atomic_write(run_dir / TRAINED) as file:
             file.write_text(json.dumps([part._asdict() for part in parts], indent=0), encoding="utf-8")
     return [
-        f"the run was begun on other images, {len(part.files)} of {part.root}, and went on with those of now: its "
-        "weights are trained on both"
+        f"the run was begun on other {unit}s, {len(part.files)}{f' of {part.root}' if part.root else ''}, and went on "
+        "with those of now: its weights are trained on both"
         for part in others
     ]
 
@@ -84,16 +85,17 @@ def require_trained(run_dir: Path, data: Any) -> None:
     if before and now is not None and before[-1].files != now.files:
         changed = sorted(name for name, _ in before[-1].files.items() ^ now.files.items())
         raise InputError(
-            f"the run in {run_dir} is finished, and its training images are others now, such as {changed[0]}: its "
-            "report stays as it is; `softmaxfree validate` measures it, and a larger trainer.max_epochs goes on"
+            f"the run in {run_dir} is finished, and its training {getattr(data, 'unit', 'image')}s are others now, "
+            f"such as {changed[0]}: its report stays as it is; `softmaxfree validate` measures it, and a larger "
+            "trainer.max_epochs goes on"
         )
 
 
 def measured_before(run_dir: Path, data: Any) -> str:
-    """Return in words how many validation images are among those that a run was trained on.
+    """Return in words how many of the images that are measured are among those that a run was trained on.
 
-    Files are the same where their content is; where the trained one is gone, where its name and what is noted of its
-    content are.
+    Slides are the same where their names are. Files are the same where their content is; where the trained one is gone,
+    where its name and what is noted of its content are.
 
     Args:
         run_dir: folder of the run.
@@ -102,6 +104,10 @@ def measured_before(run_dir: Path, data: Any) -> str:
     Returns:
         One line; empty where the run or the data does not tell its files.
     """
+    if hasattr(data, "names_of"):
+        measured = [*data.names_of("val"), *data.names_of("test")]
+        seen = {name for part in read_trained(run_dir) for name in part.files}
+        return _told(seen & set(measured), len(measured), data.unit) if seen and measured else ""
     parts, val = read_trained(run_dir), data.listing("val") if hasattr(data, "listing") else None
     if not parts or val is None or not val.names:
         return ""
@@ -111,10 +117,14 @@ def measured_before(run_dir: Path, data: Any) -> str:
     trained: set[str] = set()
     for part in parts:
         trained |= _among(part, val)
+    return _told(trained, total, "image")
+
+
+def _told(trained: Collection[str], total: int, unit: str) -> str:
     if not trained:
-        return f"none of the {total} images measured was trained on"
+        return f"none of the {total} {unit}s measured was trained on"
     return (
-        f"{len(trained)} of the {total} images measured were trained on, such as {min(trained)}: the score is too good"
+        f"{len(trained)} of the {total} {unit}s measured were trained on, such as {min(trained)}: the score is too good"
     )
 
 
@@ -136,6 +146,8 @@ def _among(part: TrainedFiles, val: Listing) -> set[str]:
 
 
 def _files_of(data: Any, split: str) -> TrainedFiles | None:
+    if hasattr(data, "names_of"):
+        return TrainedFiles("", dict.fromkeys(data.names_of(split), ""))
     listing = data.listing(split) if hasattr(data, "listing") else None
     if listing is None or len(listing.names) > MOST_COMPARED:
         return None

@@ -93,15 +93,16 @@ class FusedMlp(Mlp):
         )
 
     def _fuses(self, x: Tensor) -> bool:
-        between = (self.drop1, self.norm)
+        passed = (self.fc1, self.act, self.drop1, self.norm)
         return (
             type(x) is Tensor
             and type(self.fc1) is Linear
             and type(self.act) is GELUTanh
             and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-            and not self.training
-            and isinstance(self.norm, nn.Identity)
-            and not any(of._forward_hooks or of._forward_pre_hooks for of in (self.fc1, self.act, *between))
+            and type(self.drop1) is nn.Dropout
+            and not (self.drop1.training and self.drop1.p)
+            and type(self.norm) is nn.Identity
+            and not any(of._forward_hooks or of._forward_pre_hooks or "forward" in vars(of) for of in passed)
             and not _has_any_global_hook()
         )
 

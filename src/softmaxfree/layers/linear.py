@@ -10,7 +10,11 @@ __all__ = ["Linear", "exchange_linear"]
 
 @register_notrace_module
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `softmaxfree.ops.linear`, faster on some CPUs, with the same arguments and weights."""
+    """`torch.nn.Linear` by `softmaxfree.ops.linear`, faster on some CPUs, with the same arguments and weights.
+
+    `torch.ao.quantization.quantize_dynamic` asks for the exact class `torch.nn.Linear` and leaves these layers in
+    float32; `softmaxfree export --int8` quantizes them.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., in_features)` to `(..., out_features)`."""
@@ -24,12 +28,9 @@ def exchange_linear(module: nn.Module) -> nn.Module:
         module: is changed.
 
     Returns:
-        The module; weights and their names are the same.
+        The module; its layers are the same objects, with their weights, hooks and names.
     """
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear:
-                made = Linear(child.in_features, child.out_features, child.bias is not None, device="meta")
-                made.weight, made.bias = child.weight, child.bias
-                setattr(parent, name, made.train(child.training))
+    for child in module.modules():
+        if type(child) is nn.Linear and child is not module:
+            child.__class__ = Linear
     return module

@@ -57,12 +57,12 @@ def as_bags(x: Tensor, mask: Tensor | None, coords: Tensor | None, in_dim: int) 
     require(isinstance(x, Tensor) and x.is_floating_point(), "x", getattr(x, "dtype", x), "a tensor of floats")
     for name, given in {"mask": mask, "coords": coords}.items():
         require(given is None or isinstance(given, Tensor), name, type(given).__name__, "a tensor")
+    if x.ndim not in (2, 3) or x.shape[-1] != in_dim:
+        raise InputError(f"x must be features (B, N, {in_dim}) or (N, {in_dim}), got {tuple(x.shape)}")
     if x.ndim == 2:
         x = x[None]
     if len(x) == 1:
         mask, coords = _batched(mask, 1), _batched(coords, 2)
-    if x.ndim != 3 or x.shape[2] != in_dim:
-        raise InputError(f"x must be features (B, N, {in_dim}) or (N, {in_dim}), got {tuple(x.shape)}")
     lengths = [x.shape[1]] * len(x)
     if mask is not None:
         mask, lengths = _checked_mask(mask, x)

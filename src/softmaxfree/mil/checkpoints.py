@@ -104,7 +104,8 @@ def read_transmil(
         if origin.name not in _STORED:
             raise InputError(
                 f"pad_mode must be given for {told}: {origin.name} does not store which nystrom-attention trained it; "
-                "'official' is 0.0.10 and later, 'official-0.0.9' what the requirements of TransMIL pin"
+                "'official' is 0.0.10 and later, 'official-0.0.9' what the requirements of TransMIL pin; in "
+                "a recipe it is model.model_args.pad_mode"
             )
         pad_mode = "official"
     if conv is None and num_heads is None:

@@ -13,7 +13,7 @@ __all__ = ["Lattice", "curve_order", "hilbert", "infer_step", "lattice"]
 _FREQUENT = 0.1  # of how often the most frequent gap occurs
 _JITTER = 0.02  # of the step, by which rounding to whole pixels may change it
 _SAME = 1e-6  # of the extent of half of the patches: places nearer than that are one
-_MOST = 2**31  # cells along an axis: two of them are the bits of a place on the curve
+MOST_CELLS = 2**31  # cells along an axis: two of them are the bits of a place on the curve
 
 
 class Lattice(NamedTuple):
@@ -45,11 +45,11 @@ def lattice(coords: Tensor, step: float | None = None, name: str = "the bag") ->
     require(0 < step < float("inf"), "step", step, "pixels between neighbours, above 0")
     told = f"at step {step:g} ({'inferred' if inferred else 'given'})"
     places = (coords - coords.amin(0)) / step
-    if not bool((places < _MOST - 1).all()):
-        raise InputError(f"coords: the patches of {name} lie further apart than {_MOST} cells {told}")
+    if not bool((places < MOST_CELLS - 1).all()):
+        raise InputError(f"coords: the patches of {name} lie further apart than {MOST_CELLS} cells {told}")
     # half a cell off is one cell further for all: to the nearest even number, as `round` does it, they would collide
     cells = (places + 0.5 + _JITTER).floor().long()
-    different = len((cells[:, 0] * _MOST + cells[:, 1]).unique())  # unique rows take ten times as long
+    different = len((cells[:, 0] * MOST_CELLS + cells[:, 1]).unique())  # unique rows take ten times as long
     if different == 1 and len(cells) > 1:
         raise InputError(f"coords: all {len(cells)} patches of {name} fall into one cell {told}")
     return Lattice(cells, step, len(cells) - different)

@@ -35,10 +35,11 @@ class BagEncoder(nn.Module):
     encoding, and landmarks are of patches that follow each other in the file: their order has an effect.
 
     The logits are those of the class token, which sees how much there is, and of the most telling patch, see
-    `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing. The sums of "soft" are divided
-    and "gaussian" are divided by the number of patches, so that a bag of which each patch occurs three times has the
-    same logits. With other mixers it has them too, or nearly: none grows with the number, but some tell places in the
-    sequence or its length ("cosformer", "rpe_kernel", "sigmoid", "softplus", "ttt") or keep some keys exact ("softn").
+    `InstanceMax`, which one among 10,000 can be. Padding and batch mates change nothing. The sums of "soft"
+    and "gaussian" are divided by the number of patches, so that logits do not grow with it: a bag of which each patch
+    occurs three times has nearly the same ones, and the same where landmarks are means of as many patches each. Of the
+    other mixers none grows with the number either, but some tell places in the sequence or its length ("cosformer",
+    "rpe_kernel", "sigmoid", "softplus", "ttt") or keep some keys exact ("softn").
 
     Args:
         num_classes: outputs.

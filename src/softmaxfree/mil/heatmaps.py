@@ -154,7 +154,13 @@ def write_heatmap(path: str | Path, scores: Tensor, coords: Tensor, patch_size: 
         figure.savefig(part, format="png", dpi=150)
 
 
-def write_scores(path: str | Path, scores: Tensor, coords: Tensor, attributes: Mapping[str, Any] | None = None) -> None:
+def write_scores(
+    path: str | Path,
+    scores: Tensor,
+    coords: Tensor,
+    attributes: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Writes raw scores as CLAM does: `attention_scores (N, 1)` float32 and `coords (N, 2)` int64 in an h5 file.
 
     Args:
@@ -163,6 +169,7 @@ def write_scores(path: str | Path, scores: Tensor, coords: Tensor, attributes: M
         coords: `(N, 2)`, level-0 pixels `(x, y)`.
         attributes: of TRIDENT's `coords`, such as `patch_size_level0`, which are kept there, so that its tools place
             the patches; None for none.
+        about: attributes of the scores, such as whose they are; None for none.
 
     Raises:
         InputError: shapes do not fit, or h5py is missing.
@@ -174,7 +181,7 @@ def write_scores(path: str | Path, scores: Tensor, coords: Tensor, attributes: M
     except ImportError as error:
         raise InputError("h5 files need h5py: pip install 'softmaxfree[mil]'") from error
     with atomic_write(path) as part, h5py.File(part, "w") as file:
-        file.create_dataset("attention_scores", data=scores.float()[:, None].numpy())
+        file.create_dataset("attention_scores", data=scores.float()[:, None].numpy()).attrs.update(about or {})
         places = file.create_dataset("coords", data=coords.round().long().numpy())
         places.attrs.update(attributes or {})
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softmaxfree.arguments import require_known
 from softmaxfree.ops import transforms
 
 __all__ = ["linear"]
@@ -30,7 +31,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: Literal["
 
     Returns:
         `(..., out)`.
+
+    Raises:
+        InputError: there is no such `act`.
     """
+    require_known("act", act, ("none", "gelu_tanh"))
     if not (_ABLE and _takes(x, weight, bias)):
         return _activated(F.linear(x, weight, bias), act)
     dtype = _dtype(x, weight, bias)
@@ -49,18 +54,23 @@ def _activated(x: Tensor, act: str) -> Tensor:
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether these are plain tensors on a CPU, and nothing but a mode looks on."""
+    """Returns whether these are plain tensors of the usual shapes on a CPU, and nothing but a mode looks on."""
     return (
         bool(torch.backends.mkldnn.enabled)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-        and all(type(of) in _PLAIN and of.device.type == "cpu" for of in (x, weight))
-        and (bias is None or type(bias) in _PLAIN)
-        and x.layout is torch.strided
+        and all(_is_plain(of) for of in (x, weight, *(() if bias is None else (bias,))))
         and x.numel() > 0
         and x.ndim > 1
+        and weight.ndim == 2
+        and weight.shape[1] == x.shape[-1]
+        and (bias is None or bias.shape == weight.shape[:1])
         and not transforms.at_work()
         and not torch._C._functorch.is_legacy_batchedtensor(x)
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) in _PLAIN and x.device.type == "cpu" and x.layout is torch.strided and not x.is_nested
 
 
 def _dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
@@ -77,17 +87,28 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, act: str = "none") 
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
         return _activated(F.linear(x, weight, bias), act)
     name, kind = ("gelu", "tanh") if act == "gelu_tanh" else ("none", "")
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], kind)
+    bias = None if bias is None else bias.contiguous()  # the operation reads it as if it were
+    return torch.ops.mkldnn._linear_pointwise(_as_matrix(x), _as_matrix(weight), bias, name, [], kind)
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """Returns a matrix whose rows, or columns, lie one after another, which is all that oneDNN takes."""
+    (rows, columns), (down, along) = x.shape, x.stride()
+    return x if (along == 1 and down >= columns) or (down == 1 and along >= rows) else x.contiguous()
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        ctx.set_materialize_grads(False)
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if grad is None:
+            return None, None, None
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (

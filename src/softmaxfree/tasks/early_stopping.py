@@ -17,7 +17,8 @@ _OFF = "; run.early_stopping null turns it off"
 class LateEarlyStopping(EarlyStopping):
     """Lightning's early stopping in the second half of the epochs, whose best score is that of this half.
 
-    In the first half the rate is high and scores are noisy: a lucky early one would end a run that still improves.
+    In the first half the rate is high and scores are noisy: a lucky early one would end a run that still improves. An
+    equal score with a lower `val/loss` is a better one, as for the checkpoint that is kept.
 
     Args:
         monitor: the metric to have most of.
@@ -29,7 +30,7 @@ class LateEarlyStopping(EarlyStopping):
             require_whole("run.early_stopping", patience, 1)
         super().__init__(monitor, mode="max", check_finite=False)  # an average precision may be nan
         self.epochs = patience
-        self._best_epoch = 0
+        self._best_epoch, self._best_loss = 0, math.inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Turn epochs into validations.
@@ -63,20 +64,24 @@ class LateEarlyStopping(EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what a run that goes on knows; its patience is that of now."""
-        self._best_epoch = state_dict["best_epoch"]
+        self._best_epoch, self._best_loss = state_dict["best_epoch"], state_dict.get("best_loss", math.inf)
         super().load_state_dict({**state_dict, "patience": self.patience})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on."""
-        return {**super().state_dict(), "best_epoch": self._best_epoch}
+        return {**super().state_dict(), "best_epoch": self._best_epoch, "best_loss": self._best_loss}
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         return super()._should_skip_check(trainer) or trainer.current_epoch < (trainer.max_epochs or 0) // 2
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        current, loss = (trainer.callback_metrics.get(name) for name in (self.monitor, "val/loss"))
+        equal = current is not None and bool(current == self.best_score)
+        if equal and loss is not None and float(loss) < self._best_loss:
+            self.wait_count = -1  # which the check raises by one
         super()._run_early_stopping_check(trainer)
         if self.wait_count == 0:
-            self._best_epoch = trainer.current_epoch
+            self._best_epoch, self._best_loss = trainer.current_epoch, math.inf if loss is None else float(loss)
         elif trainer.should_stop and self.wait_count >= self.patience:
             task: Any = trainer.lightning_module
             waited = trainer.current_epoch - self._best_epoch

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -166,6 +167,68 @@ def test_explain_a_folder_of_slides(run_dir, tmp_path, capsys):
         (tmp_path / "features" / f"{name}.h5").unlink()
     with pytest.raises(InputError, match="none of the 1 slides can be explained"):
         explain.run(tmp_path / "features", **given)
+
+
+def test_classes_asked_for_have_files_of_their_own(run_dir, slides, tmp_path):
+    for target in ("a", "b"):
+        given = {"what": "contributions", "target": target, "out": tmp_path}
+        explain.run(slides / "features" / "003.h5", checkpoint=run_dir, **given)
+        numbers = json.loads((tmp_path / f"003_contributions_{target}.json").read_text())
+        assert numbers["class"] == target
+        assert numbers["checkpoint"].startswith(str(run_dir))
+        with h5py.File(tmp_path / f"003_contributions_{target}.h5") as file:
+            assert dict(file["attention_scores"].attrs)["class"] == target
+    assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_one_bad_slide_of_a_folder_is_left_out(run_dir, tmp_path, capsys):
+    write_trident(tmp_path / "good.h5", features_of(0, 9))
+    write_trident(tmp_path / "large.h5", 1e37 * features_of(1, 9))
+    (tmp_path / "folder.h5").mkdir()
+    (tmp_path / "dangling.h5").symlink_to(tmp_path / "nowhere.h5")
+    predict.run([tmp_path], checkpoint=run_dir, format="csv")
+    told = capsys.readouterr()
+    assert "3 of 4 slides skipped" in told.err
+    assert "slide large: " in told.err
+    assert "the output is not finite; its features are up to" in told.err
+    assert "slide folder: there is no file" in told.err
+    assert len(told.out.splitlines()) == 2
+    explain.run(tmp_path, checkpoint=run_dir, out=tmp_path / "maps")
+    assert "3 of 4 slides skipped" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_told_apart(run_dir, slides, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("a\na\n")
+    with pytest.raises(InputError, match="names of the classes must be different ones, 'a' is there twice"):
+        predict.run([slides / "features" / "001.h5"], checkpoint=run_dir, class_names=names)
+
+
+def test_validate_tells_which_slides_were_trained_on(run_dir, slides, tmp_path, capsys):
+    rows = read_csv(run_dir / "split.csv")
+    trained = [row["file"] for row in rows if row["split"] == "train"]
+    validate.run(str(run_dir), [])
+    assert f"none of the {16 - len(trained)} slides measured was trained on" in capsys.readouterr().out
+    shutil.copytree(slides / "features", tmp_path / "elsewhere")
+    validate.run(str(run_dir), [f"--data.features={tmp_path / 'elsewhere'}"])
+    assert (
+        f"{len(trained)} of the 16 slides measured were trained on, such as {min(trained)}" in capsys.readouterr().out
+    )
+
+
+def test_folds_are_of_one_setting(slides, tmp_path):
+    (tmp_path / "folds-old").mkdir()
+    given = overrides(slides, trainer__max_epochs=1)
+    place = tmp_path / "folds-0"
+    place.mkdir()
+    (place / "folds.json").write_text(json.dumps({"recipe": "bags", "folds": "3"}))
+    with pytest.raises(InputError, match=r"--resume: the folds in .*folds-0 were begun with .* as in the recipe"):
+        train.run("bags", given, out=str(tmp_path), folds=3, resume="last")
+    splits = tmp_path / "splits"
+    write_csv(splits / "splits_0.csv", "slide_id,split", "001,train", "002,val")
+    with pytest.raises(InputError, match=r"data.split: .*splits has none of splits_1.csv"):
+        train.run("bags", [*given, f"--data.split={splits}"], out=str(tmp_path / "runs"), folds=2)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_network_is_not_given_bags_without_the_coordinates_it_learned(run_dir, slides, tmp_path, capsys):

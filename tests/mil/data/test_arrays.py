@@ -156,6 +156,19 @@ def bad_ranks(path):
     write_trident(path, np.zeros((2, 3, 4), np.float32), coords_of(2))
 
 
+def bad_text(path):
+    with h5py.File(path, "w") as file:
+        file["features"] = np.full((3, 6), b"0.5")
+
+
+def bad_coords(path):
+    write_trident(path, features_of(0, 9), coords_of(9)[..., None])
+
+
+def far_apart(path):
+    write_trident(path, features_of(0, 9), np.concatenate([coords_of(8), [[10**13, 0]]]))
+
+
 def bad_count(path):
     write_trident(path, features_of(0, 9), coords_of(8))
 
@@ -168,13 +181,43 @@ def bad_count(path):
         (bad_keys, r"slide s7: .*s7.h5 has no array 'features'; it holds feats, xy"),
         (bad_bytes, r".*s7.h5 cannot be read: .*signature"),
         (bad_ranks, r"slide s7: features must be \(patches, numbers\), but .*s7.h5 has \(2, 3, 4\)"),
+        (bad_text, r"slide s7: features in .*s7.h5 is not of numbers that torch takes"),
+        (bad_coords, r"slide s7: coordinates must be \(9, 2\), but .*s7.h5 has \(9, 2, 1\)"),
+        (far_apart, r"slide s7: the patches in .*s7.h5 lie 1.95e\+10 steps of 512 \(by the attributes.*\) apart"),
         (bad_count, r"slide s7: coordinates must be \(9, 2\), but .*s7.h5 has \(8, 2\)"),
     ],
 )
 def test_bad_files_name_slide_and_file(tmp_path, write, message):
     write(tmp_path / "s7.h5")
     with pytest.raises(InputError, match=message):
-        look_at(["s7"], {"s7": tmp_path / "s7.h5"}, {}, {})
+        SlideBags(look_at(["s7"], {"s7": tmp_path / "s7.h5"}, {}, {}), [torch.tensor(0)])[0]
+
+
+def test_what_torch_saves_is_read_or_refused(tmp_path):
+    features, path = torch.from_numpy(features_of(0, 9)), tmp_path / "s.pt"
+
+    def bag():
+        return SlideBags(look_at(["s"], {"s": path}, {"s": tmp_path / "c.pt"}, {}), [torch.tensor(0)])[0]
+
+    torch.save(torch.from_numpy(coords_of(9)).bfloat16().requires_grad_(), tmp_path / "c.pt")
+    torch.save(features.requires_grad_(), path)
+    assert torch.equal(bag().features, features.detach())
+    assert not bag().features.requires_grad
+    assert np.array_equal(bag().coords.numpy(), coords_of(9))
+    for bad in (features.detach().to(torch.float8_e4m3fn), features.detach().to_sparse(), features.detach() + 0j):
+        torch.save(bad, path)
+        with pytest.raises(InputError, match=r"slide s: .*s.pt .*(of numbers that torch takes|be read)"):
+            bag()
+
+
+def test_two_files_of_a_slide(tmp_path):
+    write_trident(tmp_path / "s.svs.h5", features_of(0, 9))
+    assert list(find_files(tmp_path)) == ["s"]
+    np.save(tmp_path / "tumor_patches.npy", features_of(0, 9))
+    assert list(find_files(tmp_path)) == ["s", "tumor_patches"]
+    np.save(tmp_path / "s.npy", features_of(1, 9))
+    with pytest.raises(InputError, match=r"data.features: two files of slide s: .*s.svs.h5 and s.npy"):
+        find_files(tmp_path)
 
 
 def test_features_of_another_width(tmp_path):

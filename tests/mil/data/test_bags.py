@@ -45,6 +45,13 @@ def test_a_batch_is_padded_on_the_right():
     assert batch.instances is None
 
 
+def test_a_batch_has_the_widest_precision_of_its_bags():
+    parts = [torch.ones(2, 3).half(), torch.full((3, 3), 1e5), torch.ones(1, 3, dtype=torch.bfloat16)]
+    batch = collate([Bag(part, torch.tensor(0), None, None, None, len(part), i) for i, part in enumerate(parts)])
+    assert batch.features.dtype == torch.float32
+    assert torch.equal(batch.features[1], parts[1])
+
+
 def test_a_bag_alone_is_not_copied_and_has_no_mask():
     features = torch.ones(5, 3)
     batch = collate([Bag(features, torch.tensor(0), None, None, torch.arange(5), 5, 0)])
@@ -150,11 +157,11 @@ def test_coordinates_in_another_folder(slides, tmp_path):
 
 def test_a_table_may_have_more_slides_than_there_are_features(slides, tmp_path):
     rows = (slides / "labels.csv").read_text().splitlines()
-    with pytest.warns(UserWarning, match="1 of the 13 slides of .* have no features: 013"):
+    with pytest.warns(UserWarning, match="1 of the 13 slides of .* have no features, and are left out: 013"):
         data = module(slides, labels=str(write_csv(tmp_path / "labels.csv", *rows, "013,a,case13")))
     assert sum(data.num_images.values()) == 12
     few = module(slides, labels=str(write_csv(tmp_path / "few.csv", *rows[:9])))
-    assert "4 files of features without a label are not used" in few.found
+    assert "4 files of features without a label not used: " in few.found
 
 
 HEAD = "slide_id,label,case_id"
@@ -165,6 +172,8 @@ HEAD = "slide_id,label,case_id"
     [
         ([HEAD, "001,a,1", "002,b,2", "001,a,1"], r"labels.csv lists slide 001 twice, in lines 2 and 4"),
         ([HEAD, "001,a,1", "002,,2"], r"labels.csv has no label of slide 002, in line 3"),
+        ([HEAD, "001,a,1", "002,NaN,2"], r"labels.csv has no label of slide 002, in line 3: 'NaN'"),
+        ([HEAD, "001,a,1", "002,b,2", "003,B,3"], r"the classes B and b differ in their case alone"),
         ([HEAD, "001,a,1", ",b,2"], r"labels.csv has no slide in line 3"),
         (["name,label", "001,a"], r"has no column for the slide: slide_id or .*; it has name, label"),
         (["slide_id,grade", "001,a"], r"has no column for the class: label; it has slide_id, grade"),
@@ -248,13 +257,29 @@ def test_survival(slides, tmp_path):
     )
     again = module(slides, labels=str(censored), target="survival", bins=3)
     assert [bag.label.tolist() for bag in again.bags["val"]] == [bag.label.tolist() for bag in data.bags["val"]]
+    words = (row[:-1] + ("true" if row[-1] == "1" else "False") for row in survival_rows())
+    told = module(slides, labels=str(write_csv(tmp_path / "w.csv", "slide_id,time,event", *words)), target="survival")
+    assert [bag.label[1:].tolist() for bag in told.bags["val"]] == [bag.label[1:].tolist() for bag in data.bags["val"]]
+    both = (f"{row},0" for row in survival_rows())
+    with pytest.raises(InputError, match="has event and censorship, which may differ: leave one of them out"):
+        module(
+            slides,
+            labels=str(write_csv(tmp_path / "b.csv", "slide_id,time,event,censorship", *both)),
+            target="survival",
+        )
+
+
+def test_bins_of_nearly_equal_times_have_names_of_their_own(slides, tmp_path):
+    rows = [f"{i + 1:03},{1_000_000 + 0.3 * i},1" for i in range(12)]
+    data = module(slides, labels=str(write_csv(tmp_path / "t.csv", "slide_id,time,event", *rows)), target="survival")
+    assert len(set(data.class_names)) == 4
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("012,soon,1", "the time of slide 012 must be 0 or more, got 'soon'"),
-        ("012,-1,1", "the time of slide 012 must be 0 or more, got '-1'"),
+        ("012,soon,1", "the time of slide 012 must be a number, 0 or more; got 'soon'"),
+        ("012,-1,1", "the time of slide 012 must be a number, 0 or more; got '-1'"),
         ("012,5,2", "the event of slide 012 must be 0 or 1, got '2'"),
     ],
 )

@@ -22,6 +22,9 @@ WANTED = {"a1": "train", "a2": "train", "b": "val", "007": "test"}
         ("", ["train,val,test", "a1.svs,b.svs,007.svs", "a2.svs,,"]),
         (",train,train_label,val,val_label,test,test_label", ["0,a1,1,b,0.0,007,1.0", "1,a2,0,,,,"]),
         ("slide_id,split", ["a1,train", "a2,train", "b,val", "007,test"]),
+        (",slide_id,split", ["0,a1,train", "1,a2,train", "2,b,val", "3,007,test"]),
+        ("case_id;slide_id;split", ["c;a1;train", "c;a2;train", "d;b;val", "e;007;test"]),
+        (",train,val,test", ["a1,True", "a2,True,False", "b,False,True", "007,False,False,True"]),
         ("file,split", ["a1,train", "a2,train", "b,val", "007,test"]),
     ],
 )
@@ -37,6 +40,7 @@ def test_every_format(tmp_path, head, rows):
         ([",train,val", "0,a,b", "1,b,"], r"splits_0.csv has slide b in two splits, train and val"),
         (["slide_id,split", "a,train", "a,train"], r"has slide a twice in train"),
         (["slide_id,split", "a,hold"], r"slide a must be of train, val or test, got 'hold'"),
+        (["slide_id,split", "a,train", "b"], r"slide b must be of train, val or test, got ''"),
         (["slide,group", "a,1"], r"must have the columns train, val .*; it has slide, group"),
         ([], r"it has nothing"),
     ],
@@ -92,5 +96,5 @@ def test_each_case_is_tested_once():
 
 
 def test_too_few_cases():
-    with pytest.raises(InputError, match=r"there are 40 cases; 41 or more are needed"):
+    with pytest.raises(InputError, match=r"there are 40 cases with features; 41 or more are needed"):
         draw(CASES, STRATA, 0, folds=41, fold=0)

@@ -1,6 +1,6 @@
 """Arrays in files of features: HDF5, npy and pt, of which only the rows that are asked for are read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -38,9 +38,9 @@ class Array(NamedTuple):
     attributes: dict[str, Any]
 
 
-def names_in(path: Path) -> list[str]:
+def names_in(path: Path, slide: str = "") -> list[str]:
     """Return the keys of the arrays of a file; [""] of a file that is one array; raises InputError if it is broken."""
-    with _opened(path) as content:
+    with _opened(path, slide) as content:
         return [""] if not isinstance(content, Mapping) else [str(key) for key in content]
 
 
@@ -86,13 +86,33 @@ def read(array: Array, rows: np.ndarray | None = None, slide: str = "") -> Tenso
         single = len(stored.shape) > len(array.shape)
         if isinstance(stored, Tensor):
             tensor = stored[0] if single else stored
-            return tensor.clone() if rows is None else tensor[torch.from_numpy(rows)]
+            return _numbers(array, slide, lambda: _of_tensor(tensor, rows))
         if hasattr(stored, "chunks"):
             values = _of_h5(array, stored, rows, single)
         else:
             own = stored[0] if single else stored
             values = np.array(own if rows is None else own[rows])
-    return torch.from_numpy(values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("=")))
+    native = values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+    return _numbers(array, slide, lambda: torch.from_numpy(native))
+
+
+def _of_tensor(stored: Tensor, rows: np.ndarray | None) -> Tensor:
+    tensor = stored.detach()
+    float8 = tensor.is_floating_point() and tensor.element_size() < 2
+    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.is_quantized or float8:
+        raise TypeError
+    return tensor.clone() if rows is None else tensor[torch.from_numpy(rows)]
+
+
+def _numbers(array: Array, slide: str, make: Callable[[], Tensor]) -> Tensor:
+    """What is made of numbers that torch computes with."""
+    try:
+        return make()
+    except TypeError as error:
+        whose = f"slide {slide}: " if slide else ""
+        raise InputError(
+            f"{whose}{array.key or 'the array'} in {array.path} is not of numbers that torch takes"
+        ) from error
 
 
 def _of_h5(array: Array, stored: Any, rows: np.ndarray | None, single: bool) -> np.ndarray:
@@ -127,7 +147,7 @@ def _opened(path: Path, slide: str = "") -> Iterator[Any]:
     """The content of a file: a mapping of arrays, or one array; mapped to memory where the format allows."""
     whose = f"slide {slide}: " if slide else ""
     if not path.is_file():
-        raise FileNotFoundError(f"{whose}there is no file {path}")
+        raise InputError(f"{whose}there is no file {path}")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{whose}{path} is no file of features; allowed are {', '.join(SUFFIXES)}")
     try:

@@ -1,5 +1,6 @@
 """A bag, and a batch of bags of unequal sizes."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class BagBatch(NamedTuple):
     """Bags, padded on the right to the longest.
 
     Attributes:
-        features: `(B, N, D)`, 0 in the padding.
+        features: `(B, N, D)`, 0 in the padding, in the widest precision of the bags.
         mask: `(B, N)` bool, True for an instance; None where no bag is padded.
         coords: `(B, N, 2)` float64; None unless all bags have them.
         step: `(B,)` float64; None unless all bags have it.
@@ -89,7 +90,8 @@ def _optional(parts: list[Tensor | None], fill: int, longest: int) -> Tensor | N
 def _padded(parts: list[Tensor], fill: int, longest: int) -> Tensor:
     if len(parts) == 1:
         return parts[0][None]
-    out = parts[0].new_full((len(parts), longest, *parts[0].shape[1:]), fill)
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    out = parts[0].new_full((len(parts), longest, *parts[0].shape[1:]), fill, dtype=dtype)
     for row, part in zip(out, parts, strict=True):
         row[: len(part)] = part
     return out

@@ -13,6 +13,7 @@ from softmaxfree.arguments import require_number, require_whole
 from softmaxfree.data.images import PLACES
 from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
+from softmaxfree.images import natural_key
 from softmaxfree.mil.data.arrays import look, read
 from softmaxfree.mil.data.labels import Labels, bins_of, class_labels, read_labels, survival_labels
 from softmaxfree.mil.data.loading import AbstractBagsDataModule
@@ -124,6 +125,10 @@ class BagsDataModule(AbstractBagsDataModule):
         """Whether there is a test split."""
         return bool(len(self.bags.get("test", ())))
 
+    def names_of(self, split: str) -> list[str]:
+        """Return the names of the slides of "train", "val" or "test"."""
+        return [slide.name for slide in self.bags[split].slides] if split in self.bags else []
+
     def setup(self, stage: str) -> None:
         """Find the slides, split and label them.
 
@@ -189,7 +194,9 @@ class BagsDataModule(AbstractBagsDataModule):
                     f"data.features: {self.features} has no file of {len(absent)} of the {len(names)} slides of "
                     f"{where}: {shown}"
                 )
-            self._remark(f"{len(absent)} of the {len(names)} slides of {labels.path} have no features: {shown}")
+            self._remark(
+                f"{len(absent)} of the {len(names)} slides of {labels.path} have no features, and are left out: {shown}"
+            )
         return [name for name in names if name in files]
 
     def _split(self, cases: dict[str, str], labels: Labels, given: Split | None) -> Split:
@@ -222,7 +229,8 @@ class BagsDataModule(AbstractBagsDataModule):
             self.cuts = bins_of([told[name] for name in trained], self.bins)
         elif self.known_classes:  # by which they were numbered
             self.cuts = [float(name.rpartition(" ")[2]) for name in self.known_classes[:-1]]
-        self.class_names = (*(f"up to {cut:g}" for cut in self.cuts), "later")
+        digits = next(n for n in range(6, 18) if len({f"{cut:.{n}g}" for cut in self.cuts}) == len(self.cuts))
+        self.class_names = (*(f"up to {cut:.{digits}g}" for cut in self.cuts), "later")
         validating = [told[name] for name, side in split.items() if side == "val"]
         if trained and not any(event and time < other for time, event in validating for other, _ in validating):
             self._cannot_choose("no slide to validate has an event before the time of another one")
@@ -270,7 +278,10 @@ class BagsDataModule(AbstractBagsDataModule):
             "with coordinates" if self.with_coords else "without coordinates",
         ]
         if extra := len(files.keys() - set(names)):
-            parts.append(f"{extra} files of features without a label are not used")
+            unused = sorted(files.keys() - set(names), key=natural_key)
+            shown = ", ".join(unused[:_SHOWN]) + ", ..." * (extra > _SHOWN)
+            where = "a label" if self.split in (None, EVERY) else "a split"
+            parts.append(f"{extra} file{'s' * (extra > 1)} of features without {where} not used: {shown}")
         return printable(f"{folder}: {'; '.join(parts)}")
 
     def _remark(self, text: str) -> None:

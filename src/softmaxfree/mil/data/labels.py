@@ -1,5 +1,6 @@
 """Labels of slides: a table in CSV, with cases where it tells them."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from torch import Tensor
 from softmaxfree.data.class_tables import read_table
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
-from softmaxfree.mil.data.slides import slide_id
+from softmaxfree.mil.data.slides import IDS, slide_id
 
 __all__ = ["Labels", "bins_of", "class_labels", "read_labels", "survival_labels"]
 
-_IDS = ("slide_id", "slide", "slide_path", "bag_id", "bag", "id")
 _CASES = ("case_id", "case", "patient_id", "patient")
 _EVENTS = ("event", "status")
 _CENSORED = ("censorship", "censored")  # 1 where the event was not seen
+_MISSING = ("nan", "na", "n/a", "none", "null")  # as pandas and others write what is not there
 _TIMES = ("time", "survival_months", "survival_days")
 
 
@@ -60,11 +61,14 @@ def read_labels(path: Path, column: str | None, survival: bool) -> Labels:
         InputError: a column is missing, a slide is there twice or has no label; that names slide and file.
     """
     head, rows = read_table(path, "data.labels")
-    at = _column(path, head, _IDS, "the slide")
+    at = _column(path, head, IDS, "the slide")
     case_at = _column(path, head, _CASES, "the case", required=False)
     if survival:
         wanted = [_column(path, head, _TIMES, "the time"), _column(path, head, (*_EVENTS, *_CENSORED), "the event")]
         negated = head[wanted[1] or 0].lower() in _CENSORED
+        lower = [name.lower() for name in head]
+        if len(both := [name for name in (*_EVENTS, *_CENSORED) if name in lower]) > 1:
+            raise InputError(f"data.labels: {path} has {' and '.join(both)}, which may differ: leave one of them out")
     else:
         wanted, negated = [_column(path, head, (column or "label",), "the class")], False
     cases: dict[str, str] = {}
@@ -77,8 +81,8 @@ def read_labels(path: Path, column: str | None, survival: bool) -> Labels:
         if name in values:
             raise InputError(f"data.labels: {path} lists slide {name} twice, in lines {lines[name]} and {line}")
         told = tuple(row[i].strip() for i in wanted if i is not None)
-        if not all(told):
-            raise InputError(f"data.labels: {path} has no label of slide {name}, in line {line}")
+        if not all(told) or any(text.lower() in _MISSING for text in told):
+            raise InputError(f"data.labels: {path} has no label of slide {name}, in line {line}: {', '.join(told)!r}")
         if negated:
             told = (told[0], str(1 - _event(told[1], name, path)))
         lines[name], values[name] = line, told
@@ -98,9 +102,12 @@ def class_labels(labels: Labels, names: Sequence[str], known: Sequence[str]) -> 
         The classes in natural order, and the label of each slide, () int64.
 
     Raises:
-        InputError: there is one class alone.
+        InputError: there is one class alone, or two differ in their case alone.
     """
     there = sorted({labels.values[name][0] for name in names}, key=natural_key)
+    for one, other in itertools.combinations(there, 2):
+        if one.casefold() == other.casefold():
+            raise InputError(f"data.labels: {labels.path}: the classes {one} and {other} differ in their case alone")
     classes = list(known) if set(there) < set(known) else there
     if len(classes) < 2:
         raise InputError(f"data.labels: {labels.path}: all slides are of one class, {classes[0]}; two are needed")
@@ -128,7 +135,9 @@ def survival_labels(labels: Labels, names: Sequence[str]) -> dict[str, tuple[flo
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise InputError(f"data.labels: {labels.path}: the time of slide {name} must be 0 or more, got {time!r}")
+            raise InputError(
+                f"data.labels: {labels.path}: the time of slide {name} must be a number, 0 or more; got {time!r}"
+            )
         told[name] = (value, _event(event, name, labels.path))
     return told
 
@@ -159,7 +168,7 @@ def bins_of(told: Sequence[tuple[float, int]], bins: int) -> list[float]:
 
 def _event(text: str, slide: str, path: Path) -> int:
     try:
-        value = float(text)
+        value = float({"true": "1", "false": "0"}.get(text.lower(), text))
     except ValueError:
         value = math.nan
     if value not in (0, 1):

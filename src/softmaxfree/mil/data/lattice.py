@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from softmaxfree.errors import InputError
+from softmaxfree.mil.curve import MOST_CELLS
 
 __all__ = ["patch_size_of", "require_cells", "slide_size_of", "step_of"]
 
@@ -28,6 +29,8 @@ def step_of(attributes: Mapping[str, Any]) -> float | None:
     except (KeyError, TypeError, ValueError):  # missing, or the text "None"
         return None
     scale = level0 / target if target else 0.0
+    if not all(math.isfinite(value) for value in (size * scale, overlap * scale)):
+        return None
     step = round(size * scale) - round(overlap * scale)
     return float(step) if step > 0 else None
 
@@ -93,6 +96,9 @@ def require_cells(coords: np.ndarray, step: float, how: str, slide: str, path: o
     places = len(np.unique(coords, axis=0))
     if places == 1 < len(coords):
         raise InputError(f"slide {slide}: the {len(coords)} patches in {path} all lie at one place")
+    apart = float(np.ptp(coords, axis=0).max()) / step if len(coords) else 0.0
+    if apart >= MOST_CELLS:
+        raise InputError(f"slide {slide}: the patches in {path} lie {apart:.3g} steps of {step:g} ({how}) apart")
     cells = len(np.unique(np.round((coords - coords.min(0)) / step), axis=0))
     if places > 1 and (cells == 1 or 2 * cells <= places):
         raise InputError(

@@ -17,7 +17,10 @@ from softmaxfree.mil.data.arrays import SUFFIXES, Array, look, names_in, read
 from softmaxfree.mil.data.bag import Bag
 from softmaxfree.mil.data.lattice import require_cells, step_of
 
-__all__ = ["Slide", "SlideBags", "find_files", "look_at", "read_coords", "slide_id"]
+__all__ = ["IDS", "Slide", "SlideBags", "find_files", "look_at", "read_coords", "slide_id"]
+
+IDS = ("slide_id", "slide", "slide_path", "bag_id", "bag", "id")
+"""Names of the column of slides in tables, the first that is there counts."""
 
 _OF_SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".dcm", ".czi", ".jpg", ".png")
 _FOLDERS = ("h5_files", "pt_files", "features")  # of CLAM, which writes both; of torchmil
@@ -42,10 +45,12 @@ class Slide:
 
 
 def slide_id(text: str) -> str:
-    """Return the name of a slide, which may be given as the name or path of its file."""
+    """Return the name of a slide, which may be given as the name or path of a file, also `NAME.svs.h5`."""
     name = re.split(r"[/\\]", text.strip())[-1]
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and f".{suffix.lower()}" in (*_OF_SLIDES, *SUFFIXES) else name
+    for suffixes in (SUFFIXES, _OF_SLIDES):
+        stem, dot, suffix = name.rpartition(".")
+        name = stem if dot and f".{suffix.lower()}" in suffixes else name
+    return name
 
 
 def find_files(folder: Path, argument: str = "data.features") -> dict[str, Path]:
@@ -56,11 +61,11 @@ def find_files(folder: Path, argument: str = "data.features") -> dict[str, Path]
         argument: where it was given, for messages.
 
     Returns:
-        Files by slide. Of two files of a slide the HDF5, which has coordinates, is taken.
+        Files by slide. Of CLAM's two files of a slide the HDF5, which has coordinates, is taken.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        InputError: it holds no features.
+        InputError: it holds no features, or one folder has two files of a slide.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{argument}: there is no folder {folder}")
@@ -69,7 +74,10 @@ def find_files(folder: Path, argument: str = "data.features") -> dict[str, Path]
     for suffix in SUFFIXES:
         for place in inner or [folder]:
             for path in sorted(place.glob(f"*{suffix}")):
-                found.setdefault(path.stem.removesuffix("_patches"), path)
+                name = slide_id(path.name)
+                name = name.removesuffix("_patches") if "coords" in argument else name  # as TRIDENT calls them
+                if (first := found.setdefault(name, path)) != path and first.parent == path.parent:
+                    raise InputError(f"{argument}: two files of slide {name}: {first} and {path.name}")
     if not found:
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:_SHOWN]) or "nothing"
         raise InputError(f"{argument}: {folder} holds no file of features ({', '.join(SUFFIXES)}), but {there}")
@@ -114,7 +122,7 @@ def look_at(
 
 
 def _look(name: str, path: Path, coords_path: Path | None, instances_path: Path | None) -> Slide:
-    keys = names_in(path)
+    keys = names_in(path, name)
     features = look(path, "features", name)
     if not all(features.shape):
         raise InputError(f"slide {name}: {path} is an empty bag, of shape {features.shape}")
@@ -124,7 +132,8 @@ def _look(name: str, path: Path, coords_path: Path | None, instances_path: Path 
     instances = _beside(name, path, keys, "inst_labels", instances_path)
     for what, array, shape in (("coordinates", coords, (2,)), ("labels of patches", instances, ())):
         wanted = (features.shape[0], *shape)
-        if array is not None and array.shape != wanted and array.shape != (*wanted, 1):
+        column = (*wanted, 1) if array is instances else wanted
+        if array is not None and array.shape not in (wanted, column):
             raise InputError(f"slide {name}: {what} must be {wanted}, but {array.path} has {array.shape}")
     return Slide(name, features, coords, instances)
 
@@ -150,7 +159,7 @@ def read_coords(slide: Slide, step: float | None = None) -> tuple[np.ndarray, fl
     """
     if slide.coords is None:
         raise InputError(f"slide {slide.name}: there are no coordinates in {slide.features.path}; see data.coords")
-    coords = read(slide.coords, slide=slide.name).numpy().astype(np.float64)
+    coords = read(slide.coords, slide=slide.name).double().numpy()
     if not np.isfinite(coords).all():
         raise InputError(f"slide {slide.name}: coordinates in {slide.coords.path} are not finite")
     how = "given"

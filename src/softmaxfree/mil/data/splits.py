@@ -10,7 +10,7 @@ import numpy as np
 from softmaxfree.data.splits import draw_split
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
-from softmaxfree.mil.data.slides import slide_id
+from softmaxfree.mil.data.slides import IDS, slide_id
 
 __all__ = ["SPLITS", "Split", "check_split", "draw", "find_split", "read_split"]
 
@@ -64,16 +64,28 @@ def read_split(path: Path) -> tuple[Split, dict[str, str]]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(map(str.strip, row))]
+            text = lines.read()
+            mark = ";" if ";" in text.partition("\n")[0] else ","
+            rows = [
+                [cell.strip() for cell in row]
+                for row in csv.reader(text.splitlines(), delimiter=mark)
+                if any(map(str.strip, row))
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data.split: {path} cannot be read: {error}") from error
     head = [name.lower() for name in rows[0]] if rows else []
     columns = {split: head.index(split) for split in SPLITS if split in head}
     if "split" in head and len(head) > 1:
         at = head.index("split")
-        listed = [(row[1 if at == 0 else 0], row[at].lower()) for row in rows[1:] if len(row) > at]
+        own = next((head.index(name) for name in IDS if name in head), 1 if at == 0 else 0)
+        listed = [(row[own], row[at].lower() if len(row) > at else "") for row in rows[1:] if len(row) > own]
     elif columns and _is_bool(rows, columns):
-        listed = [(row[0], split) for row in rows[1:] for split, at in columns.items() if row[at].lower() in _TRUE]
+        listed = [
+            (row[0], split)
+            for row in rows[1:]
+            for split, at in columns.items()
+            if len(row) > at and row[at].lower() in _TRUE
+        ]
     elif columns:
         listed = [(row[at], split) for split, at in columns.items() for row in rows[1:] if len(row) > at and row[at]]
     else:
@@ -147,7 +159,11 @@ def draw(
         own[case][strata[name]] += 1
     least = max(folds or 0, 2)
     if len(order) < least:
-        raise InputError(f"data.folds: there are {len(order)} cases; {least} or more are needed")
+        why = "to be divided into so many folds" if folds else "to train and to validate"
+        raise InputError(
+            f"data.{'folds' if folds else 'split'}: there are {len(order)} cases with features; {least} or more are "
+            f"needed {why}"
+        )
     test: Collection[str] = ()
     if folds is not None:
         test = _parts(order, own, folds, seed)[fold or 0]
