@@ -6,7 +6,7 @@ import re
 import pytest
 
 from softmaxfree.cli.recipe import _parser, class_of
-from softmaxfree.cli.settings import _RULES
+from softmaxfree.cli.settings import _RULES, OF_MACHINE
 from softmaxfree_cli import main
 from softmaxfree_cli.keys import _TRAINER, REQUIRED, check_keys, keys_of
 from softmaxfree_cli.messages import in_plain_words
@@ -82,7 +82,8 @@ def test_what_may_be_decided_is_told():
     for section, name in (path.split(".") for path in _RULES):
         key = known[section].get(name) or of_bags[section][name]
         assert key.type.endswith(" or auto")
-        assert key.meaning.endswith(" `auto` decides it by the data.")
+        by = "machine" if f"{section}.{name}" in OF_MACHINE else "data"
+        assert key.meaning.endswith(f" `auto` decides it by the {by}.")
     assert known["data"]["img_size"].type == "whole number or auto"
     assert "auto" not in known["model"]["min_lr"].type
 

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
-from softmaxfree.cli.settings import AUTO, Setting, Settings, decide, of_files, take_autos
+from softmaxfree.cli.settings import AUTO, OF_MACHINE, Setting, Settings, decide, of_files, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
 from softmaxfree.tasks.training import AbstractTask
@@ -92,13 +92,13 @@ def load_job(
     data = classes["datamodule"](**_plain(config.data))
     data.known_classes = tuple(known_classes)
     settings = given | of_files(own.values, given) | left_out
-    if autos or AUTO in _plain(config.data).values():
+    if {*autos} - {*OF_MACHINE} or AUTO in _plain(config.data).values():
         data.prepare_data()
         data.setup("fit" if training else "validate")
         for name, (value, why) in getattr(data, "decided", {}).items():
             config[f"data.{name}"] = value
             settings[f"data.{name}"] = Setting(value, f"auto: {why}")
-        settings |= decide(autos, config, data, training)
+    settings |= decide(autos, config, data, training)
     try:
         arguments = parser.instantiate(config)  # what they name by class path
     except ValueError as error:

@@ -8,7 +8,7 @@ from softmaxfree.cli.device import find_device
 from softmaxfree.errors import InputError
 from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 
-__all__ = ["AUTO", "Setting", "Settings", "decide", "of_files", "take_autos"]
+__all__ = ["AUTO", "OF_MACHINE", "Setting", "Settings", "decide", "of_files", "take_autos"]
 
 AUTO = "auto"
 
@@ -79,7 +79,7 @@ def decide(autos: Sequence[str], config: Any, data: Any, training: bool) -> Sett
     Args:
         autos: keys.
         config: the parsed recipe; what is decided is put in.
-        data: its data module, set up.
+        data: its data module, set up unless all keys are among `OF_MACHINE`.
         training: whether a training follows; else only what the model needs is decided.
 
     Returns:
@@ -224,3 +224,5 @@ _RULES: dict[str, _Rule] = {  # in this order: some follow from the number of ep
     "run.early_stopping": _patience,
 }
 _ALWAYS = ("model.num_classes", "model.in_dim")
+OF_MACHINE = ("trainer.precision",)
+"""Keys that are decided without the data."""
