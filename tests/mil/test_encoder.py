@@ -109,6 +109,9 @@ def test_the_step_of_each_bag():
         own(x.expand(2, -1, -1), coords=torch.stack((coords, coords * 2)), step=one_unknown), both
     )
     assert (own(x, coords=coords, step=256) - logits).abs().max() > 1e-3
+    for wrong in ("512", True):
+        with pytest.raises(InputError, match="step must be a number, or one for each bag"):
+            own(x, coords=coords, step=wrong)
     with pytest.raises(InputError, match="step must be a number, or one for each of the 1 bags"):
         own(x, coords=coords, step=torch.ones(3))
     with pytest.raises(InputError, match="all 60 patches of the bag fall into one cell at step 1e\\+06 \\(given\\)"):

@@ -228,6 +228,15 @@ def test_each_weight_that_is_missing_or_of_another_shape_is_named(file):
                 TransMIL.from_checkpoint(state | {key: wrong}, **TOLD[file])
 
 
+def test_a_layer_that_the_original_has_is_not_missed():
+    file = next(file for file in TOLD if any(key.startswith("layer1.") for key in weights(file)))
+    half = {key: weight for key, weight in weights(file).items() if not key.startswith("layer2.")}
+    with pytest.raises(InputError, match="the weights of layer2 are missing: TransMIL or MIL_BASELINE has two layers"):
+        TransMIL.from_checkpoint(half, **TOLD[file])
+    with pytest.raises(InputError, match="embed_dim must be a whole number, 1 or more, got 'a'"):
+        TransMIL(2, embed_dim="a")
+
+
 def test_an_embedding_of_two_layers_and_none():
     state = weights("transmil_millab")
     state |= {"patch_embed.3.weight": torch.eye(16), "patch_embed.3.bias": torch.zeros(16)}

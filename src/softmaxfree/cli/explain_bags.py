@@ -215,7 +215,8 @@ def _scores(
         parts = maps.contributions(task.model, batch.features, batch.coords, **given)
         scores = parts.patches[number].cpu()
         rest = {"class_token": float(parts.class_token[number]), "base": float(parts.base[number])}
-        numbers |= {"class": names[number], "index": number, "of_patches": float(scores.sum()), **rest}
+        what_of = f"the hazard of {names[number]}" if task.target == "survival" else names[number]
+        numbers |= {"class": names[number], "to": what_of, "index": number, "of_patches": float(scores.sum()), **rest}
         parts_told = rest if token else {"base": rest["base"]}
         told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in parts_told.items())
         line = f"logit of {names[number]} {float(logits[number]):.4g}: patches {float(scores.sum()):.4g}, {told}"
@@ -229,7 +230,7 @@ def _write(
 
     what, places = files.outputs.what, opened.places
     first = maps.top_patches(scores, top, places)
-    said, whose = numbers["predicted"], f" to {numbers['class']}" if what == "contributions" else ""
+    said, whose = numbers["predicted"], f" to {numbers['to']}" if what == "contributions" else ""
     title = f"{files.name}: {what}{whose} (predicted: {said}, {numbers['probabilities'][said]:.0%})"
     files.outputs.write(
         lambda: heatmaps.draw_heatmap(scores, places, **opened.drawn, scaling=scaling, title=title),  # type: ignore[arg-type]

@@ -100,6 +100,9 @@ def read_transmil(
     for key in embedding[:1]:
         _check_shape(weights, key, (None, None), told)
     embed_dim = weights["cls_token"].shape[-1]
+    depth = len({key.split(".")[1] for key in weights if key.startswith("layers.")})
+    if depth == 1 and origin is _ORIGINS[0]:
+        raise InputError(f"{told}: the weights of layer2 are missing: {origin.name} has two layers")
     if pad_mode is None:
         if origin.name not in _STORED:
             raise InputError(
@@ -117,7 +120,7 @@ def read_transmil(
         "num_classes": weights["head.weight"].shape[0],
         "in_dim": weights[embedding[0]].shape[1] if embedding else embed_dim,
         "embed_dim": embed_dim,
-        "depth": len({key.split(".")[1] for key in weights if key.startswith("layers.")}),
+        "depth": depth,
         "num_heads": num_heads if conv is None else conv.shape[0],
         "num_landmarks": num_landmarks,
         "iterations": iterations,

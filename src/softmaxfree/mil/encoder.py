@@ -81,7 +81,8 @@ class BagEncoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        least = {"num_classes": num_classes, "num_heads": num_heads, "num_landmarks": num_landmarks}
+        least = {"num_classes": num_classes, "embed_dim": embed_dim}
+        least |= {"num_heads": num_heads, "num_landmarks": num_landmarks}
         for name, value in least.items():
             require_whole(name, value, 1)
         require_whole("depth", depth, 0)
@@ -208,6 +209,7 @@ def _places(bags: Bags, step: Any) -> tuple[Tensor, list[Tensor]]:
     """Returns the order of the patches along the curve `(B, N)`, padding last, and the cells of each bag in it."""
     assert bags.coords is not None
     count = len(bags.x)
+    require(not isinstance(step, str | bool), "step", step, "a number, or one for each bag")
     steps = torch.as_tensor(torch.nan if step is None else step, dtype=torch.float64).flatten()
     require(len(steps) in (1, count), "step", step, f"a number, or one for each of the {count} bags")
     order = torch.arange(bags.x.shape[1], device=bags.x.device).repeat(count, 1)

@@ -86,7 +86,8 @@ def attention(
     if head == "mean":
         return weights.mean(0)
     known = isinstance(head, int) and not isinstance(head, bool) and -len(weights) <= head < len(weights)
-    require(known, "head", head, f"0 to {len(weights) - 1}, 'mean' or 'all'")
+    several = f"0 to {len(weights) - 1}, 'mean' or 'all'"
+    require(known, "head", head, several if len(weights) > 1 else "0 or 'mean': this network has one head")
     return weights[head]
 
 

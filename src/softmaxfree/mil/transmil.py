@@ -87,7 +87,8 @@ class TransMIL(nn.Module):
         act: str = "relu",
     ) -> None:
         super().__init__()
-        for name, value in {"num_classes": num_classes, "depth": depth, "num_heads": num_heads}.items():
+        least = {"num_classes": num_classes, "embed_dim": embed_dim, "depth": depth, "num_heads": num_heads}
+        for name, value in least.items():
             require_whole(name, value, 1)
         require_whole("conv_kernel", conv_kernel, 0)
         if embed_dim % num_heads:

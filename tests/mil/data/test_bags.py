@@ -160,6 +160,8 @@ def test_a_table_may_have_more_slides_than_there_are_features(slides, tmp_path):
     with pytest.warns(UserWarning, match="1 of the 13 slides of .* have no features, and are left out: 013"):
         data = module(slides, labels=str(write_csv(tmp_path / "labels.csv", *rows, "013,a,case13")))
     assert sum(data.num_images.values()) == 12
+    with pytest.warns(UserWarning, match="and are left out: 1; a file is called 001"):
+        module(slides, labels=str(write_csv(tmp_path / "plain.csv", *rows, "1,a,case14")))
     few = module(slides, labels=str(write_csv(tmp_path / "few.csv", *rows[:9])))
     assert "4 files of features without a label not used: " in few.found
 

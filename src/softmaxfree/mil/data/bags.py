@@ -194,9 +194,10 @@ class BagsDataModule(AbstractBagsDataModule):
                     f"data.features: {self.features} has no file of {len(absent)} of the {len(names)} slides of "
                     f"{where}: {shown}"
                 )
-            self._remark(
-                f"{len(absent)} of the {len(names)} slides of {labels.path} have no features, and are left out: {shown}"
-            )
+            near = {_plain(name): name for name in files}
+            hint = next((f"; a file is called {near[_plain(name)]}" for name in absent if _plain(name) in near), "")
+            some = f"{len(absent)} of the {len(names)} slides of {labels.path}"
+            self._remark(f"{some} have no features, and are left out: {shown}{hint}")
         return [name for name in names if name in files]
 
     def _split(self, cases: dict[str, str], labels: Labels, given: Split | None) -> Split:
@@ -290,6 +291,11 @@ class BagsDataModule(AbstractBagsDataModule):
 
 
 _SIDES = {"train": "train", "val": "validate", "test": "test"}
+
+
+def _plain(name: str) -> str:
+    """A name as it is where case and leading zeros do not count, which a spreadsheet may change."""
+    return name.casefold().lstrip("0")
 
 
 def _label(path: Path, slide: str) -> str:
