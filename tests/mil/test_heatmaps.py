@@ -35,6 +35,13 @@ def test_ranks_of_signed_scores_keep_the_sign():
     assert rank_scaled(scores).numpy() == pytest.approx(expected, rel=1e-15)
 
 
+def test_a_thumbnail_is_grey_so_that_colours_tell_scores():
+    stained = Image.new("RGB", (15, 20), (235, 120, 180))
+    figure = draw_heatmap(SCORES, COORDS, 512, thumbnail=stained, size=(1536, 2048))
+    below = np.asarray(figure.axes[0].images[0].get_array())
+    assert (below == below[..., :1]).all()
+
+
 def test_a_thumbnail_of_another_slide(tmp_path):
     for width, height in ((60, 80), (59, 80), (60, 79), (600, 812)):  # of levels, whose sizes are rounded
         draw_heatmap(SCORES, COORDS, 512, thumbnail=Image.new("RGB", (width, height)), size=(1536, 2048))

@@ -83,7 +83,7 @@ def draw_heatmap(
         scores: `(N,)`.
         coords: `(N, 2)`, level-0 pixels `(x, y)` of the top left corners.
         patch_size: side of a patch, level-0 pixels.
-        thumbnail: of the whole slide; None for a blank canvas.
+        thumbnail: of the whole slide, which is drawn in grey; None for a blank canvas.
         size: width and height of the slide, level-0 pixels; None for what the patches cover, without a thumbnail.
         scaling: "rank": see `rank_scaled`; "raw": as they are. Where some are negative, 0 is in the middle.
         title: of the picture.
@@ -115,7 +115,8 @@ def draw_heatmap(
     extent = (0, size[0], size[1], 0)
     if thumbnail is not None:
         _require_shape(thumbnail, size)
-        picture = thumbnail.convert("RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
+        # in grey: the colours of a stain would mix with those of the scores
+        picture = thumbnail.convert("L").convert("RGB").resize((shape[1], shape[0]), Image.Resampling.BOX)
         panel.imshow(np.asarray(picture), extent=extent)
     signed = bool((scores < 0).any())
     high = 1.0 if scaling == "rank" else float(scores.abs().max()) or 1.0
