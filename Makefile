@@ -6,7 +6,7 @@ LINT := .venv-lint/bin
 .PHONY: demo test lint docs clean
 
 demo: .venv/.train
-	$(BIN)/softmaxfree train digits --trainer.max_epochs 6  # of 16, so that it takes minutes on a slow machine, too
+	$(BIN)/softmaxfree train digits --trainer.max_epochs 5  # of 16: minutes on a slow machine, too
 
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
