@@ -1,4 +1,4 @@
-"""The commands do for bags what they do for images: train, resume, fold, validate, predict, explain, show."""
+"""The commands do for bags what they do for images: train, validate, predict, explain, show."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from softmaxfree.cli import explain, export, predict, push, train, validate
 from softmaxfree.cli.recipe import load_job
 from softmaxfree.errors import InputError
 from softmaxfree.mil import list_bag_models
-from softmaxfree.report import compare
 from softmaxfree_cli import main
 from softmaxfree_cli.failures import mendable
 from softmaxfree_cli.recipes import find_recipe, read_header
+from tests.mil.cli.quick_run import overrides
 from tests.mil.data.slide_files import (
     coords_of,
     features_of,
@@ -27,25 +27,6 @@ from tests.mil.data.slide_files import (
     write_slides,
     write_trident,
 )
-
-QUICK = {
-    "model.name": "gated_attention",
-    "model.model_args.embed_dim": 8,
-    "model.opt": "adam",
-    "model.lr": 0.02,
-    "run.early_stopping": "null",
-    "data.num_workers": 0,
-    "trainer.max_epochs": 2,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.accelerator": "cpu",
-}
-
-
-def overrides(folder, **changes):
-    """A run of seconds on a folder of `write_slides`; `a__b=1` stands for `--a.b=1`."""
-    places = {"data.features": folder / "features", "data.labels": folder / "labels.csv"}
-    keys = {**places, **QUICK, **{key.replace("__", "."): value for key, value in changes.items()}}
-    return [f"--{key}={value}" for key, value in keys.items()]
 
 
 @pytest.fixture(scope="module")
@@ -216,21 +197,6 @@ def test_validate_tells_which_slides_were_trained_on(run_dir, slides, tmp_path, 
     )
 
 
-def test_folds_are_of_one_setting(slides, tmp_path):
-    (tmp_path / "folds-old").mkdir()
-    given = overrides(slides, trainer__max_epochs=1)
-    place = tmp_path / "folds-0"
-    place.mkdir()
-    (place / "folds.json").write_text(json.dumps({"recipe": "bags", "folds": "3"}))
-    with pytest.raises(InputError, match=r"--resume: the folds in .*folds-0 were begun with .* as in the recipe"):
-        train.run("bags", given, out=str(tmp_path), folds=3, resume="last")
-    splits = tmp_path / "splits"
-    write_csv(splits / "splits_0.csv", "slide_id,split", "001,train", "002,val")
-    with pytest.raises(InputError, match=r"data.split: .*splits has none of splits_1.csv"):
-        train.run("bags", [*given, f"--data.split={splits}"], out=str(tmp_path / "runs"), folds=2)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_network_is_not_given_bags_without_the_coordinates_it_learned(run_dir, slides, tmp_path, capsys):
     for i in range(16):
         np.save(tmp_path / f"{i + 1:03}.npy", features_of(i, 9 + i, i % 2))
@@ -286,54 +252,6 @@ def test_a_map_needs_coordinates(run_dir, tmp_path):
         explain.run(tmp_path / "bare.npy", checkpoint=run_dir, out=tmp_path)
     with pytest.raises(InputError, match=r"is of bags: --what is attention or contributions"):
         explain.run(tmp_path / "bare.npy", checkpoint=run_dir, what="cam", out=tmp_path)
-
-
-def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
-    out = tmp_path / "runs"
-    place = train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2)
-    assert place == out / "folds-0"
-    rows = read_csv(place / "folds.csv")
-    assert [row["fold"] for row in rows] == ["0", "1", "mean", "sd"]
-    scores = [float(row["test/auc"]) for row in rows[:2]]
-    assert float(rows[2]["test/auc"]) == pytest.approx(np.mean(scores))
-    assert float(rows[3]["test/auc"]) == pytest.approx(np.std(scores, ddof=1))
-    tested = [{r["file"] for r in read_csv(place / str(k) / "split.csv") if r["split"] == "test"} for k in (0, 1)]
-    assert tested[0] | tested[1] == {f"{i + 1:03}" for i in range(16)}
-    assert not tested[0] & tested[1]
-    before = (place / "0" / "best.ckpt").stat().st_mtime_ns
-    (place / "1" / "summary.json").unlink()  # as if it had been interrupted
-    train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2, resume="last")
-    assert (place / "0" / "best.ckpt").stat().st_mtime_ns == before
-    assert read_csv(place / "folds.csv") == rows
-    assert "fold 0 of 2 is finished" in capsys.readouterr().out
-    page = compare([place / "0", place / "1"], tmp_path / "both.html")
-    text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
-    assert "on its own validation slides" in text
-    assert not re.search(r"\bimages?\b", text)
-    np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
-    predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
-    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
-        explain.run(tmp_path / "bare.npy", checkpoint=place / "0", out=tmp_path)
-    explain.run(slides / "features" / "003.h5", checkpoint=place / "0", out=tmp_path)
-    assert "weights of the pooling: sum over 11 patches 1" in capsys.readouterr().out  # it has no class token
-
-
-@pytest.mark.parametrize(
-    ("recipe", "changes", "message"),
-    [
-        ("bags", {"data__fold": 1}, "--folds sets data.fold and data.folds"),
-        (
-            "bags",
-            {"data__split": "x.csv"},
-            r"--folds: data.split must be a folder with a file for each fold",
-        ),
-        ("digits", None, "--folds is for data with the keys data.fold and data.folds, such as bags; digits has none"),
-    ],
-)
-def test_bad_folds(slides, tmp_path, recipe, changes, message):
-    given = [] if changes is None else overrides(slides, **changes)
-    with pytest.raises(InputError, match=message):
-        train.run(recipe, given, out=str(tmp_path), folds=2)
 
 
 def test_survival_runs_through_all_commands(slides, tmp_path):

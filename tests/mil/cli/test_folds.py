@@ -1,0 +1,82 @@
+"""`softmaxfree train --folds`: a run a fold, and one table."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from softmaxfree.cli import explain, predict, train
+from softmaxfree.errors import InputError
+from softmaxfree.report import compare
+from tests.mil.cli.quick_run import overrides
+from tests.mil.data.slide_files import features_of, read_csv, write_csv, write_slides
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Sixteen slides of eight cases; only read."""
+    return write_slides(tmp_path_factory.mktemp("slides"), count=16, cases=8)
+
+
+def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
+    out = tmp_path / "runs"
+    place = train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2)
+    assert place == out / "folds-0"
+    rows = read_csv(place / "folds.csv")
+    assert [row["fold"] for row in rows] == ["0", "1", "mean", "sd"]
+    scores = [float(row["test/auc"]) for row in rows[:2]]
+    assert float(rows[2]["test/auc"]) == pytest.approx(np.mean(scores))
+    assert float(rows[3]["test/auc"]) == pytest.approx(np.std(scores, ddof=1))
+    tested = [{r["file"] for r in read_csv(place / str(k) / "split.csv") if r["split"] == "test"} for k in (0, 1)]
+    assert tested[0] | tested[1] == {f"{i + 1:03}" for i in range(16)}
+    assert not tested[0] & tested[1]
+    before = (place / "0" / "best.ckpt").stat().st_mtime_ns
+    (place / "1" / "summary.json").unlink()  # as if it had been interrupted
+    train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2, resume="last")
+    assert (place / "0" / "best.ckpt").stat().st_mtime_ns == before
+    assert read_csv(place / "folds.csv") == rows
+    assert "fold 0 of 2 is finished" in capsys.readouterr().out
+    page = compare([place / "0", place / "1"], tmp_path / "both.html")
+    text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
+    assert "on its own validation slides" in text
+    assert not re.search(r"\bimages?\b", text)
+    np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
+    predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
+    with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
+        explain.run(tmp_path / "bare.npy", checkpoint=place / "0", out=tmp_path)
+    explain.run(slides / "features" / "003.h5", checkpoint=place / "0", out=tmp_path)
+    assert "weights of the pooling: sum over 11 patches 1" in capsys.readouterr().out  # it has no class token
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("bags", {"data__fold": 1}, "--folds sets data.fold and data.folds"),
+        (
+            "bags",
+            {"data__split": "x.csv"},
+            r"--folds: data.split must be a folder with a file for each fold",
+        ),
+        ("digits", None, "--folds is for data with the keys data.fold and data.folds, such as bags; digits has none"),
+    ],
+)
+def test_bad_folds(slides, tmp_path, recipe, changes, message):
+    given = [] if changes is None else overrides(slides, **changes)
+    with pytest.raises(InputError, match=message):
+        train.run(recipe, given, out=str(tmp_path), folds=2)
+
+
+def test_folds_are_of_one_setting(slides, tmp_path):
+    (tmp_path / "folds-old").mkdir()
+    given = overrides(slides, trainer__max_epochs=1)
+    place = tmp_path / "folds-0"
+    place.mkdir()
+    (place / "folds.json").write_text(json.dumps({"recipe": "bags", "folds": "3"}))
+    with pytest.raises(InputError, match=r"--resume: the folds in .*folds-0 were begun with .* as in the recipe"):
+        train.run("bags", given, out=str(tmp_path), folds=3, resume="last")
+    splits = tmp_path / "splits"
+    write_csv(splits / "splits_0.csv", "slide_id,split", "001,train", "002,val")
+    with pytest.raises(InputError, match=r"data.split: .*splits has none of splits_1.csv"):
+        train.run("bags", [*given, f"--data.split={splits}"], out=str(tmp_path / "runs"), folds=2)
+    assert not (tmp_path / "runs").exists()
