@@ -1,5 +1,6 @@
 """`softmaxfree explain`: what a network looks at in an image or a slide, as a picture and in numbers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ _TAKES = {
 
 
 def run(
-    image: Path | None = None,
+    images: Sequence[Path] = (),
     *,
     checkpoint: Path | None = None,
     model: str | None = None,
@@ -54,10 +55,11 @@ def run(
 
     Of bags `attention` is with which weights the class token, or the pooling, takes the patches, and `contributions`
     are what each patch adds to the logit of a class: with the class token and a constant they sum to it. The folder
-    gets the scores as CLAM's HDF5 too, and the patches with the highest scores as CSV.
+    gets the scores as CLAM's HDF5 too, and the patches with the highest scores as CSV; of several slides also
+    `slides.csv`, with what is predicted of each.
 
     Args:
-        image: The picture; for bags the file of the features of a slide, or a folder of such files.
+        images: The picture; for bags files of the features of slides, and folders of such files.
         checkpoint: The weights, as for `softmaxfree predict`.
         model: Name of the model, needed only if the checkpoint does not tell it. Without --checkpoint it is a model
             with published weights, which are downloaded.
@@ -77,7 +79,7 @@ def run(
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
         max_pixels: Largest number of pixels (height times width) of a picture that is read.
         coords: Bags: folder of coordinates that are not beside the features.
-        thumbnail: Bags: picture of the whole slide, over which the map is drawn; for a folder of slides a folder of
+        thumbnail: Bags: picture of the whole slide, over which the map is drawn; for several slides a folder of
             pictures with their names. By default on a blank canvas.
         scaling: Bags: whether colours tell the ranks of the patches or the raw scores.
         top: Bags: how many patches are listed.
@@ -109,7 +111,7 @@ def run(
 
     from softmaxfree.cli import explain_outputs  # torch: seconds
 
-    if image is None:
+    if not images:
         if what != "mixers":
             raise InputError(f"--what {what} needs a picture; without one there is --what mixers alone")
         of_network = (("--checkpoint", checkpoint), ("--model", model), ("--size", size))
@@ -123,8 +125,8 @@ def run(
     from softmaxfree.cli.explain_inputs import find_target, load_subject
 
     where = find_device(device)
-    if not image.exists():
-        raise FileNotFoundError(f"there is no file {image}")
+    if absent := [path for path in images if not path.exists()]:
+        raise FileNotFoundError(f"there is no file {absent[0]}")
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
     if find_kind(weights) == "bags":
         from softmaxfree.cli.explain_bags import KINDS, explain_slides
@@ -133,11 +135,13 @@ def run(
             raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, without --stage and --point")
         where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
         explain_slides(
-            image, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where
+            images, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where
         )
         return
-    if image.is_dir():
-        raise InputError(f"IMAGE must be one picture, {image} is a folder")
+    image = images[0]
+    if len(images) > 1 or image.is_dir():
+        got = f"{image} is a folder" if image.is_dir() else f"got {len(images)}"
+        raise InputError(f"IMAGES must be one picture, {got}; several are for bags")
     of_bags = {"--what contributions": what == "contributions", "--coords": coords, "--thumbnail": thumbnail}
     of_bags |= {"--scaling": scaling != "rank", "--top": top != 20}
     if unfit := [option for option, value in of_bags.items() if value]:

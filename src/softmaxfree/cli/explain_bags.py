@@ -1,7 +1,7 @@
 """`softmaxfree explain` of bags: what the network looks at in slides, over their patches."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ from softmaxfree.cli.explain_inputs import find_target
 from softmaxfree.cli.explain_outputs import Outputs
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import require_free
-from softmaxfree.cli.predict_bags import find_bags, load_bags, open_slide, output_of
+from softmaxfree.cli.predict_bags import find_bags, is_table, load_bags, open_slide, output_of, write_bags
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, find_images, read_image
 
@@ -22,6 +22,8 @@ __all__ = ["KINDS", "explain_slides"]
 
 KINDS = ("attention", "contributions")
 """What can be shown of a bag."""
+
+_TABLE = "slides.csv"
 
 
 class _Files(NamedTuple):
@@ -50,7 +52,7 @@ class _Opened(NamedTuple):
 
 
 def explain_slides(
-    given: Path,
+    given: Sequence[Path],
     checkpoint: str,
     what: str,
     out: Path,
@@ -66,8 +68,11 @@ def explain_slides(
 ) -> None:
     """Write of each slide a heat map, its scores as CLAM's HDF5, its numbers, and the patches with the highest scores.
 
+    Of several slides, or a folder of them, those that cannot be read are named and left out, and a table tells what is
+    predicted of the others.
+
     Args:
-        given: features of a slide, or a folder of them, of which those that cannot be read are named and left out.
+        given: features of slides, and folders of them.
         checkpoint: of a task of bags.
         what: "attention" of the class token, or "contributions" to a logit.
         out: folder for the files.
@@ -89,35 +94,46 @@ def explain_slides(
     slides = _files(given, checkpoint, what, out, coords, thumbnail, target)
     task, record = load_bags(checkpoint)
     task.to(device)
-    skipped: list[str] = []
+    table = None if _is_one(given) else out / _TABLE
+    if table is not None:
+        require_free([table], given, is_table)
+    done: list[dict[str, Any]] = []
     for files in slides:
         opened = None
-        with _left_out(files, skipped if given.is_dir() else None):
+        with _left_out(files, table is not None):
             opened = _open(files, task, record)
         if opened is not None:
             scores, numbers, line = _scores(files, opened, task, record, checkpoint, what, layer, head, target)
-            with _left_out(files, skipped if given.is_dir() else None):
+            with _left_out(files, table is not None):
                 _write(files, opened, scores, numbers, line, scaling, top)
-    if len(skipped) == len(slides):
+                done.append(numbers)
+    if not done:
         raise InputError(f"none of the {len(slides)} slides can be explained")
-    if skipped:
-        print(f"{len(skipped)} of {len(slides)} slides skipped", file=sys.stderr)
+    if skipped := len(slides) - len(done):
+        print(f"{skipped} of {len(slides)} slides skipped", file=sys.stderr)
+    if table is not None:
+        about = {"file": "image", "patches": "patches", "predicted": "predicted", "probabilities": "probabilities"}
+        rows = [{"slide_id": one["slide"], **{key: one[of] for key, of in about.items()}} for one in done]
+        write_bags(rows, "csv", table)
 
 
 @contextmanager
-def _left_out(files: _Files, skipped: list[str] | None) -> Iterator[None]:
-    """Names a slide with which something is wrong, and adds it to a list; without a list it stops the command."""
+def _left_out(files: _Files, goes_on: bool) -> Iterator[None]:
+    """Names a slide with which something is wrong; where there are no others it stops the command."""
     try:
         yield
     except InputError as error:
-        if skipped is None:
+        if not goes_on:
             raise
         skip_or_fail(files.features, error, "skip", "slide")
-        skipped.append(files.name)
+
+
+def _is_one(given: Sequence[Path]) -> bool:
+    return len(given) == 1 and not given[0].is_dir()
 
 
 def _files(
-    given: Path,
+    given: Sequence[Path],
     checkpoint: str,
     what: str,
     out: Path,
@@ -135,12 +151,10 @@ def _files(
             first = pictures.setdefault(name := slide_id(picture.stem), picture)
             if first != picture:
                 raise InputError(f"--thumbnail: two pictures of {name}: {first} and {picture}")
-    elif thumbnail is not None and given.is_dir():
-        raise InputError(
-            f"--thumbnail must be a folder for a folder of slides, with pictures of their names: {thumbnail}"
-        )
+    elif thumbnail is not None and not _is_one(given):
+        raise InputError(f"--thumbnail must be a folder for several slides, with pictures of their names: {thumbnail}")
     slides, blank = [], []
-    for name, path, beside in find_bags([given], coords):
+    for name, path, beside in find_bags(given, coords):
         below = pictures.get(name) if folder else thumbnail
         if folder and below is None:
             blank.append(name)

@@ -1,9 +1,10 @@
 """`softmaxfree train --folds`: a run for each fold, and their mean and spread in one table."""
 
+import csv
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from softmaxfree.cli.table import print_table
 from softmaxfree.errors import InputError
 from softmaxfree_cli.keys import keys_of
 
-__all__ = ["TABLE", "train_folds"]
+__all__ = ["PREDICTIONS", "TABLE", "train_folds"]
 
 TABLE = "folds.csv"
 """Its name in the folder of the folds: a row a fold, then the mean and the standard deviation."""
+
+PREDICTIONS = "predictions.csv"
+"""Its name in the folder of a run of bags: a row a bag; in that of the folds, those that were tested."""
 
 _FINISHED, _SETTINGS = "summary.json", "folds.json"
 _FREE = ("data.num_workers", "trainer.accelerator", "trainer.devices", "run.threads", "run.keep_memory")
@@ -153,4 +157,16 @@ def _tell(place: Path, folds: int) -> None:
         lines.append([str(row["fold"]), *("" if v is None else f"{f * v:.{digits}f}" for v, (_, f, digits) in cells)])
     print_table(("fold", *(labels[name][0] for name in names)), lines)
     print(f"folds    {place / TABLE}")
+    if rows := list(_held_out(place, folds, "test" if tested else "val")):
+        write_csv(place / PREDICTIONS, rows)
+        print(f"bags     {place / PREDICTIONS}")
     print(f"report   softmaxfree report {' '.join(str(place / str(fold)) for fold in range(folds))}")
+
+
+def _held_out(place: Path, folds: int, split: str) -> Iterator[dict[str, str]]:
+    """Rows of the bags that a fold did not train on; folds of an earlier version have none."""
+    for fold in range(folds):
+        path = place / str(fold) / PREDICTIONS
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                yield from ({"fold": str(fold), **row} for row in csv.DictReader(file) if row["split"] == split)

@@ -14,9 +14,9 @@ from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.table import write_results
 from softmaxfree.errors import InputError
 
-__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "output_of", "predict_bags"]
+__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "output_of", "predict_bags", "write_bags"]
 
-_HEAD = ("slide_id", "file", "instances", "predicted")
+_HEAD = ("slide_id", "file", "patches", "predicted")
 
 
 def find_bags(files: Sequence[Path], coords: Path | None) -> list[Any]:
@@ -147,6 +147,20 @@ def predict_bags(
         raise InputError(f"none of the {len(slides)} slides can be read")
     if skipped := len(slides) - len(rows):
         print(f"{skipped} of {len(slides)} slides skipped", file=sys.stderr)
+    write_bags(rows, format, out)
+
+
+def write_bags(rows: list[dict[str, Any]], format: str, out: str | Path | None) -> None:
+    """Print or write what is predicted of slides.
+
+    Args:
+        rows: one or more, with the same keys: what is told of a slide, and "probabilities" by class.
+        format: "table", "json" or "csv".
+        out: file to write to; None prints.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_results(rows, format, out, _table, _csv)
 
 
@@ -154,7 +168,7 @@ def is_table(path: Path) -> bool:
     """Whether a file begins as one of the three formats does."""
     with path.open("rb") as file:
         start = b" ".join(file.read(4096).split())
-    return start.startswith((b"slide_id,file,instances,predicted", b'[ { "slide_id": "', b"slide_id file instances"))
+    return start.startswith((b"slide_id,file,patches,predicted", b'[ { "slide_id": "', b"slide_id file patches"))
 
 
 def _rows(

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.device import trainer_options
-from softmaxfree.cli.folds import train_folds
+from softmaxfree.cli.folds import PREDICTIONS, train_folds
 from softmaxfree.cli.recipe import Job, as_list, create_trainer, load_job, read_recipe
 from softmaxfree.cli.recorded import SPLIT, require_same, resumed_recipe
 from softmaxfree.cli.table import print_table, summary_rows
@@ -63,7 +63,8 @@ def run(
 
     A run leaves all that it is worth in a numbered folder: `config.yaml` (the recipe with every default), `best.ckpt`
     and `last.ckpt`, `metrics.csv`, a TensorBoard log and `curve.png`; of a classifier `confusion_matrix.png`, and in
-    `best/` the best weights for timm; of a dense task `predictions.png`.
+    `best/` the best weights for timm; of a dense task `predictions.png`; of bags `predictions.csv`, a row for each bag
+    that validated or tested.
 
     Every key of a recipe is an option, its path dotted: `softmaxfree train RECIPE --help` lists them.
 
@@ -78,7 +79,7 @@ def run(
             checkpoint that lies in no run's folder a new run goes on. With --folds it is the folder of the folds,
             or `last` for the newest: finished folds stay.
         folds: Number of folds, of bags: a run for each, in the folder `folds-N` beside other runs, and a table of their
-            scores with mean and standard deviation, `folds.csv`.
+            scores with mean and standard deviation, `folds.csv`; `predictions.csv` has the bags that each fold tested.
         device: Where to train: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`. The
             same as `--trainer.accelerator` and `--trainer.devices`, which win.
 
@@ -294,6 +295,8 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         save_pretrained(whole.model, run_dir / kept, record.data_config, tuple(record.class_names))
     elif validates and job.task.of_timm:
         draw_samples(whole, job.data, run_dir / "predictions.png")
+    elif validates:
+        write_csv(run_dir / PREDICTIONS, job.task.prediction_rows(job.data))
     page = write_report(
         run_dir,
         job.task,

@@ -11,7 +11,7 @@ from softmaxfree.mil.encoder import BagEncoder
 from softmaxfree.mil.pooling import GatedAttention, InstanceMax, MaxPooling, MeanPooling
 from softmaxfree.mil.transmil import TransMIL
 
-__all__ = ["bag_model_arguments", "create_bag_model", "list_bag_models"]
+__all__ = ["bag_model_arguments", "create_bag_model", "list_bag_models", "require_bag_model"]
 
 _MODELS: dict[str, type[nn.Module]] = {
     "mean": MeanPooling,
@@ -22,10 +22,31 @@ _MODELS: dict[str, type[nn.Module]] = {
     "bag_encoder": BagEncoder,
 }
 
+_ALSO_CALLED = {
+    "abmil": "gated_attention",
+    "attention_mil": "gated_attention",
+    "attention": "gated_attention",
+    "meanmil": "mean",
+    "maxmil": "max",
+}
+"""Names of other libraries."""
+
 
 def list_bag_models() -> list[str]:
     """Returns the names of all networks of bags."""
     return list(_MODELS)
+
+
+def require_bag_model(option: str, name: str) -> None:
+    """Raises InputError, with the nearest names, unless there is such a network.
+
+    Args:
+        option: in which it was given.
+        name: see `list_bag_models`.
+    """
+    if name not in _MODELS and (here := _ALSO_CALLED.get(name.lower())):
+        raise InputError(f"{option}: there is no {name!r}; it is called {here} here")
+    require_known(option, name, _MODELS)
 
 
 def bag_model_arguments(name: str) -> list[str]:
@@ -55,7 +76,7 @@ def create_bag_model(name: str, *, num_classes: int, in_dim: int, **own: Any) ->
     Raises:
         InputError: there is no such network or argument, or an argument is out of range.
     """
-    require_known("bag model", name, _MODELS)
+    require_bag_model("bag model", name)
     known = bag_model_arguments(name)
     for key in own:
         if key not in known:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from softmaxfree.drawing import overlay
 
-__all__ = ["Judged", "judge_bags", "judge_classified", "judge_detected", "judge_segmented"]
+__all__ = ["Judged", "judge_classified", "judge_detected", "judge_segmented"]
 
 _SIDE_CLASSIFIED, _SIDE_DENSE = 320, 640  # of a picture, pixels; of a dense task a label is small beside an object
 _LARGEST = 4  # times that a small image is magnified for it
@@ -51,19 +51,6 @@ def judge_classified(
     ):
         numbers = {"true": label, "predicted": c, "probability": p, "true_probability": all_p[label].item()}
         judged.append(Judged(p if c != label else 0, numbers, partial(_paint_classified, image, config)))
-    return judged
-
-
-def judge_bags(task: Any, batch: Any, class_names: Sequence[str], config: dict[str, Any]) -> list[Judged]:
-    """Return the probability of the predicted class of each bag where that is wrong; there is nothing to paint."""
-    probabilities = task.probabilities(task.transfer_batch_to_device(batch, task.device, 0)).cpu()
-    highest, predicted = probabilities.max(1)
-    judged = []
-    for label, p, c, all_p, size in zip(
-        batch.labels.tolist(), highest.tolist(), predicted.tolist(), probabilities, batch.sizes.tolist(), strict=True
-    ):
-        numbers = {"true": label, "predicted": c, "probability": p, "true_probability": all_p[label].item()}
-        judged.append(Judged(p if c != label else 0, {**numbers, "instances": size}, dict))
     return judged
 
 

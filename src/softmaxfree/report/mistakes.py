@@ -1,4 +1,4 @@
-"""The validation images on which a model is most wrong, as pictures and numbers."""
+"""The images and bags on which a model is most wrong, as pictures and numbers."""
 
 import time
 from collections.abc import Iterator
@@ -10,13 +10,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from softmaxfree.data.images import ReadableImages
-from softmaxfree.report.judges import Judged, judge_bags, judge_classified, judge_detected, judge_segmented
+from softmaxfree.report.judges import Judged, judge_classified, judge_detected, judge_segmented
 from softmaxfree.tasks import ClassificationTask, SegmentationTask
 
-__all__ = ["Mistakes", "look_for_mistakes"]
+__all__ = ["Mistakes", "list_mistakes", "look_for_mistakes"]
 
 _SECONDS = 60.0  # after which no further image is looked at
 _BATCH = 32
+_LISTED = 12
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Mistakes:
         looked_at: number of images.
         of: number of validation images that can be read; None where it is not known.
         wrong: how many of those looked at have a mistake.
+        splits: of what they are.
         items: the worst, the very worst first: numbers and names.
         pictures: of each item, by what they show.
     """
@@ -34,6 +36,7 @@ class Mistakes:
     looked_at: int = 0
     of: int | None = None
     wrong: int = 0
+    splits: tuple[str, ...] = ("val",)
     items: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[dict[str, Image.Image]] = field(default_factory=list)
 
@@ -51,12 +54,8 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
     """
     task = task.to(device).eval()
     judge: Any  # by the batches of the task
-    if not getattr(task, "of_timm", True) and not hasattr(task, "confusion"):  # of bags, without classes
-        return Mistakes()
     if isinstance(task, ClassificationTask):
-        judge, most, batch_size, shown = judge_classified, 2000, _BATCH, 12
-    elif not getattr(task, "of_timm", True):
-        judge, most, batch_size, shown = judge_bags, 2000, 1, 12
+        judge, most, batch_size, shown = judge_classified, 2000, _BATCH, _LISTED
     else:
         judge = judge_segmented if isinstance(task, SegmentationTask) else judge_detected
         most, batch_size, shown = 200, 1, 6
@@ -81,6 +80,36 @@ def look_for_mistakes(task: Any, data: Any, device: torch.device) -> Mistakes:
         found.of -= len(loader.dataset.unreadable())
     found.items = [{"file": name, **one.numbers} for name, one in worst]
     found.pictures = [one.paint() for _, one in worst]
+    return found
+
+
+def list_mistakes(task: Any, data: Any) -> Mistakes:
+    """List the worst of what a task of bags has measured already: no bag is read again, and none is painted.
+
+    Args:
+        task: of bags, after a validation or a test.
+        data: its data module.
+
+    Returns:
+        The worst of all splits together; nothing of a task without classes.
+    """
+    found = Mistakes(of=0, splits=tuple(task.predicted))
+    if not hasattr(task, "confusion"):
+        return found
+    for split, kept in task.predicted.items():
+        probabilities = task.probabilities_of(kept.outputs)
+        highest, likeliest = (values.tolist() for values in probabilities.max(1))
+        labels, numbers, sizes = kept.labels.tolist(), kept.numbers.tolist(), kept.sizes.tolist()
+        found.looked_at += len(labels)
+        for i, label in enumerate(labels):
+            if likeliest[i] != label:
+                item = {"file": data.bags[split].filename(numbers[i]), "split": split, "instances": sizes[i]}
+                item |= {"true": label, "predicted": likeliest[i]}
+                item |= {"probability": highest[i], "true_probability": float(probabilities[i, label])}
+                found.items.append(item)
+    found.of, found.wrong = found.looked_at, len(found.items)
+    found.items = sorted(found.items, key=lambda item: item["probability"], reverse=True)[:_LISTED]
+    found.pictures = [{} for _ in found.items]
     return found
 
 

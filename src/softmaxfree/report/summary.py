@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softmaxfree.atomic import atomic_write
 from softmaxfree.machine import machine
-from softmaxfree.report.mistakes import Mistakes, look_for_mistakes
+from softmaxfree.report.mistakes import Mistakes, list_mistakes, look_for_mistakes
 from softmaxfree.report.parts import Parts
 from softmaxfree.tasks import SegmentationTask
 from softmaxfree.tasks.loading import load_task
@@ -66,7 +66,10 @@ def collect(
     trainer = getattr(task, "_trainer", None)
     device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
     whole, _ = load_task(run_dir / f"{kept}.ckpt")  # the task's own model may be sharded
-    mistakes = look_for_mistakes(whole, data, device) if metrics else Mistakes()
+    mistakes = Mistakes()
+    if metrics:
+        of_images = getattr(task, "of_timm", True)
+        mistakes = look_for_mistakes(whole, data, device) if of_images else list_mistakes(task, data)
     config = read_config(run_dir)
     left_out = getattr(data, "left_out_images", {})  # those of the validation were met by now
     names = [str(name) for name in getattr(data, "class_names", ()) or range(task.hparams["num_classes"])]
@@ -110,6 +113,7 @@ def collect(
                 "looked_at": mistakes.looked_at,
                 "of": mistakes.of,
                 "wrong": mistakes.wrong,
+                "splits": mistakes.splits,
                 "by": "wrong pixels" if isinstance(task, SegmentationTask) else "",
                 "items": _keep_pictures(run_dir, mistakes),
             },

@@ -35,6 +35,10 @@ def slides(tmp_path_factory):
     return write_slides(tmp_path_factory.mktemp("slides"), count=16, cases=8)
 
 
+def labels_of(slides):
+    return {row["slide_id"]: row["label"] for row in read_csv(slides / "labels.csv")}
+
+
 @pytest.fixture(scope="module")
 def run_dir(slides, tmp_path_factory):
     """A finished run of the default network; only read."""
@@ -76,8 +80,15 @@ def test_predict_writes_a_line_a_slide(run_dir, slides, tmp_path, capsys):
     predict.run([slides / "features"], checkpoint=run_dir, format="csv", out=out)
     rows = read_csv(out)
     assert [row["slide_id"] for row in rows] == [f"{i + 1:03}" for i in range(16)]
-    assert list(rows[0]) == ["slide_id", "file", "instances", "predicted", "p_a", "p_b"]
+    assert list(rows[0]) == ["slide_id", "file", "patches", "predicted", "p_a", "p_b"]
+    kept = {row["slide_id"]: row for row in read_csv(run_dir / "predictions.csv")}
+    validating = {row["file"] for row in read_csv(run_dir / "split.csv") if row["split"] == "val"}
+    assert list(kept) == sorted(validating)
+    assert {row["slide_id"]: row["label"] for row in kept.values()}.items() <= labels_of(slides).items()
     for row in rows:
+        if one := kept.get(row["slide_id"]):
+            assert (one["split"], one["patches"], one["predicted"]) == ("val", row["patches"], row["predicted"])
+            assert float(one["p_a"]) == pytest.approx(float(row["p_a"]), abs=2e-5)
         assert float(row["p_a"]) + float(row["p_b"]) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == ("a" if float(row["p_a"]) > 0.5 else "b")
     predict.run([slides / "features" / "001.h5"], checkpoint=run_dir, format="json")
@@ -104,7 +115,7 @@ def test_predict_skips_what_cannot_be_read(run_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize("what", ["attention", "contributions"])
 def test_explain_a_slide(run_dir, slides, tmp_path, what):
-    explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path, top=3)
+    explain.run([slides / "features" / "003.h5"], checkpoint=run_dir, what=what, out=tmp_path, top=3)
     numbers = json.loads((tmp_path / f"003_{what}.json").read_text())
     with h5py.File(tmp_path / f"003_{what}.h5") as file:
         scores = file["attention_scores"][:, 0]
@@ -119,7 +130,7 @@ def test_explain_a_slide(run_dir, slides, tmp_path, what):
     top = read_csv(tmp_path / f"003_{what}_top.csv")
     assert [int(row["patch"]) for row in top] == np.argsort(-scores, kind="stable")[:3].tolist()
     assert (tmp_path / f"003_{what}.png").read_bytes().startswith(b"\x89PNG")
-    explain.run(slides / "features" / "003.h5", checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
+    explain.run([slides / "features" / "003.h5"], checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
 
 
 def test_explain_a_folder_of_slides(run_dir, tmp_path, capsys):
@@ -130,30 +141,38 @@ def test_explain_a_folder_of_slides(run_dir, tmp_path, capsys):
     for name, height in (("thumbnails/a", 40), ("thumbnails/squeezed", 20), ("others/c", 40)):
         Image.new("RGB", (50, height)).save(tmp_path / f"{name}.png")
     given = {"checkpoint": run_dir, "out": tmp_path / "maps"}
-    explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "thumbnails")
+    explain.run([tmp_path / "features"], **given, thumbnail=tmp_path / "thumbnails")
     told = capsys.readouterr().err
     assert "wide.h5 has features of 9 numbers" in told
     assert "thumbnail must show the whole slide" in told
     assert "2 of 4 slides skipped" in told
     assert "2 of 4 slides have no thumbnail, such as b" in told
     kinds = ("_attention.h5", "_attention.json", "_attention.png", "_attention_top.csv")
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [f"{s}{kind}" for s in "ab" for kind in kinds]
-    with pytest.raises(InputError, match=r"--thumbnail must be a folder for a folder of slides"):
-        explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "thumbnails" / "a.png")
+    files = {f"{slide}{kind}" for slide in "ab" for kind in kinds}
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {*files, "slides.csv"}
+    table = (tmp_path / "maps" / "slides.csv").read_text()
+    several = [tmp_path / "features" / "a.h5", tmp_path / "features" / "b.h5"]
+    explain.run(several, **given)  # its own are replaced
+    assert (tmp_path / "maps" / "slides.csv").read_text() == table
+    capsys.readouterr()
+    predict.run(several, checkpoint=run_dir, format="csv")
+    assert capsys.readouterr().out == table
+    with pytest.raises(InputError, match=r"--thumbnail must be a folder for several slides"):
+        explain.run([tmp_path / "features"], **given, thumbnail=tmp_path / "thumbnails" / "a.png")
     with pytest.raises(InputError, match=r"--thumbnail: .*others holds no picture of a name such as a"):
-        explain.run(tmp_path / "features", **given, thumbnail=tmp_path / "others")
+        explain.run([tmp_path / "features"], **given, thumbnail=tmp_path / "others")
     with pytest.raises(InputError, match=r"--target must be a class \(a, b\) or its number; got c"):
-        explain.run(tmp_path / "features", **given, what="contributions", target="c")
+        explain.run([tmp_path / "features"], **given, what="contributions", target="c")
     for name in ("a", "b", "squeezed"):
         (tmp_path / "features" / f"{name}.h5").unlink()
     with pytest.raises(InputError, match="none of the 1 slides can be explained"):
-        explain.run(tmp_path / "features", **given)
+        explain.run([tmp_path / "features"], **given)
 
 
 def test_classes_asked_for_have_files_of_their_own(run_dir, slides, tmp_path):
     for target in ("a", "b"):
         given = {"what": "contributions", "target": target, "out": tmp_path}
-        explain.run(slides / "features" / "003.h5", checkpoint=run_dir, **given)
+        explain.run([slides / "features" / "003.h5"], checkpoint=run_dir, **given)
         numbers = json.loads((tmp_path / f"003_contributions_{target}.json").read_text())
         assert numbers["class"] == target
         assert numbers["checkpoint"].startswith(str(run_dir))
@@ -174,7 +193,7 @@ def test_one_bad_slide_of_a_folder_is_left_out(run_dir, tmp_path, capsys):
     assert "the output is not finite; its features are up to" in told.err
     assert "slide folder: there is no file" in told.err
     assert len(told.out.splitlines()) == 2
-    explain.run(tmp_path, checkpoint=run_dir, out=tmp_path / "maps")
+    explain.run([tmp_path], checkpoint=run_dir, out=tmp_path / "maps")
     assert "3 of 4 slides skipped" in capsys.readouterr().err
 
 
@@ -219,7 +238,7 @@ def test_a_network_is_not_given_bags_without_the_coordinates_it_learned(run_dir,
 def test_maps_of_slides_whose_names_have_points(run_dir, slides, tmp_path):
     for name in ("TCGA-A1-DX1.B34F", "TCGA-A1-DX1.C99A"):
         write_trident(tmp_path / f"{name}.h5", features_of(0, 9))
-        explain.run(tmp_path / f"{name}.h5", checkpoint=run_dir, out=tmp_path / "maps")
+        explain.run([tmp_path / f"{name}.h5"], checkpoint=run_dir, out=tmp_path / "maps")
         numbers = json.loads((tmp_path / "maps" / f"{name}_attention.json").read_text())
         assert (numbers["slide"], numbers["image"]) == (name, str(tmp_path / f"{name}.h5"))
     assert len(list((tmp_path / "maps").iterdir())) == 8
@@ -230,12 +249,12 @@ def test_a_thumbnail_with_the_coordinates_of_clam(run_dir, tmp_path):
     Image.new("RGB", (100, 80)).save(tmp_path / "s.png")
     given = {"checkpoint": run_dir, "out": tmp_path / "out", "thumbnail": tmp_path / "s.png"}
     with pytest.raises(InputError, match=r"--thumbnail: the coordinates do not tell .* CLAM's folder `patches`"):
-        explain.run(tmp_path / "h5_files" / "s.h5", **given)
+        explain.run([tmp_path / "h5_files" / "s.h5"], **given)
     (tmp_path / "patches").mkdir()
     with h5py.File(tmp_path / "patches" / "s.h5", "w") as file:
         file["coords"] = coords_of(9)
         file["coords"].attrs.update({"patch_size": 256, "downsample": (2.0, 2.0), "level_dim": (2500, 2000)})
-    explain.run(tmp_path / "h5_files" / "s.h5", coords=tmp_path / "patches", **given)
+    explain.run([tmp_path / "h5_files" / "s.h5"], coords=tmp_path / "patches", **given)
     assert (tmp_path / "out" / "s_attention.png").is_file()
 
 
@@ -249,9 +268,9 @@ def test_commands_of_images_alone_refuse_bags(run_dir, tmp_path):
 def test_a_map_needs_coordinates(run_dir, tmp_path):
     np.save(tmp_path / "bare.npy", features_of(0, 9))
     with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, with which the network was"):
-        explain.run(tmp_path / "bare.npy", checkpoint=run_dir, out=tmp_path)
+        explain.run([tmp_path / "bare.npy"], checkpoint=run_dir, out=tmp_path)
     with pytest.raises(InputError, match=r"is of bags: --what is attention or contributions"):
-        explain.run(tmp_path / "bare.npy", checkpoint=run_dir, what="cam", out=tmp_path)
+        explain.run([tmp_path / "bare.npy"], checkpoint=run_dir, what="cam", out=tmp_path)
 
 
 def test_survival_runs_through_all_commands(slides, tmp_path):
@@ -268,6 +287,13 @@ def test_survival_runs_through_all_commands(slides, tmp_path):
     assert [name[:8] for name in cuts] == ["p_up to ", "p_later"]
     told = [(float(row["risk"]), float(row[cuts[0]])) for row in rows]
     assert max(told)[1] > min(told)[1]  # a higher risk is an earlier event
+    risks = {row["slide_id"]: float(row["risk"]) for row in rows}
+    for row in read_csv(run / "predictions.csv"):
+        assert (row["time"], row["event"]) == (
+            f"{int(row['slide_id'])}.0",
+            str(int((int(row["slide_id"]) - 1) % 4 > 0)),
+        )
+        assert float(row["risk"]) == pytest.approx(risks[row["slide_id"]], abs=2e-5)
     with pytest.raises(InputError, match=r"data.target must be 'class' for BagClassificationTask, got 'survival'"):
         train.run("bags", [*given, "--data.target=survival"], out=str(tmp_path / "runs"))
     assert sum(float(rows[0][name]) for name in cuts) == pytest.approx(1, abs=1e-5)

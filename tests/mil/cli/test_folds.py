@@ -31,6 +31,9 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     tested = [{r["file"] for r in read_csv(place / str(k) / "split.csv") if r["split"] == "test"} for k in (0, 1)]
     assert tested[0] | tested[1] == {f"{i + 1:03}" for i in range(16)}
     assert not tested[0] & tested[1]
+    held_out = read_csv(place / "predictions.csv")
+    assert sorted(row["slide_id"] for row in held_out) == [f"{i + 1:03}" for i in range(16)]
+    assert all(row["slide_id"] in tested[int(row["fold"])] for row in held_out)
     before = (place / "0" / "best.ckpt").stat().st_mtime_ns
     (place / "1" / "summary.json").unlink()  # as if it had been interrupted
     train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2, resume="last")
@@ -44,8 +47,8 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
     predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
     with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
-        explain.run(tmp_path / "bare.npy", checkpoint=place / "0", out=tmp_path)
-    explain.run(slides / "features" / "003.h5", checkpoint=place / "0", out=tmp_path)
+        explain.run([tmp_path / "bare.npy"], checkpoint=place / "0", out=tmp_path)
+    explain.run([slides / "features" / "003.h5"], checkpoint=place / "0", out=tmp_path)
     assert "weights of the pooling: sum over 11 patches 1" in capsys.readouterr().out  # it has no class token
 
 

@@ -12,6 +12,7 @@ from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.data import Bag, EmbeddedBagsDataModule, collate
 from softmaxfree.mil.tasks import BagClassificationTask
 from softmaxfree.mil.tasks.instances import instance_scores
+from softmaxfree.report.mistakes import list_mistakes
 
 SMALL = {"embed_dim": 16}
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -36,6 +37,16 @@ def test_the_absence_of_poison_is_learned_and_measured():
     assert {"test/auc", "test/kappa", "test/instance_auc"} <= set(tested)
     assert tested["test/auc"] < 0.1  # attention fails this test of Raff and Holt
     assert list(task.class_scores) == ["AUC", "precision", "recall", "F1"]
+    rows = task.prediction_rows(data)
+    assert [row["split"] for row in rows] == ["val"] * 20 + ["test"] * 20
+    assert [row["label"] for row in rows[20:]] == [data.class_names[int(bag.label)] for bag in data.bags["test"]]
+    mistakes = list_mistakes(task, data)
+    wrong = [row for row in rows if row["predicted"] != row["label"]]
+    assert (mistakes.looked_at, mistakes.wrong) == (40, len(wrong))
+    assert len(wrong) > 12
+    assert {item["split"] for item in mistakes.items} == {"test"}
+    surest = max(wrong, key=lambda row: row[f"p_{row['predicted']}"])
+    assert mistakes.items[0]["probability"] == pytest.approx(surest[f"p_{surest['predicted']}"], abs=1e-6)
 
 
 def bag(n, label=0, coords=True, dim=16, instances=False):
@@ -67,6 +78,13 @@ def test_a_step_of_half_precision_is_finite():
     loss.backward()
     assert loss.isfinite()
     assert all(weight.grad.isfinite().all() for weight in task.model.parameters())
+
+
+def test_a_name_of_another_library_is_told():
+    with pytest.raises(InputError, match=r"model.name: there is no 'abmil'; it is called gated_attention here"):
+        task_of("abmil")
+    with pytest.raises(InputError, match="bag model: there is no 'ABMIL'; it is called gated_attention here"):
+        create_bag_model("ABMIL", num_classes=2, in_dim=4)
 
 
 def test_class_weights_and_smoothing_are_those_of_the_loss():

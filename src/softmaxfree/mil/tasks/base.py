@@ -2,18 +2,19 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from softmaxfree.arguments import require, require_known, require_whole
+from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.checkpoints import read_transmil
 from softmaxfree.mil.data.bag import BagBatch
-from softmaxfree.mil.registry import bag_model_arguments
+from softmaxfree.mil.registry import bag_model_arguments, require_bag_model
+from softmaxfree.mil.tasks.scores import Kept, Predicted
 from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.models.parts import Parts
 from softmaxfree.tasks.memory import tells_memory
@@ -40,6 +41,14 @@ class AbstractBagTask(AbstractTask):
     """Kind of labels that it learns: "class" or "survival"."""
     size_scores: list[dict[str, Any]]
     """Scores by size of the bags, after a validation or a test; a row a size."""
+    predicted: dict[str, Predicted]
+    """Of the splits "val" and "test", once they were measured."""
+
+    def start(self) -> None:
+        """Read the weights to start from, as `AbstractTask.start`."""
+        super().start()
+        self.kept = Kept()
+        self.size_scores, self.predicted = [], {}
 
     @classmethod
     def shared_arguments(cls) -> set[str]:
@@ -65,7 +74,7 @@ class AbstractBagTask(AbstractTask):
         Raises:
             InputError: there is no such network or argument.
         """
-        require_known("model.name", name, list_bag_models())
+        require_bag_model("model.name", name)
         require_whole("model.in_dim", in_dim, 1)
         if self._init_from == "pretrained":
             raise InputError("model.init_from: there are no published weights of bag networks here; give a file")
@@ -142,6 +151,31 @@ class AbstractBagTask(AbstractTask):
     def probabilities(self, batch: BagBatch) -> Tensor:
         """Return what is predicted of bags: the probability of each class or bin of time, (B, num_classes)."""
         return self.probabilities_of(self(batch))
+
+    @abstractmethod
+    def label_cells(self, labels: Tensor, outputs: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return what a table of predictions tells of a bag's label, by its labels and outputs (num_classes,)."""
+
+    def prediction_rows(self, data: Any) -> list[dict[str, Any]]:
+        """Return what was predicted of each bag that validated and tested, and its label.
+
+        Args:
+            data: the data module that was measured.
+
+        Returns:
+            Rows of the split, the name of the bag, its number of patches, its label, the likeliest class and the
+            probability of each.
+        """
+        rows, names = [], list(data.class_names)
+        for split, found in self.predicted.items():
+            probabilities = self.probabilities_of(found.outputs).tolist()
+            of_bags = zip(found.outputs, found.labels, found.sizes.tolist(), found.numbers.tolist(), strict=True)
+            for each, (outputs, labels, size, number) in zip(probabilities, of_bags, strict=True):
+                name = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": size}
+                told = {"predicted": names[each.index(max(each))]}
+                told |= {f"p_{name}": round(p, 6) for name, p in zip(names, each, strict=True)}
+                rows.append({**name, **self.label_cells(labels, outputs, names), **told})
+        return rows
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Classification of bags."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +13,7 @@ from softmaxfree.arguments import require
 from softmaxfree.mil.data.bag import BagBatch
 from softmaxfree.mil.tasks.base import AbstractBagTask
 from softmaxfree.mil.tasks.instances import InstanceScores
-from softmaxfree.mil.tasks.scores import Kept, class_table, scores_of, size_table
+from softmaxfree.mil.tasks.scores import Predicted, class_table, scores_of, size_table
 from softmaxfree.tasks.remarks import one_class_for_all
 from softmaxfree.tasks.weights import weights_of
 
@@ -43,12 +44,12 @@ class BagClassificationTask(AbstractBagTask):
         "val/auc": ("macro AUC", 1, 4),
         "val/balanced_accuracy": ("balanced accuracy (%)", 100, 2),
         "val/kappa": ("kappa", 1, 4),
-        "val/instance_auc": ("AUC of instances", 1, 4),
+        "val/instance_auc": ("AUC of patches", 1, 4),
         "val/loss": ("validation loss", 1, 4),
         "test/auc": ("test macro AUC", 1, 4),
         "test/balanced_accuracy": ("test balanced accuracy (%)", 100, 2),
         "test/kappa": ("test kappa", 1, 4),
-        "test/instance_auc": ("test AUC of instances", 1, 4),
+        "test/instance_auc": ("test AUC of patches", 1, 4),
     }
     measured: ClassVar[tuple[str, ...]] = ("auc", "balanced_accuracy", "kappa")
     """Scores of a test."""
@@ -74,11 +75,9 @@ class BagClassificationTask(AbstractBagTask):
         self.start()
         self.register_buffer("class_weights", weights, persistent=False)
         self.val_loss = MeanMetric()
-        self.kept = Kept()
         self.confusion = MulticlassConfusionMatrix(num_classes)
         self.instances = InstanceScores()
         self._class_scores: dict[str, Tensor] = {}
-        self.size_scores = []
 
     @property
     def class_scores(self) -> dict[str, Tensor]:
@@ -102,16 +101,16 @@ class BagClassificationTask(AbstractBagTask):
         """Measure a batch of bags."""
         logits = self(batch)
         self.val_loss.update(F.cross_entropy(logits, batch.labels), weight=len(logits))
-        self.kept.update(logits, batch.labels, batch.sizes)
+        self.kept.update(logits, batch)
         self.confusion.update(logits, batch.labels)
         self.instances.update(self.model, batch)
         self.log("val/loss", self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
         """Score the bags together, each class, and bags by size; look whether one class is given to all."""
-        logits, labels, sizes = self._measure("val")
-        self._class_scores = class_table(logits, labels)
-        self.size_scores = size_table(logits, labels, sizes)
+        found = self._measure("val")
+        self._class_scores = class_table(found.outputs, found.labels)
+        self.size_scores = size_table(found.outputs, found.labels, found.sizes)
         unit = getattr(getattr(self._trainer, "datamodule", None), "unit", "bag")
         self.note(one_class_for_all(self.confusion.compute(), unit, self))
 
@@ -121,21 +120,26 @@ class BagClassificationTask(AbstractBagTask):
 
     def test_step(self, batch: BagBatch, batch_idx: int) -> None:
         """Measure a batch of bags."""
-        self.kept.update(self(batch), batch.labels, batch.sizes)
+        self.kept.update(self(batch), batch)
         self.instances.update(self.model, batch)
 
     def on_test_epoch_end(self) -> None:
         """Score the bags together, and by size."""
-        self.size_scores = size_table(*self._measure("test"))
+        found = self._measure("test")
+        self.size_scores = size_table(found.outputs, found.labels, found.sizes)
 
     def _forget(self) -> None:
         self.kept.reset()
         self.instances.reset()
 
-    def _measure(self, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        logits, labels, sizes = self.kept.compute()
-        scores = scores_of(logits, labels, self.hparams["kappa"])
+    def label_cells(self, labels: Tensor, outputs: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return the name of the true class."""
+        return {"label": class_names[int(labels)]}
+
+    def _measure(self, split: str) -> Predicted:
+        found = self.predicted[split] = self.kept.compute()
+        scores = scores_of(found.outputs, found.labels, self.hparams["kappa"])
         self.log_dict({f"{split}/{name}": scores[name].to(torch.float32) for name in self.measured})
         for name, value in self.instances.compute().items():
             self.log(f"{split}/{name}", value)
-        return logits, labels, sizes
+        return found

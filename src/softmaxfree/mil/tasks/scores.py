@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,34 +15,55 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["Kept", "class_table", "instance_auc", "macro_auc", "scores_of", "size_table"]
+from softmaxfree.mil.data.bag import BagBatch
+
+__all__ = ["Kept", "Predicted", "class_table", "instance_auc", "macro_auc", "scores_of", "size_table"]
 
 _GROUPS = 4  # of bags, by size, where there are more sizes
 _FEW_SIZES = 8
 
 
+class Predicted(NamedTuple):
+    """What was predicted of the bags of a split, in the order of the split.
+
+    Attributes:
+        outputs: `(B, C)` float32 logits.
+        labels: as in `BagBatch`.
+        sizes: `(B,)` int64.
+        numbers: `(B,)` int64, of the bags in their split.
+    """
+
+    outputs: Tensor
+    labels: Tensor
+    sizes: Tensor
+    numbers: Tensor
+
+
 class Kept(Metric):
-    """Keeps what was predicted of each bag, from all processes: outputs, labels and sizes."""
+    """Keeps what was predicted of each bag, from all processes."""
 
     full_state_update = False
     outputs: list[Tensor]
     labels: list[Tensor]
     sizes: list[Tensor]
+    numbers: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("outputs", "labels", "sizes"):
+        for name in Predicted._fields:
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, outputs: Tensor, labels: Tensor, sizes: Tensor) -> None:
-        """Keep a batch: outputs (B, C), labels as in `BagBatch`, sizes (B,)."""
+    def update(self, outputs: Tensor, batch: BagBatch) -> None:
+        """Keep a batch, of which the outputs are (B, C)."""
         self.outputs.append(outputs.detach().float())
-        self.labels.append(labels)
-        self.sizes.append(sizes)
+        self.labels.append(batch.labels)
+        self.sizes.append(batch.sizes)
+        self.numbers.append(batch.numbers)
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs, labels and sizes of all bags."""
-        return dim_zero_cat(self.outputs), dim_zero_cat(self.labels), dim_zero_cat(self.sizes)
+    def compute(self) -> Predicted:
+        """Return what was kept of all bags."""
+        order = dim_zero_cat(self.numbers).argsort(stable=True)
+        return Predicted(*(dim_zero_cat(getattr(self, name))[order] for name in Predicted._fields))
 
 
 def macro_auc(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Survival: the hazard in bins of time, by bags."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,6 @@ from torchmetrics import MeanMetric
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data.bag import BagBatch
 from softmaxfree.mil.tasks.base import AbstractBagTask
-from softmaxfree.mil.tasks.scores import Kept
 
 __all__ = ["BagSurvivalTask", "concordance", "hazard_loss", "risk_of"]
 
@@ -56,8 +56,6 @@ class BagSurvivalTask(AbstractBagTask):
         self.model: Any = self.make_model(name, num_classes, in_dim, model_args)
         self.start()
         self.val_loss = MeanMetric()
-        self.kept = Kept()
-        self.size_scores = []
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return `hazard_loss` of logits (B, num_classes) and labels (B, 3)."""
@@ -79,7 +77,7 @@ class BagSurvivalTask(AbstractBagTask):
         """Measure a batch of bags."""
         logits = self(batch)
         self.val_loss.update(hazard_loss(logits, batch.labels[:, 0].long(), batch.labels[:, 1]), weight=len(logits))
-        self.kept.update(logits, batch.labels, batch.sizes)
+        self.kept.update(logits, batch)
         self.log("val/loss", self.val_loss)
 
     def on_validation_epoch_end(self) -> None:
@@ -92,15 +90,19 @@ class BagSurvivalTask(AbstractBagTask):
 
     def test_step(self, batch: BagBatch, batch_idx: int) -> None:
         """Measure a batch of bags."""
-        self.kept.update(self(batch), batch.labels, batch.sizes)
+        self.kept.update(self(batch), batch)
 
     def on_test_epoch_end(self) -> None:
         """Compare the order of the risks with that of the times."""
         self._measure("test")
 
+    def label_cells(self, labels: Tensor, outputs: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+        """Return time, whether the event was seen, and the risk that is predicted."""
+        return {"time": float(labels[2]), "event": int(labels[1]), "risk": round(float(risk_of(outputs[None])), 6)}
+
     def _measure(self, split: str) -> None:
-        logits, labels, _ = self.kept.compute()
-        self.log(f"{split}/c_index", concordance(risk_of(logits), labels[:, 1].bool(), labels[:, 2]))
+        found = self.predicted[split] = self.kept.compute()
+        self.log(f"{split}/c_index", concordance(risk_of(found.outputs), found.labels[:, 1].bool(), found.labels[:, 2]))
 
 
 def hazard_loss(logits: Tensor, bins: Tensor, seen: Tensor, censored_weight: float = 1.0) -> Tensor:
