@@ -157,16 +157,16 @@ def _tell(place: Path, folds: int) -> None:
         lines.append([str(row["fold"]), *("" if v is None else f"{f * v:.{digits}f}" for v, (_, f, digits) in cells)])
     print_table(("fold", *(labels[name][0] for name in names)), lines)
     print(f"folds    {place / TABLE}")
-    if rows := list(_held_out(place, folds, "test" if tested else "val")):
-        write_csv(place / PREDICTIONS, rows)
+    if lacking := [str(fold) for fold in range(folds) if not (place / str(fold) / PREDICTIONS).is_file()]:
+        print(f"no table of all predictions: fold {', '.join(lacking)} has none, it is of an earlier version")
+    else:
+        write_csv(place / PREDICTIONS, list(_held_out(place, folds, "test" if tested else "val")))
         print(f"bags     {place / PREDICTIONS}")
     print(f"report   softmaxfree report {' '.join(str(place / str(fold)) for fold in range(folds))}")
 
 
 def _held_out(place: Path, folds: int, split: str) -> Iterator[dict[str, str]]:
-    """Rows of the bags that a fold did not train on; folds of an earlier version have none."""
+    """Rows of the bags that a fold did not train on."""
     for fold in range(folds):
-        path = place / str(fold) / PREDICTIONS
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                yield from ({"fold": str(fold), **row} for row in csv.DictReader(file) if row["split"] == split)
+        with (place / str(fold) / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+            yield from ({"fold": str(fold), **row} for row in csv.DictReader(file) if row["split"] == split)

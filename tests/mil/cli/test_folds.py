@@ -40,6 +40,7 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert (place / "0" / "best.ckpt").stat().st_mtime_ns == before
     assert read_csv(place / "folds.csv") == rows
     assert "fold 0 of 2 is finished" in capsys.readouterr().out
+    assert read_csv(place / "predictions.csv") == held_out
     page = compare([place / "0", place / "1"], tmp_path / "both.html")
     text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
     assert "on its own validation slides" in text
