@@ -1,5 +1,6 @@
 """`softmaxfree explain` of bags: what the network looks at in slides, over their patches."""
 
+import errno
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from softmaxfree.cli.explain_inputs import find_target
 from softmaxfree.cli.explain_outputs import Outputs
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import require_free
-from softmaxfree.cli.predict_bags import find_bags, is_table, load_bags, open_slide, output_of, write_bags
+from softmaxfree.cli.predict_bags import bag_row, find_bags, is_table, load_bags, open_slide, output_of, write_bags
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS, find_images, read_image
 
@@ -96,7 +97,7 @@ def explain_slides(
     task.to(device)
     table = None if _is_one(given) else out / _TABLE
     if table is not None:
-        require_free([table], given, is_table)
+        require_free([table], [files.features for files in slides], is_table)
     done: list[dict[str, Any]] = []
     for files in slides:
         opened = None
@@ -106,22 +107,27 @@ def explain_slides(
             scores, numbers, line = _scores(files, opened, task, record, checkpoint, what, layer, head, target)
             with _left_out(files, table is not None):
                 _write(files, opened, scores, numbers, line, scaling, top)
-                done.append(numbers)
+                names = list(numbers["probabilities"])
+                patches = len(opened.places)
+                done.append(bag_row(files.name, files.features, patches, opened.output, task, names))
     if not done:
         raise InputError(f"none of the {len(slides)} slides can be explained")
     if skipped := len(slides) - len(done):
         print(f"{skipped} of {len(slides)} slides skipped", file=sys.stderr)
     if table is not None:
-        about = {"file": "image", "patches": "patches", "predicted": "predicted", "probabilities": "probabilities"}
-        rows = [{"slide_id": one["slide"], **{key: one[of] for key, of in about.items()}} for one in done]
-        write_bags(rows, "csv", table)
+        write_bags(done, "csv", table)
 
 
 @contextmanager
 def _left_out(files: _Files, goes_on: bool) -> Iterator[None]:
     """Names a slide with which something is wrong; where there are no others it stops the command."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise InputError(f"slide {files.name}: the name is too long for its files: {error}") from error
     except InputError as error:
         if not goes_on:
             raise
@@ -153,6 +159,8 @@ def _files(
                 raise InputError(f"--thumbnail: two pictures of {name}: {first} and {picture}")
     elif thumbnail is not None and not _is_one(given):
         raise InputError(f"--thumbnail must be a folder for several slides, with pictures of their names: {thumbnail}")
+    if among := [path for path in given if path.is_dir() and path.resolve() == out.resolve()]:
+        raise InputError(f"--out: {out} is a folder of slides, {among[0]}, among which the maps would be slides too")
     slides, blank = [], []
     for name, path, beside in find_bags(given, coords):
         below = pictures.get(name) if folder else thumbnail

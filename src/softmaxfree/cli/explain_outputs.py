@@ -2,6 +2,7 @@
 
 import json
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Outputs:
 
     def __init__(self, folder: Path, image: Path, what: str, inputs: list[Any], target: str | None = None) -> None:
         self.image, self.what = image, what
-        name = what if target is None else f"{what}_{re.sub(r'[^0-9A-Za-z._-]+', '_', target)}"
+        name = what if target is None else f"{what}_{_in_a_name(target)}"
         self.picture, self.numbers = (folder / f"{image.stem}_{name}.{kind}" for kind in ("png", "json"))
         require_free([self.picture, self.numbers], inputs, _is_ours)
 
@@ -65,6 +66,12 @@ class Outputs:
             text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
             part.write_text(text, encoding="utf-8", errors="backslashreplace")
         print(f"{line}\n{self.picture}, {self.numbers}")
+
+
+def _in_a_name(target: str) -> str:
+    """The target as a part of the name of a file, another one for each target."""
+    kept = re.sub(r"[^\w.+-]+", "_", target)
+    return kept if kept == target else f"{kept}-{zlib.crc32(target.encode()):08x}"
 
 
 def attention(

@@ -66,6 +66,10 @@ def train_folds(
                 checkpoint if checkpoint.exists() else None,
                 run_dir,
             )
+            if not (run_dir / _FINISHED).is_file():
+                raise InputError(
+                    f"fold {fold} left no scores in {run_dir}: --folds is of whole runs, without trainer.fast_dev_run"
+                )
         finally:
             if not (run_dir / "config.yaml").is_file():  # it did not begin
                 shutil.rmtree(run_dir, ignore_errors=True)
@@ -92,10 +96,15 @@ def _keys(recipe: str, overrides: Sequence[str], folds: int) -> list[str]:
         raise InputError(
             f"--folds: data.split must be a folder with a file for each fold, such as splits_0.csv; got {split}"
         )
-    from softmaxfree.mil.data.splits import find_split
+    from softmaxfree.mil.data.splits import find_split, read_split
 
-    for fold in range(folds):
-        find_split(str(split), fold)
+    files = [find_split(str(split), fold) for fold in range(folds)]
+    tested = ["test" in read_split(file)[0].values() for file in files]
+    if len(set(tested)) > 1:
+        raise InputError(
+            f"--folds: {files[tested.index(True)]} has slides to test and {files[tested.index(False)]} has none: one "
+            f"table is of tests in all folds, or in none"
+        )
     return []
 
 
@@ -158,7 +167,7 @@ def _tell(place: Path, folds: int) -> None:
     print_table(("fold", *(labels[name][0] for name in names)), lines)
     print(f"folds    {place / TABLE}")
     if lacking := [str(fold) for fold in range(folds) if not (place / str(fold) / PREDICTIONS).is_file()]:
-        print(f"no table of all predictions: fold {', '.join(lacking)} has none, it is of an earlier version")
+        print(f"no table of all predictions: fold {', '.join(lacking)} has none")
     else:
         write_csv(place / PREDICTIONS, list(_held_out(place, folds, "test" if tested else "val")))
         print(f"bags     {place / PREDICTIONS}")

@@ -14,7 +14,7 @@ from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.table import write_results
 from softmaxfree.errors import InputError
 
-__all__ = ["find_bags", "is_table", "load_bags", "open_slide", "output_of", "predict_bags", "write_bags"]
+__all__ = ["bag_row", "find_bags", "is_table", "load_bags", "open_slide", "output_of", "predict_bags", "write_bags"]
 
 _HEAD = ("slide_id", "file", "patches", "predicted")
 
@@ -164,6 +164,31 @@ def write_bags(rows: list[dict[str, Any]], format: str, out: str | Path | None) 
     write_results(rows, format, out, _table, _csv)
 
 
+def bag_row(
+    name: str, path: Path, patches: int, output: torch.Tensor, task: Any, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return what is told of a slide.
+
+    Args:
+        name: of the slide.
+        path: of its features.
+        patches: how many it has.
+        output: `(1, classes)`, of the network.
+        task: of it.
+        names: of the classes.
+
+    Returns:
+        A row as `write_bags` takes it; of survival with the risk.
+    """
+    from softmaxfree.mil.tasks.survival import risk_of
+
+    values = task.probabilities_of(output)[0].tolist()
+    likeliest = max(range(len(values)), key=values.__getitem__)
+    told = dict(zip(_HEAD, (name, str(path), patches, names[likeliest]), strict=True))
+    risk = {"risk": float(risk_of(output))} if task.target == "survival" else {}
+    return {**told, **risk, "probabilities": dict(zip(names, values, strict=True))}
+
+
 def is_table(path: Path) -> bool:
     """Whether a file begins as one of the three formats does."""
     with path.open("rb") as file:
@@ -174,8 +199,6 @@ def is_table(path: Path) -> bool:
 def _rows(
     slides: Sequence[Any], task: Any, record: Any, names: Sequence[str], on_error: str
 ) -> Iterator[dict[str, Any]]:
-    from softmaxfree.mil.tasks.survival import risk_of
-
     for name, path, coords in tqdm(slides, unit="slide", disable=None if len(slides) > 1 else True, leave=False):
         try:
             slide, batch = open_slide(name, path, coords, task, record)
@@ -183,12 +206,7 @@ def _rows(
         except InputError as error:
             skip_or_fail(path, error, on_error, "slide")
             continue
-        values = task.probabilities_of(logits)[0].tolist()
-        likeliest = max(range(len(values)), key=values.__getitem__)
-        probabilities = dict(zip(names, values, strict=True))
-        told = (name, str(path), slide.features.shape[0], names[likeliest])
-        risk = {"risk": float(risk_of(logits.cpu()))} if task.target == "survival" else {}
-        yield {**dict(zip(_HEAD, told, strict=True)), **risk, "probabilities": probabilities}
+        yield bag_row(name, path, slide.features.shape[0], logits, task, names)
 
 
 def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -126,7 +126,7 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     epochs = job.trainer["max_epochs"]
     finished = done is not None and epochs is not None and done >= epochs >= 0
     if done is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        more = f"is of epoch {done} of {epochs}: a larger trainer.max_epochs would go on"
+        more = f"is of epoch {done} of {epochs}: what is left is measured; a larger trainer.max_epochs would go on"
         print(f"resume    {checkpoint}{f' {more}' if finished else f', from epoch {done + 1} on'}", flush=True)
     if finished and (run_dir / "config.yaml").is_file():
         require_same(run_dir, job.config)
@@ -284,7 +284,7 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
         measured = trainer.validate(job.task, datamodule=job.data, **arguments)
         metrics.update(measured[0])
         if getattr(job.data, "tests", False):
-            metrics.update(trainer.test(job.task, datamodule=job.data, **arguments)[0])
+            metrics.update(*trainer.test(job.task, datamodule=job.data, **arguments))
     classifier = isinstance(job.task, ClassificationTask)
     if validates and hasattr(job.task, "confusion"):
         job.task.confusion.compute()  # by all processes together; the result is kept for the report
@@ -326,4 +326,5 @@ def _finish(job: Job, trainer: Trainer, run_dir: Path, epochs: list[dict], secon
     print(f"run      {run_dir}")
     print(f"report   {page}")
     what = "IMAGES" if job.task.of_timm else "FEATURES"
-    print(f"predict  softmaxfree predict {what} --checkpoint {shlex.quote(str(run_dir))}")
+    if job.task.of_timm or hasattr(job.data, "features"):  # embedded bags lie in no files
+        print(f"predict  softmaxfree predict {what} --checkpoint {shlex.quote(str(run_dir))}")

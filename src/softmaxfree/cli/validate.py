@@ -69,7 +69,7 @@ def run(
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
     metrics = dict(trainer.validate(job.task, datamodule=job.data, verbose=False)[0])
     if getattr(job.data, "tests", False):
-        metrics |= trainer.test(job.task, datamodule=job.data, verbose=False)[0]
+        metrics.update(*trainer.test(job.task, datamodule=job.data, verbose=False))
     if trainer.is_global_zero:
         print_table((checkpoint, "value"), summary_rows(job.task, metrics))
         if scores := job.task.class_scores:

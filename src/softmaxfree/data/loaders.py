@@ -112,6 +112,8 @@ def eval_loader(
     """
     world_size, rank = _processes(trainer)
     split = world_size > 1 and not isinstance(dataset, IterableDataset)
+    if split and len(dataset) < world_size:  # type: ignore[arg-type]
+        raise InputError(f"{len(dataset)} to measure are too few for {world_size} processes: each needs one")  # type: ignore[arg-type]
     # The usual sampler repeats images to fill the last batches, which would count them twice.
     sampler = UnrepeatedDistributedSampler(dataset, world_size, rank, shuffle=False) if split else None
     return DataLoader(

@@ -14,6 +14,7 @@ from softmaxfree.arguments import require, require_number
 from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.errors import InputError
 from softmaxfree.mil.maps import TopPatch
+from softmaxfree.printing import printable
 
 __all__ = ["draw_heatmap", "rank_scaled", "rasterised", "write_heatmap", "write_scores", "write_top_patches"]
 
@@ -127,7 +128,7 @@ def draw_heatmap(
     )
     panel.set(xticks=[], yticks=[], xlim=(0, size[0]), ylim=(size[1], 0))
     if title:
-        panel.set_title(title, fontsize=10)
+        panel.set_title(printable(title), fontsize=10, parse_math=False)
     panel.spines[:].set(visible=True, color="0.8")
     label = "score"
     if scaling == "rank":
@@ -199,7 +200,7 @@ def write_top_patches(path: str | Path, patches: Sequence[TopPatch]) -> None:
     """
     rows: list[dict[str, Any]] = []
     for rank, patch in enumerate(patches, 1):
-        place = {} if patch.place is None else {"x": f"{patch.place[0]:g}", "y": f"{patch.place[1]:g}"}
+        place = {} if patch.place is None else {"x": f"{patch.place[0]:.15g}", "y": f"{patch.place[1]:.15g}"}
         rows.append({"rank": rank, "patch": patch.number, "score": f"{patch.score:.6g}", **place})
     write_csv(path, rows)
 

@@ -99,7 +99,7 @@ def list_mistakes(task: Any, data: Any) -> Mistakes:
     for split, kept in task.predicted.items():
         probabilities = task.probabilities_of(kept.outputs)
         highest, likeliest = (values.tolist() for values in probabilities.max(1))
-        labels, numbers, sizes = kept.labels.tolist(), kept.numbers.tolist(), kept.sizes.tolist()
+        labels, numbers, sizes = kept.labels.tolist(), kept.numbers.tolist(), kept.lengths.tolist()
         found.looked_at += len(labels)
         for i, label in enumerate(labels):
             if likeliest[i] != label:

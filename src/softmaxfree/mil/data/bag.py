@@ -15,7 +15,7 @@ class Bag(NamedTuple):
 
     Attributes:
         features: `(N, D)` float, in the precision of the file.
-        label: `()` int64 class; of survival `(3,)` float32: bin, whether the event was seen, time.
+        label: `()` int64 class; of survival `(3,)` float64: bin, whether the event was seen, time.
         coords: `(N, 2)` float64, level-0 pixels (x, y); None where they are not known.
         step: distance of neighbours in these pixels; None where it is not known.
         instances: `(N,)` int64 labels of the instances, -1 where one is not known; None where none is.
@@ -40,7 +40,7 @@ class BagBatch(NamedTuple):
         mask: `(B, N)` bool, True for an instance; None where no bag is padded.
         coords: `(B, N, 2)` float64; None unless all bags have them.
         step: `(B,)` float64; None unless all bags have it.
-        labels: `(B,)` int64 or `(B, 3)` float32.
+        labels: `(B,)` int64 or `(B, 3)` float64.
         instances: `(B, N)` int64, -1 in the padding; None unless all bags have them.
         sizes: `(B,)` int64.
         numbers: `(B,)` int64.

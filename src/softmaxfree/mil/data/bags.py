@@ -237,7 +237,9 @@ class BagsDataModule(AbstractBagsDataModule):
             self._cannot_choose("no slide to validate has an event before the time of another one")
         bins = {name: sum(time > cut for cut in self.cuts) for name, (time, _) in told.items()}
         self.class_counts = tuple(Counter(bins[name] for name in trained)[i] for i in range(self.num_classes))
-        return {name: torch.tensor([bins[name], event, time]) for name, (time, event) in told.items()}
+        return {
+            name: torch.tensor([bins[name], event, time], dtype=torch.float64) for name, (time, event) in told.items()
+        }
 
     def _cannot_choose(self, why: str) -> None:
         """Refuse slides by which no score is measured, so that the first epoch would count as the best."""

@@ -169,9 +169,9 @@ class AbstractBagTask(AbstractTask):
         rows, names = [], list(data.class_names)
         for split, found in self.predicted.items():
             probabilities = self.probabilities_of(found.outputs).tolist()
-            of_bags = zip(found.outputs, found.labels, found.sizes.tolist(), found.numbers.tolist(), strict=True)
-            for each, (outputs, labels, size, number) in zip(probabilities, of_bags, strict=True):
-                name = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": size}
+            of_bags = zip(found.outputs, found.labels, found.lengths.tolist(), found.numbers.tolist(), strict=True)
+            for each, (outputs, labels, length, number) in zip(probabilities, of_bags, strict=True):
+                name = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": length}
                 told = {"predicted": names[each.index(max(each))]}
                 told |= {f"p_{name}": round(p, 6) for name, p in zip(names, each, strict=True)}
                 rows.append({**name, **self.label_cells(labels, outputs, names), **told})

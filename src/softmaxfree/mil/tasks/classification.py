@@ -28,7 +28,7 @@ class BagClassificationTask(AbstractBagTask):
     Where the data has a test split, it is measured after the training, with the weights that validated best.
 
     Args:
-        name: Name of the network: one of `softmaxfree.mil.list_bag_models`.
+        name: Name of the network: bag_encoder, transmil, gated_attention, instance_max, mean or max.
         num_classes: Number of classes in the data.
         in_dim: Number of features of a patch.
         model_args: Further arguments of the network, such as `embed_dim`; null for none.
@@ -137,7 +137,7 @@ class BagClassificationTask(AbstractBagTask):
         return {"label": class_names[int(labels)]}
 
     def _measure(self, split: str) -> Predicted:
-        found = self.predicted[split] = self.kept.compute()
+        found = self.predicted[split] = self.kept.predicted()
         scores = scores_of(found.outputs, found.labels, self.hparams["kappa"])
         self.log_dict({f"{split}/{name}": scores[name].to(torch.float32) for name in self.measured})
         for name, value in self.instances.compute().items():

@@ -29,13 +29,15 @@ class Predicted(NamedTuple):
     Attributes:
         outputs: `(B, C)` float32 logits.
         labels: as in `BagBatch`.
-        sizes: `(B,)` int64.
+        sizes: `(B,)` int64, by which the report sorts bags.
+        lengths: `(B,)` int64, numbers of patches.
         numbers: `(B,)` int64, of the bags in their split.
     """
 
     outputs: Tensor
     labels: Tensor
     sizes: Tensor
+    lengths: Tensor
     numbers: Tensor
 
 
@@ -46,6 +48,7 @@ class Kept(Metric):
     outputs: list[Tensor]
     labels: list[Tensor]
     sizes: list[Tensor]
+    lengths: list[Tensor]
     numbers: list[Tensor]
 
     def __init__(self) -> None:
@@ -58,12 +61,18 @@ class Kept(Metric):
         self.outputs.append(outputs.detach().float())
         self.labels.append(batch.labels)
         self.sizes.append(batch.sizes)
+        bags, longest = batch.features.shape[:2]
+        self.lengths.append(batch.sizes.new_full((bags,), longest) if batch.mask is None else batch.mask.sum(1))
         self.numbers.append(batch.numbers)
 
     def compute(self) -> Predicted:
         """Return what was kept of all bags."""
         order = dim_zero_cat(self.numbers).argsort(stable=True)
         return Predicted(*(dim_zero_cat(getattr(self, name))[order] for name in Predicted._fields))
+
+    def predicted(self) -> Predicted:
+        """Return `compute()`, also of one bag, whose dimension torchmetrics takes away."""
+        return Predicted(*map(torch.atleast_1d, self.compute()))
 
 
 def macro_auc(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class BagSurvivalTask(AbstractBagTask):
     none before.
 
     Args:
-        name: Name of the network: one of `softmaxfree.mil.list_bag_models`.
+        name: Name of the network: bag_encoder, transmil, gated_attention, instance_max, mean or max.
         num_classes: Number of bins of time, those of the data.
         in_dim: Number of features of a patch.
         model_args: Further arguments of the network, such as `embed_dim`; null for none.
@@ -101,7 +101,7 @@ class BagSurvivalTask(AbstractBagTask):
         return {"time": float(labels[2]), "event": int(labels[1]), "risk": round(float(risk_of(outputs[None])), 6)}
 
     def _measure(self, split: str) -> None:
-        found = self.predicted[split] = self.kept.compute()
+        found = self.predicted[split] = self.kept.predicted()
         self.log(f"{split}/c_index", concordance(risk_of(found.outputs), found.labels[:, 1].bool(), found.labels[:, 2]))
 
 
