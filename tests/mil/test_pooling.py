@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softmaxfree.errors import InputError
-from softmaxfree.mil import create_bag_model, list_bag_models
+from softmaxfree.mil import create_bag_model, list_bag_models, maps
 from tests.mil.golden import MAX_BAG_EFFECT, shaken
 
 POOLING = ["mean", "max", "instance_max", "gated_attention"]
@@ -138,3 +138,15 @@ def test_bad_arguments_are_named():
         create_bag_model("mean", num_classes=2, in_dim=3, embed="conv")
     with pytest.raises(InputError, match="num_classes must be 1 or more, got 0"):
         create_bag_model("max", num_classes=0, in_dim=3)
+
+
+def test_equal_greatest_values_share_a_channel_whatever_their_order():
+    torch.manual_seed(0)
+    net = create_bag_model("max", num_classes=2, in_dim=6, embed_dim=64).eval()
+    x = torch.randn(1, 5, 6)
+    with torch.no_grad():
+        weights = maps.attention(net, x)
+        turned = maps.attention(net, x.flip(1))
+        dead = (net.embed(x)[0] == 0).all(0)
+    assert dead.any()  # of ReLU: such a channel is no patch's own
+    torch.testing.assert_close(weights, turned.flip(0))

@@ -36,7 +36,7 @@ def test_one_class_for_all_is_kept_for_the_end(caplog):
     assert remarks(caplog) == []  # the command tells it last
     assert module.remark.startswith(
         "every image of the validation is given one class, 'south', which 25.0 % of them are: "
-        "try more epochs (trainer.max_epochs is 3), a lower model.lr (it is 0)"
+        "try more epochs (trainer.max_epochs is 3), another model.lr (it is 0)"
     )
 
 

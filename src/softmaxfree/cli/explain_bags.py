@@ -104,12 +104,11 @@ def explain_slides(
         with _left_out(files, table is not None):
             opened = _open(files, task, record)
         if opened is not None:
-            scores, numbers, line = _scores(files, opened, task, record, checkpoint, what, layer, head, target)
+            row = bag_row(files.name, files.features, len(opened.places), opened.output, task, _names(record, opened))
+            scores, numbers, line = _scores(files, opened, row, task, checkpoint, what, layer, head, target)
             with _left_out(files, table is not None):
                 _write(files, opened, scores, numbers, line, scaling, top)
-                names = list(numbers["probabilities"])
-                patches = len(opened.places)
-                done.append(bag_row(files.name, files.features, patches, opened.output, task, names))
+                done.append(row)
     if not done:
         raise InputError(f"none of the {len(slides)} slides can be explained")
     if skipped := len(slides) - len(done):
@@ -122,14 +121,10 @@ def explain_slides(
 def _left_out(files: _Files, goes_on: bool) -> Iterator[None]:
     """Names a slide with which something is wrong; where there are no others it stops the command."""
     try:
-        try:
-            yield
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            raise InputError(f"slide {files.name}: the name is too long for its files: {error}") from error
-    except InputError as error:
-        if not goes_on:
+        yield
+    except (InputError, OSError) as error:
+        of_slide = isinstance(error, InputError) or error.errno == errno.ENAMETOOLONG  # not so a full disk
+        if not goes_on or not of_slide:
             raise
         skip_or_fail(files.features, error, "skip", "slide")
 
@@ -196,11 +191,15 @@ def _open(files: _Files, task: Any, record: Any) -> _Opened:
     return _Opened(batch, output, places, step, _drawn(attributes, step, files.thumbnail), attributes)
 
 
+def _names(record: Any, opened: _Opened) -> list[str]:
+    return list(record.class_names) or [str(i) for i in range(opened.output.shape[1])]
+
+
 def _scores(
     files: _Files,
     opened: _Opened,
+    row: dict[str, Any],
     task: Any,
-    record: Any,
     checkpoint: str,
     what: str,
     layer: int,
@@ -212,27 +211,25 @@ def _scores(
     from softmaxfree.mil.pooling import AbstractPooling
 
     batch = opened.batch
-    logits, probabilities = opened.output[0], task.probabilities_of(opened.output)[0]
-    names = record.class_names or [str(i) for i in range(len(logits))]
+    logits, probabilities, names = opened.output[0], row["probabilities"], list(row["probabilities"])
     numbers: dict[str, Any] = {
         "image": str(files.features),
         "slide": files.name,
         "patches": len(opened.places),
         "checkpoint": checkpoint,
-        "predicted": names[int(probabilities.argmax())],
+        "predicted": row["predicted"],
         "logits": logits.tolist(),
-        "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+        "probabilities": probabilities,
     }
     given: dict[str, Any] = {} if batch.coords is None else {"step": opened.step}
     token = not isinstance(task.model, AbstractPooling)
-    likeliest = int(probabilities.argmax())
     if what == "attention":
         whose = "attention of the class token" if token else "weights of the pooling"
         scores = maps.attention(task.model, batch.features, batch.coords, layer=layer, head=head, **given).cpu()
         line = f"{whose}: sum over {len(scores):,} patches {float(scores.sum()):.4g}"
     else:
         asked = find_target(target, names)
-        number = likeliest if asked is None else asked
+        number = names.index(row["predicted"]) if asked is None else asked
         require(0 <= number < len(names), "--target", number, f"0 to {len(names) - 1}")
         parts = maps.contributions(task.model, batch.features, batch.coords, **given)
         scores = parts.patches[number].cpu()
@@ -242,7 +239,7 @@ def _scores(
         parts_told = rest if token else {"base": rest["base"]}
         told = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in parts_told.items())
         line = f"logit of {names[number]} {float(logits[number]):.4g}: patches {float(scores.sum()):.4g}, {told}"
-    return scores, numbers, f"{files.name}: {names[likeliest]} {float(probabilities[likeliest]):.1%}\n{line}"
+    return scores, numbers, f"{files.name}: {row['predicted']} {probabilities[row['predicted']]:.1%}\n{line}"
 
 
 def _write(

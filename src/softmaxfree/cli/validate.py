@@ -76,7 +76,8 @@ def run(
             names = job.data.class_names or [str(i) for i in range(job.task.hparams["num_classes"])]
             lines = zip(names, *(_percent(values) for values in scores.values()), strict=True)
             print()
-            print_table(("class", *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
+            of = "class of the validation" if getattr(job.data, "tests", False) else "class"
+            print_table((of, *(f"{label} (%)" for label in scores)), [list(line) for line in lines])
     return metrics
 
 

@@ -98,8 +98,10 @@ class MaxPooling(AbstractPooling):
     """The greatest value of each channel of the embedded patches. Arguments: see `AbstractPooling`."""
 
     def weights(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns 1 for the patch that has a channel's greatest value, `(B, N, E)`."""
-        return _one_hot(_valid_only(h, mask).argmax(1, keepdim=True), h)
+        """Returns 1 for the patch that has a channel's greatest value, `(B, N, E)`; equal ones share it."""
+        valid = _valid_only(h, mask)
+        greatest = (valid == valid.amax(1, keepdim=True)).to(compute_dtype(h.dtype))
+        return greatest / greatest.sum(1, keepdim=True)
 
     def pool(self, h: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the logits `(B, classes)` of embedded patches `(B, N, E)`."""

@@ -61,7 +61,7 @@ def _more_epochs(task: "AbstractTask") -> str:
 
 def _rates(task: "AbstractTask") -> str:
     lr, warmup = task.hparams["lr"], task.hparams["warmup_epochs"]
-    return f"a lower model.lr (it is {lr:g}), a longer warm-up (model.warmup_epochs is {warmup:g})"
+    return f"another model.lr (it is {lr:g}), a longer warm-up (model.warmup_epochs is {warmup:g})"
 
 
 def _name(task: "AbstractTask", number: int) -> str:

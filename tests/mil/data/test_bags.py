@@ -220,7 +220,7 @@ def test_a_bad_bag_stops_with_its_name_also_in_a_worker(slides, tmp_path):
     with h5py.File(folder / "features" / "002.h5", "a") as file:
         file["features"][3, 1] = np.nan
     data = module(folder, num_workers=1, split="all")
-    with pytest.raises(InputError, match=r"slide 002: features in .*002.h5 are NaN or infinite in 1 patches"):
+    with pytest.raises(InputError, match=r"slide 002: features in .*002.h5 are NaN or infinite in 1 of "):
         list(data.val_dataloader())
 
 

@@ -226,5 +226,6 @@ def _finite(features: Tensor, slide: Slide) -> Tensor:
         features = features.float()
     if not torch.stack(features.aminmax()).isfinite().all():
         bad = (~features.isfinite().all(1)).nonzero().flatten()
-        raise InputError(f"{where} are NaN or infinite in {len(bad)} patches, the first is {int(bad[0])}")
+        which = f"{len(bad)} of {len(features)} patches, first in number {int(bad[0])} from 0"
+        raise InputError(f"{where} are NaN or infinite in {which}")
     return features
