@@ -179,7 +179,10 @@ def test_a_resumed_run_tells_where_it_goes_on_and_of_other_data(photos, finished
     with pytest.raises(InputError, match=r"--resume goes on with the weights of its run: --init-from is for a new one"):
         train.run("classification", (), resume=str(run), init_from=str(run))
     train.run("classification", (), resume=str(run))  # its folder
-    assert "last.ckpt is of epoch 2 of 2: a larger trainer.max_epochs would go on" in capsys.readouterr().out
+    assert (
+        "last.ckpt is of epoch 2 of 2: what is left is measured; a larger trainer.max_epochs would go on"
+        in capsys.readouterr().out
+    )
     other = shutil.copytree(photos, tmp_path / "other")
     train.run("classification", [f"--data.root={other}", "--trainer.max_epochs=3"], resume=str(run))
     out = capsys.readouterr().out

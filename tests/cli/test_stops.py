@@ -15,6 +15,7 @@ MODULE = [sys.executable, "-m", "softmaxfree"]
 SCRIPT = [sys.executable, "-c", "import sys; from softmaxfree_cli import main; sys.exit(main())"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "softmaxfree"]
 
+BATCHES = 20  # of an epoch
 SIGNALS = [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
 
 
@@ -46,7 +47,7 @@ def stop(command, number, line, stream="stdout", group=False):
 
 
 def train(out, start=MODULE, **changes):
-    long = {"trainer__max_epochs": 50, "trainer__limit_train_batches": 60, **changes}
+    long = {"trainer__max_epochs": 50, "trainer__limit_train_batches": BATCHES, **changes}
     return [*start, "train", "digits", "--out", str(out), *overrides(**long)]
 
 
@@ -69,7 +70,7 @@ def test_while_it_trains(number, word, workers, group, start, tmp_path):
     assert err == f"softmaxfree train: {word}; --resume last goes on from {last}\n"
     assert code == 128 + number
     checkpoint = torch.load(last, weights_only=True)
-    assert checkpoint["global_step"] == 60 * (checkpoint["epoch"] + 1)  # of whole epochs
+    assert checkpoint["global_step"] == BATCHES * (checkpoint["epoch"] + 1)  # of whole epochs
     assert not [path for path in last.parent.iterdir() if path.name.startswith(".")]
 
 

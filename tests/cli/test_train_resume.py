@@ -16,7 +16,7 @@ CHANGES = {
     "model__cutmix": 0.5,
     "model__ema_decay": 0.9,
     "trainer__max_epochs": 4,
-    "trainer__limit_train_batches": 30,
+    "trainer__limit_train_batches": 12,
 }
 
 

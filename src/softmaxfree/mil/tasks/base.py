@@ -171,10 +171,10 @@ class AbstractBagTask(AbstractTask):
             probabilities = self.probabilities_of(found.outputs).tolist()
             of_bags = zip(found.outputs, found.labels, found.lengths.tolist(), found.numbers.tolist(), strict=True)
             for each, (outputs, labels, length, number) in zip(probabilities, of_bags, strict=True):
-                name = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": length}
+                of_bag = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": length}
                 told = {"predicted": names[each.index(max(each))]}
                 told |= {f"p_{name}": round(p, 6) for name, p in zip(names, each, strict=True)}
-                rows.append({**name, **self.label_cells(labels, outputs, names), **told})
+                rows.append({**of_bag, **self.label_cells(labels, outputs, names), **told})
         return rows
 
     @abstractmethod
