@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
+from timm.optim import muon
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,8 +14,11 @@ from softmaxfree.cli.checkpoint import load_classifier
 from softmaxfree.cli.predict_classes import predict_classes
 from softmaxfree.errors import InputError
 from softmaxfree.ops import stablemax_logits
+from softmaxfree.tasks import optimization
 from softmaxfree.tasks.optimization import check_optimizer, create_optimizer
 from tests.tasks.test_classification import fit, task
+
+ORTHOGONALIZE = muon.zeropower_via_newtonschulz
 
 
 def network():
@@ -114,3 +118,39 @@ def test_predictions_have_the_probabilities_of_the_loss(tmp_path):
             logits = classifier.model(x[None])[0]
         expected = stablemax_logits(logits) if loss == "stablemax" else logits
         torch.testing.assert_close(told, expected.softmax(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("opt", ["muon", "adamuon", "lookahead_muon"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_muon_computes_in_float32_where_bfloat16_is_emulated(opt, fast, monkeypatch):
+    used = []
+
+    def orthogonalize(*args, dtype=torch.bfloat16, **more):
+        used.append(dtype)
+        return ORTHOGONALIZE(*args, dtype=dtype, **more)
+
+    monkeypatch.setattr(optimization, "_ORTHOGONALIZE", orthogonalize)
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", orthogonalize)
+    monkeypatch.setattr(optimization, "has_fast_bfloat16", lambda device: fast)
+    model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 4))
+    optimizer = create_optimizer(model, opt, 0.1, {})
+    for _ in range(2):
+        model(torch.randn(5, 12)).square().sum().backward()
+        optimizer.step()
+    assert set(used) == {torch.bfloat16 if fast else torch.float32}
+    assert muon.zeropower_via_newtonschulz is orthogonalize  # others find it as it was
+
+
+def test_a_step_of_muon_in_float32_is_that_of_bfloat16(monkeypatch):
+    updates = []
+    for fast in (True, False):
+        monkeypatch.setattr(optimization, "has_fast_bfloat16", lambda device, fast=fast: fast)
+        torch.manual_seed(0)
+        model = nn.Linear(24, 16, bias=False)
+        before = model.weight.detach().clone()
+        model(torch.randn(256, 24)).square().sum().backward()  # of full rank: else bfloat16 magnifies its own error
+        create_optimizer(model, "muon", 0.1, {"weight_decay": 0.0}).step()
+        updates.append(model.weight.detach() - before)
+    low, full = updates
+    assert not torch.equal(low, full)
+    assert (low - full).norm() < 0.02 * full.norm()

@@ -1,17 +1,20 @@
 """Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
-from timm.optim import OptimInfo, OptimizerRegistry, create_optimizer_v2, list_optimizers
+from timm.optim import Muon, OptimInfo, OptimizerRegistry, create_optimizer_v2, list_optimizers, muon
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
 from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
+from softmaxfree.machine import has_fast_bfloat16
 
 __all__ = [
     "LrScaling",
@@ -23,6 +26,7 @@ __all__ = [
     "scaled_lr",
 ]
 
+_ORTHOGONALIZE = muon.zeropower_via_newtonschulz
 _ORTHOGRAD = "orthograd"
 _WRAPPERS = ("lookahead_", f"{_ORTHOGRAD}_")
 # of pytorch-optimizer: they want another training loop, weights told apart by hand, or weights of one shape
@@ -103,7 +107,23 @@ def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str
         raise
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"model.opt {name!r} with {arguments}: {error}") from error
+    _widen(optimizer)
     return _pytorch_optimizer().OrthoGrad(optimizer) if orthogonal else optimizer
+
+
+def _widen(optimizer: Any) -> None:
+    """Let Muon compute its Newton-Schulz steps in float32 where bfloat16 is emulated, and would be most of a training.
+
+    timm has no argument for it, so that its function is exchanged for the time of a step.
+    """
+    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of a lookahead
+    if isinstance(inner, Muon) and not has_fast_bfloat16(inner.param_groups[0]["params"][0].device):
+        inner.register_step_pre_hook(lambda *_: _orthogonalize_by(partial(_ORTHOGONALIZE, dtype=torch.float32)))
+        inner.register_step_post_hook(lambda *_: _orthogonalize_by(_ORTHOGONALIZE))
+
+
+def _orthogonalize_by(function: Callable[..., torch.Tensor]) -> None:
+    muon.zeropower_via_newtonschulz = function
 
 
 def _further_optimizers() -> list[str]:
