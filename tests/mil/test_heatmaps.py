@@ -84,10 +84,12 @@ def test_pictures(tmp_path):
     assert below.get_array().shape[2] == 3
     assert above.get_alpha() == 0.4
     assert above.get_clim() == (-1, 1)
+    assert above.get_cmap().name == "coolwarm"
     assert [np.nanmin(above.get_array()), np.nanmax(above.get_array())] == [-1, 0.75]
     assert "with its sign" in figure.axes[1].get_ylabel()
     figure = draw_heatmap(SCORES.abs(), COORDS, 512)
     assert figure.axes[0].images[0].get_clim() == (0, 1)
+    assert figure.axes[0].images[0].get_cmap().name == "viridis"  # where blue would tell of nothing below 0
     assert "up to this one" in figure.axes[1].get_ylabel()
     figure = draw_heatmap(SCORES, COORDS, 512, scaling="raw")
     (alone,) = figure.axes[0].images

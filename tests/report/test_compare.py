@@ -28,8 +28,24 @@ def test_several_runs_on_one_page(two):
         ("run.seed", "42", "7"),
         ("model.lr", "0.004", "0.125"),
     ]
+    assert "standard deviation" not in text  # of runs that are no repetitions of each other
     assert text.count("<svg") == 4  # training loss, and three metrics
     assert compare(two) == page  # an earlier page of ours may be replaced
+
+
+def test_runs_of_other_seeds_have_a_mean_and_a_spread(two):
+    config = (two[1] / "config.yaml").read_text()
+    (two[1] / "config.yaml").write_text(config.replace("  lr: 0.125", "  lr: 0.004"))
+    summary = json.loads((two[1] / "summary.json").read_text())
+    first = summary["metrics"]["val/top1"]
+    summary["metrics"]["val/top1"] = 0.5
+    (two[1] / "summary.json").write_text(json.dumps(summary))
+    text = compare(two).read_text(encoding="utf-8")
+    assert "over the runs, which differ in run.seed." in text
+    (line,) = re.findall(r"<tr><td>top-1</td>(.*)</tr>", text)
+    mean, sd = re.findall(r"<td>([\d.]+)", line)[-2:]
+    assert float(mean) == pytest.approx(50 * (first + 0.5), abs=0.006)
+    assert float(sd) == pytest.approx(100 * abs(first - 0.5) / 2**0.5, abs=0.006)
 
 
 def test_nothing_is_compared_across_tasks(two):

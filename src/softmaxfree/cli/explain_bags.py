@@ -253,7 +253,7 @@ def _write(
     title = f"{files.name}: {what}{whose} (predicted: {said}, {numbers['probabilities'][said]:.0%})"
     files.outputs.write(
         lambda: heatmaps.draw_heatmap(scores, places, **opened.drawn, scaling=scaling, title=title),  # type: ignore[arg-type]
-        {**numbers, "top": [patch._asdict() for patch in first]},
+        {**numbers, "top": heatmaps.top_rows(first)},
         line,
     )
     about = {"what": what, "checkpoint": numbers["checkpoint"], "class": numbers.get("class", "")}

@@ -16,7 +16,15 @@ from softmaxfree.errors import InputError
 from softmaxfree.mil.maps import TopPatch
 from softmaxfree.printing import printable
 
-__all__ = ["draw_heatmap", "rank_scaled", "rasterised", "write_heatmap", "write_scores", "write_top_patches"]
+__all__ = [
+    "draw_heatmap",
+    "rank_scaled",
+    "rasterised",
+    "top_rows",
+    "write_heatmap",
+    "write_scores",
+    "write_top_patches",
+]
 
 _SIDE = 1600  # pixels of the longer side of a picture
 _INCHES = 9.0
@@ -123,8 +131,9 @@ def draw_heatmap(
     high = 1.0 if scaling == "rank" else float(scores.abs().max()) or 1.0
     opacity = 1.0 if thumbnail is None else _VEIL
     low = -high if signed else 0.0
+    colours = "coolwarm" if signed else "viridis"  # blue is below 0, not little
     drawn = panel.imshow(
-        values, cmap="coolwarm", vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
+        values, cmap=colours, vmin=low, vmax=high, alpha=opacity, extent=extent, interpolation="nearest"
     )
     panel.set(xticks=[], yticks=[], xlim=(0, size[0]), ylim=(size[1], 0))
     if title:
@@ -198,11 +207,16 @@ def write_top_patches(path: str | Path, patches: Sequence[TopPatch]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    rows: list[dict[str, Any]] = []
-    for rank, patch in enumerate(patches, 1):
-        place = {} if patch.place is None else {"x": f"{patch.place[0]:.15g}", "y": f"{patch.place[1]:.15g}"}
-        rows.append({"rank": rank, "patch": patch.number, "score": f"{patch.score:.6g}", **place})
-    write_csv(path, rows)
+    digits = {"score": ".6g", "x": ".15g", "y": ".15g"}
+    rows = ({key: format(value, digits.get(key, "")) for key, value in row.items()} for row in top_rows(patches))
+    write_csv(path, list(rows))
+
+
+def top_rows(patches: Sequence[TopPatch]) -> list[dict[str, Any]]:
+    """Returns patches as rows of numbers, with the keys of `write_top_patches`."""
+    places = [{} if patch.place is None else dict(zip("xy", patch.place, strict=True)) for patch in patches]
+    of_patches = enumerate(zip(patches, places, strict=True), 1)
+    return [{"rank": rank, "patch": patch.number, "score": patch.score, **place} for rank, (patch, place) in of_patches]
 
 
 def _checked(scores: Tensor, coords: Tensor | None) -> tuple[Tensor, Tensor]:

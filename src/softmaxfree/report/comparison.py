@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
 from softmaxfree.report.curves import TRAINING_LOSS, curves_of, is_logarithmic
 from softmaxfree.report.meanings import meaning
-from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, score_text
+from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, score_text, value_text
 from softmaxfree.report.reading import read_run
 from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
 
@@ -19,6 +20,9 @@ __all__ = ["PAGE", "compare"]
 
 PAGE = "report.html"
 """Its name in the folder of a run, or of runs."""
+
+_CHANCES = ({"run.seed"}, {"data.fold"})
+"""Settings by which runs differ that are one experiment: their mean and spread tell more than the best."""
 
 _READ = (SUMMARY, "config.yaml", "metrics.csv")
 
@@ -69,6 +73,7 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
     names = _short_names(folders)
     tasks = dict.fromkeys(summary["task"] for summary in summaries)
     titles = list(dict.fromkeys(title_of(summary) for summary in summaries))
+    different = _different([read_config(folder) for folder in folders])
     title = f"{len(folders)} runs of {titles[0]}" if len(titles) == 1 else f"{len(folders)} runs"
     render(
         "comparison.html",
@@ -80,7 +85,8 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
         titles=[title_of(summary) for summary in summaries],
         tasks=[task.removesuffix("Task").lower() for task in tasks],
         scores=[row for task in tasks for row in _score_rows(task, summaries, len(tasks) > 1)],
-        different=_different([read_config(folder) for folder in folders]),
+        different=different,
+        spread=[key for key, _ in different] if {key for key, _ in different} in _CHANCES else [],
         figures=[figure for task in tasks for figure in _figures(task, names, summaries, len(tasks) > 1)],
     )
 
@@ -135,6 +141,8 @@ def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[
             {
                 "label": _label(label[0], task, several),
                 "meaning": meaning(name),
+                "mean": value_text(statistics.mean(known), label),
+                "sd": value_text(statistics.stdev(known), label) if len(known) > 1 else ABSENT,
                 "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],
             }
         )

@@ -7,7 +7,7 @@ import numpy as np
 from softmaxfree.printing import few
 from softmaxfree.report.summary import Summary
 
-__all__ = ["confusion_counts", "findings", "unit_of"]
+__all__ = ["confusion_counts", "counts_of", "findings", "unit_of"]
 
 _NAMED = 5
 _MOST = 0.5  # part of the images from which a class is given too often, if twice as often as there is reason to
@@ -34,7 +34,11 @@ def findings(summary: Summary) -> list[str]:
 
 def confusion_counts(summary: Summary) -> np.ndarray | None:
     """Return the confusion matrix (classes, classes), int64, rows are the true classes; None where there is none."""
-    confusion = summary["confusion"]
+    return counts_of(summary["confusion"])
+
+
+def counts_of(confusion: dict[str, Any] | None) -> np.ndarray | None:
+    """Return a confusion matrix as `confusion_counts` does, by its cells."""
     if confusion is None:
         return None
     counts = np.zeros((confusion["classes"],) * 2, np.int64)

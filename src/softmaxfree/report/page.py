@@ -1,7 +1,7 @@
 """HTML pages from templates: one file, which needs nothing else and runs no script."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from softmaxfree.drawing import colour, is_background
 from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
 from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, panels_of
 from softmaxfree.report.figures import to_svg
-from softmaxfree.report.findings import confusion_counts, findings, unit_of
+from softmaxfree.report.findings import confusion_counts, counts_of, findings, unit_of
 from softmaxfree.report.meanings import meaning, meaning_of_column
 from softmaxfree.report.summary import Summary, title_of
 
-__all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_text"]
+__all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_text", "value_text"]
 
 _MARK = b'<meta name="generator" content="softmaxfree report">'
 _OPEN_CLASSES = 30  # rows of a table that are shown at once
@@ -66,10 +66,8 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
     title = title_of(summary)
     names = summary["data"]["class_names"]
     config = run_dir / "config.yaml"
-    matrix = None
-    if counts is not None:
-        description = f"Confusion matrix of {title}"
-        matrix = Markup(to_svg(partial(draw_confusion, counts, names, ""), str(escape(description))))
+    tested = summary["tested"]
+    test_counts = counts_of(tested["confusion"]) if tested else None
     render(
         "run.html",
         page,
@@ -93,12 +91,13 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
             if name in summary["metrics"] and summary["metrics"][name] is None
         ],
         figures=curve_figures(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]}), title),
-        classes=_class_rows(summary, counts),
+        classes=_class_rows(summary, summary["class_scores"], counts),
+        test_classes=_class_rows(summary, tested["class_scores"], test_counts) if tested else [],
         counted=_COUNTED.get(summary["task"]) or (f"{unit_of(summary)}s" if counts is not None else "boxes"),
         columns=[(name, meaning_of_column(name)) for name in summary["class_scores"]],
         open_classes=_OPEN_CLASSES,
-        matrix=matrix,
-        confused=[(names[i], names[j], n) for i, j, n in most_confused(counts, 10)] if counts is not None else [],
+        matrix=_matrix(f"Confusion matrix of {title}", names, counts),
+        test_matrix=_matrix(f"Confusion matrix of the test of {title}", names, test_counts),
         labelled=counts is not None and len(counts) <= LABELLED,
         mistakes=[_with_pictures(item, run_dir, names) for item in summary["mistakes"]["items"]],
         legend=_legend(summary, names),
@@ -119,8 +118,13 @@ def curve_figures(curves: Sequence[Curve], title: str, logarithmic: bool | None 
 
 def score_text(summary: Summary, name: str) -> str:
     """Return a metric as its task shows it, with its unit."""
-    value, (label, factor, digits) = summary["metrics"].get(name), summary["labels"][name]
-    unit = "\N{NO-BREAK SPACE}%" if label.endswith("(%)") else ""
+    return value_text(summary["metrics"].get(name), summary["labels"][name])
+
+
+def value_text(value: float | None, label: Sequence[Any]) -> str:
+    """Return a number as a task shows it, by the label, factor and digits of its metric."""
+    name, factor, digits = label
+    unit = "\N{NO-BREAK SPACE}%" if name.endswith("(%)") else ""
     return ABSENT if value is None else f"{factor * value:.{digits}f}{unit}"
 
 
@@ -140,12 +144,20 @@ def _thousands(number: float | None) -> str:
     return ABSENT if number is None else f"{number:,}"
 
 
-def _class_rows(summary: Summary, counts: Any) -> list[dict[str, Any]]:
+def _matrix(description: str, names: Sequence[str], counts: Any) -> dict[str, Any] | None:
+    """The picture of a confusion matrix, and what is confused most."""
+    if counts is None:
+        return None
+    picture = Markup(to_svg(partial(draw_confusion, counts, names, ""), str(escape(description))))
+    return {"picture": picture, "confused": [(names[i], names[j], n) for i, j, n in most_confused(counts, 10)]}
+
+
+def _class_rows(summary: Summary, class_scores: Mapping[str, Any], counts: Any) -> list[dict[str, Any]]:
     """A row a class, those with the lowest score first where not all are shown at once."""
     names, trained = summary["data"]["class_names"], summary["data"]["class_counts"]
     rows = []
     for i, name in enumerate(names):
-        scores = [column[i] for column in summary["class_scores"].values()]
+        scores = [column[i] for column in class_scores.values()]
         row = {
             "name": name,
             "trained": trained[i] if trained else None,
@@ -161,7 +173,7 @@ def _class_rows(summary: Summary, counts: Any) -> list[dict[str, Any]]:
                 most = int(others.argmax())
                 row["taken"] = f"{names[most]} ({100 * others[most] / counts[i].sum():.1f} %)"
         rows.append(row)
-    if len(rows) > _OPEN_CLASSES and summary["class_scores"]:
+    if len(rows) > _OPEN_CLASSES and class_scores:
         rows.sort(key=lambda row: (row["scores"][-1] is None, row["scores"][-1]))
     return rows
 

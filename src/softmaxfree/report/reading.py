@@ -60,7 +60,7 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
     later: dict[str, Any] = {"left_out": {}, "remarks": [], "also_trained_on": 0, "num_boxes": {}}  # than earlier ones
     summary["data"] = later | summary["data"]
-    return {"resumed": [], **summary}
+    return {"resumed": [], "tested": None, **summary}
 
 
 def _without_summary(folder: Path) -> Summary:
@@ -115,6 +115,7 @@ def _without_summary(folder: Path) -> Summary:
         "seconds": sum(row.get("seconds") or 0 for row in rows) if rows else None,
         "class_scores": {},
         "confusion": None,
+        "tested": None,
         "mistakes": {"looked_at": 0, "of": None, "wrong": 0, "items": []},
         "machine": {},
         "remark": "",

@@ -108,6 +108,7 @@ def collect(
             "seconds": seconds,
             "class_scores": {name: scores.float() for name, scores in task.class_scores.items()} if metrics else {},
             "confusion": _confusion(task, data) if metrics else None,
+            "tested": _tested(task, data),
             "sizes": getattr(task, "size_scores", []) if metrics else [],
             "mistakes": {
                 "looked_at": mistakes.looked_at,
@@ -187,9 +188,22 @@ def _confusion(task: Any, data: Any) -> dict[str, Any] | None:
     """The counts that are not zero, which of very many classes are few."""
     if (metric := getattr(task, "confusion", None)) is None:
         return None
-    counts = metric.compute().cpu().numpy()
-    cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
     of = "pixels" if isinstance(task, SegmentationTask) else f"{getattr(data, 'unit', 'image')}s"
+    return _cells(metric.compute(), of)
+
+
+def _tested(task: Any, data: Any) -> dict[str, Any] | None:
+    """Scores of each class and the confusion matrix of a test."""
+    found = task.tested_classes() if hasattr(task, "tested_classes") else None
+    if found is None:
+        return None
+    scores, confusion = found
+    return {"class_scores": scores, "confusion": _cells(confusion, f"{data.unit}s")}
+
+
+def _cells(confusion: Tensor, of: str) -> dict[str, Any]:
+    counts = confusion.cpu().numpy()
+    cells = [[int(i), int(j), int(counts[i, j])] for i, j in np.argwhere(counts)]
     return {"of": of, "classes": len(counts), "cells": cells}
 
 

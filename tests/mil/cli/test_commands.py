@@ -129,6 +129,10 @@ def test_explain_a_slide(run_dir, slides, tmp_path, what):
         assert scores.sum() == pytest.approx(1, abs=1e-4)
     top = read_csv(tmp_path / f"003_{what}_top.csv")
     assert [int(row["patch"]) for row in top] == np.argsort(-scores, kind="stable")[:3].tolist()
+    assert [list(map(float, row.values())) for row in top] == [
+        pytest.approx(list(row.values()), rel=1e-5) for row in numbers["top"]
+    ]
+    assert list(numbers["top"][0]) == list(top[0]) == ["rank", "patch", "score", "x", "y"]
     assert (tmp_path / f"003_{what}.png").read_bytes().startswith(b"\x89PNG")
     explain.run([slides / "features" / "003.h5"], checkpoint=run_dir, what=what, out=tmp_path)  # its own are replaced
 

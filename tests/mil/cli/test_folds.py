@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -43,7 +44,19 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert read_csv(place / "predictions.csv") == held_out
     page = compare([place / "0", place / "1"], tmp_path / "both.html")
     text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
-    assert "on its own validation slides" in text
+    assert "on its own validation slides, scores named test on its test slides" in text
+    assert "Mean and standard deviation are over the runs, which differ in data.fold." in text
+    (line,) = re.findall(r"<tr><td>test macro AUC</td>(.*)</tr>", text)
+    cells = re.findall(r"<td>(?:<b>)?([\d.]+)", line)
+    assert cells == [f"{float(row['test/auc']):.4f}" for row in rows]
+    summary = json.loads((place / "0" / "summary.json").read_text())
+    own = [row for row in held_out if row["fold"] == "0"]
+    names = summary["data"]["class_names"]
+    counted = {(names[i], names[j]): count for i, j, count in summary["tested"]["confusion"]["cells"]}
+    assert counted == Counter((row["label"], row["predicted"]) for row in own)
+    page = (place / "0" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<h3>Of the test</h3>") == 2  # scores of classes, confusion matrix
+    assert "<th>slides tested</th>" in page
     assert not re.search(r"\bimages?\b", text)
     np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
     predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from softmaxfree.arguments import require
 from softmaxfree.mil.data.bag import BagBatch
@@ -83,6 +84,13 @@ class BagClassificationTask(AbstractBagTask):
     def class_scores(self) -> dict[str, Tensor]:
         """AUC, precision, recall and F1 of each class after a validation; nan where there is nothing to count."""
         return self._class_scores
+
+    def tested_classes(self) -> tuple[dict[str, Tensor], Tensor] | None:
+        """Return `class_scores` and the confusion matrix (C, C) of the test; None before one."""
+        if (found := self.predicted.get("test")) is None:
+            return None
+        confusion = multiclass_confusion_matrix(found.outputs, found.labels, found.outputs.shape[1])
+        return class_table(found.outputs, found.labels), confusion
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, a scalar, of logits (B, num_classes) and labels (B,)."""
