@@ -11,15 +11,21 @@ import softmaxfree  # noqa: F401  registers the models
 
 SIZES = [(2, 96, 96), (1, 70, 45), (3, 64, 130), (1, 128, 128), (2, 171, 260)]
 START = {"below": (2, 96, 96), "above": (2, 320, 192)}
+FEW = dict(name="newton", iters=6)  # which is quick to trace
 NARROW = dict(
-    depths=(1, 1, 1, 1), embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), landmark_grid=(8, 8), num_classes=5
+    depths=(1, 1, 1, 1),
+    embed_dims=(8, 8, 16, 16),
+    num_heads=(1, 1, 2, 2),
+    landmark_grid=(8, 8),
+    num_classes=5,
+    solver=FEW,
 )
 MODELS = {
     "conv": {},
     "mean": dict(landmark_sampling="mean"),
     "random": dict(landmark_sampling="random", last_stage="softmax_free"),
     "first": dict(landmark_sampling="first"),
-    "normalised": dict(normalize=True, solver=dict(name="newton", ridge=0.0, start="halving")),
+    "normalised": dict(normalize=True, solver=FEW | dict(ridge=0.0, start="halving")),
     "unbounded": dict(landmark_grid="unbounded"),
 }
 

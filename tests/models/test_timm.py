@@ -105,7 +105,7 @@ def test_another_solver():
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_in_one_graph_for_many_sizes(training):
     torch._dynamo.reset()
-    model = nano(depths=(1, 1, 1, 1)).train(training)
+    model = nano(depths=(1, 1, 1, 1), solver=ops.Newton(iters=4)).train(training)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for size in ((64, 64), (96, 80), (130, 61)):
@@ -117,15 +117,6 @@ def test_compiles_in_one_graph_for_many_sizes(training):
             out.sum().backward()
             assert all(p.grad.isfinite().all() for p in model.parameters())
     assert counter.frame_count <= 2  # the first size, then any size
-
-
-def test_exports_with_dynamic_sizes():
-    model = nano().eval()
-    height, width = torch.export.Dim("height", min=40, max=256), torch.export.Dim("width", min=40, max=256)
-    x = torch.randn(2, 3, 64, 96)
-    program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: torch.export.Dim("b"), 2: height, 3: width}})
-    x = torch.randn(3, 3, 72, 60)
-    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")

@@ -69,7 +69,7 @@ def run(
         stage: Number of the stage. By default the last one that has what is shown. For `cam` it is that of the feature
             map: earlier ones are finer, and tell less of the class.
         block: Number of the block in the stage; of bags that of the layer.
-        head: Number of a head, `mean`, or `all`.
+        head: Number of a head, `mean`, or `all`, which is not for bags.
         target: Class whose score is followed, by name or number, also for `contributions`; of a detector number of the
             detection, best first. By default the likeliest class, the largest segment, the best detection.
         method: How `cam` makes a map of activations and gradients.

@@ -226,7 +226,7 @@ def _scores(
     if what == "attention":
         whose = "attention of the class token" if token else "weights of the pooling"
         scores = maps.attention(task.model, batch.features, batch.coords, layer=layer, head=head, **given).cpu()
-        line = f"{whose}: sum over {len(scores):,} patches {float(scores.sum()):.4g}"
+        line = f"{whose}: sum over {len(scores):,} patch{'es' * (len(scores) != 1)} {float(scores.sum()):.4g}"
     else:
         asked = find_target(target, names)
         number = names.index(row["predicted"]) if asked is None else asked

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,8 @@ def _tell(place: Path, folds: int) -> None:
     rows: list[dict[str, Any]] = [
         {"fold": fold, **{name: own.get(name) for name in names}} for fold, own in enumerate(metrics)
     ]
+    known = {name: [row[name] for row in rows if row[name] is not None] for name in names}
     for what, function in (("mean", statistics.mean), ("sd", statistics.stdev)):
-        known = {name: [row[name] for row in rows[:folds] if row[name] is not None] for name in names}
         rows.append({"fold": what, **{n: function(v) if len(v) > 1 else None for n, v in known.items()}})
     write_csv(place / TABLE, rows)
     lines = []
@@ -165,13 +166,19 @@ def _tell(place: Path, folds: int) -> None:
         cells = [(row[name], labels[name]) for name in names]
         lines.append([str(row["fold"]), *("" if v is None else f"{f * v:.{digits}f}" for v, (_, f, digits) in cells)])
     print_table(("fold", *(labels[name][0] for name in names)), lines)
+    for name, values in known.items():
+        if len(values) < folds:
+            print(f"mean and sd of {labels[name][0]} are of {len(values)} of {folds} folds: the others have none")
     print(f"folds    {place / TABLE}")
     if lacking := [str(fold) for fold in range(folds) if not (place / str(fold) / PREDICTIONS).is_file()]:
         print(f"no table of all predictions: fold {', '.join(lacking)} has none")
     else:
-        write_csv(place / PREDICTIONS, list(_held_out(place, folds, "test" if tested else "val")))
-        print(f"bags     {place / PREDICTIONS}")
-    print(f"report   softmaxfree report {' '.join(str(place / str(fold)) for fold in range(folds))}")
+        held_out = list(_held_out(place, folds, "test" if tested else "val"))
+        write_csv(place / PREDICTIONS, held_out)
+        name = next(key for key in held_out[0] if key.endswith("_id"))
+        several = sum(count > 1 for count in Counter(row[name] for row in held_out).values())
+        print(f"bags     {place / PREDICTIONS}{f' ({several} in several folds)' if several else ''}")
+    print(f"report   softmaxfree report {place}")
 
 
 def _held_out(place: Path, folds: int, split: str) -> Iterator[dict[str, str]]:

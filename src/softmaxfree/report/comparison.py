@@ -21,6 +21,8 @@ __all__ = ["PAGE", "compare"]
 PAGE = "report.html"
 """Its name in the folder of a run, or of runs."""
 
+_FOLDS = "folds.json"  # in a folder of folds
+
 _CHANCES = ({"run.seed"}, {"data.fold"})
 """Settings by which runs differ that are one experiment: their mean and spread tell more than the best."""
 
@@ -31,7 +33,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write the page of a run again, or one page that compares several runs.
 
     Args:
-        runs: their folders.
+        runs: their folders; a folder of folds stands for its runs.
         out: the page; None is `report.html` in the folder of the run, or in the deepest folder that holds all of them.
 
     Returns:
@@ -42,7 +44,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
         InputError: a folder is not that of a run, or `out` is a file that `softmaxfree report` has not written.
         OSError: the page cannot be written.
     """
-    folders = [Path(run) for run in runs]
+    folders = [folder for run in runs for folder in _runs_of(Path(run))]
     if not folders:
         raise InputError("name the folder of a run, or of several to compare them")
     real = [os.path.realpath(folder) for folder in folders]
@@ -56,6 +58,13 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     else:
         _compare(folders, summaries, page)
     return page
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The runs in a folder of folds, in their order; of any other folder itself."""
+    if not (folder / _FOLDS).is_file():
+        return [folder]
+    return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _place(folders: Sequence[Path], real: Sequence[str]) -> Path:
@@ -141,6 +150,7 @@ def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[
             {
                 "label": _label(label[0], task, several),
                 "meaning": meaning(name),
+                "known": len(known),
                 "mean": value_text(statistics.mean(known), label),
                 "sd": value_text(statistics.stdev(known), label) if len(known) > 1 else ABSENT,
                 "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],

@@ -26,6 +26,7 @@ def findings(summary: Summary) -> list[str]:
         _one_sided(summary),
         _no_better_than_guessing(summary),
         *_classes(summary),
+        _untested(summary),
         _weak(summary),
     ]
     found += [_small_validation(summary), _ended_early(summary)]
@@ -140,6 +141,17 @@ def _classes(summary: Summary) -> list[str]:
         else "",
         f"{_number(unseen)} never predicted in the validation." if unseen and not _collapsed(summary) else "",
     ]
+
+
+def _untested(summary: Summary) -> str:
+    if not (tested := summary["tested"]):
+        return ""
+    counts, names = counts_of(tested["confusion"]), summary["data"]["class_names"]
+    absent = [name for name, total in zip(names, counts.sum(1), strict=True) if total == 0]  # type: ignore[union-attr]
+    if not absent:
+        return ""
+    of = tested["confusion"]["of"]
+    return f"{_number(absent)} without {of} in the test, so its scores are of the other classes alone."
 
 
 def _weak(summary: Summary) -> str:

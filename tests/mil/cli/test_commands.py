@@ -55,9 +55,9 @@ def test_a_run_leaves_what_a_run_of_images_does(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["data"]["unit"] == "slide"
     assert summary["confusion"]["of"] == "slides"
-    assert sum(row["bags"] for row in summary["sizes"]) == summary["data"]["num_images"]["val"]
+    assert summary["sizes"] == []  # too few slides to tell
     page = (run_dir / "report.html").read_text(encoding="utf-8")
-    assert "Sizes of bags" in page
+    assert "Sizes of bags" not in page
     assert "Measured on the validation slides" in page
     text = re.sub(r"<(pre|style|svg).*?</\1>", "", page, flags=re.S)
     assert not re.search(r"\bimages?\b", text)

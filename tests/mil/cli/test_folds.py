@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     held_out = read_csv(place / "predictions.csv")
     assert sorted(row["slide_id"] for row in held_out) == [f"{i + 1:03}" for i in range(16)]
     assert all(row["slide_id"] in tested[int(row["fold"])] for row in held_out)
+    assert all(row["case_id"] == f"case{(int(row['slide_id']) - 1) % 8}" for row in held_out)
     before = (place / "0" / "best.ckpt").stat().st_mtime_ns
     (place / "1" / "summary.json").unlink()  # as if it had been interrupted
     train.run("bags", overrides(slides, trainer__max_epochs=1), out=str(out), folds=2, resume="last")
@@ -42,13 +44,16 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert read_csv(place / "folds.csv") == rows
     assert "fold 0 of 2 is finished" in capsys.readouterr().out
     assert read_csv(place / "predictions.csv") == held_out
+    assert compare([place]) == place / "report.html"
     page = compare([place / "0", place / "1"], tmp_path / "both.html")
+    assert page.read_bytes() == (place / "report.html").read_bytes()
     text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
     assert "on its own validation slides, scores named test on its test slides" in text
-    assert "Mean and standard deviation are over the runs, which differ in data.fold." in text
+    assert "Mean and standard deviation are over the runs, which differ in data.fold; a run" in text
     (line,) = re.findall(r"<tr><td>test macro AUC</td>(.*)</tr>", text)
     cells = re.findall(r"<td>(?:<b>)?([\d.]+)", line)
-    assert cells == [f"{float(row['test/auc']):.4f}" for row in rows]
+    values = [f"{float(row['test/auc']):.4f}" for row in rows]
+    assert cells == [*values[2:], "2", *values[:2]]
     summary = json.loads((place / "0" / "summary.json").read_text())
     own = [row for row in held_out if row["fold"] == "0"]
     names = summary["data"]["class_names"]
@@ -64,6 +69,24 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
         explain.run([tmp_path / "bare.npy"], checkpoint=place / "0", out=tmp_path)
     explain.run([slides / "features" / "003.h5"], checkpoint=place / "0", out=tmp_path)
     assert "weights of the pooling: sum over 11 patches 1" in capsys.readouterr().out  # it has no class token
+
+
+def test_folds_that_test_one_class_are_told(slides, tmp_path, capsys):
+    labels = write_csv(tmp_path / "labels.csv", "slide_id,label", *(f"{i + 1:03},{'ab'[i % 2]}" for i in range(16)))
+    (splits := tmp_path / "splits").mkdir()
+    for number, (test, val) in enumerate((((1, 2), (3, 4)), ((1,), (13, 14)))):
+        columns = ([i for i in range(1, 17) if i not in (*test, *val)], val, test)
+        rows = (",".join("" if i is None else f"{i:03}" for i in row) for row in zip_longest(*columns))
+        write_csv(splits / f"splits_{number}.csv", "train,val,test", *rows)
+    given = overrides(slides, data__labels=labels, data__split=splits, trainer__max_epochs=1)
+    place = train.run("bags", given, out=str(tmp_path / "runs"), folds=2)
+    out = capsys.readouterr().out
+    assert "mean and sd of test macro AUC are of 1 of 2 folds: the others have none" in out
+    assert "predictions.csv (1 in several folds)" in out
+    text = compare([place]).read_text(encoding="utf-8")
+    assert re.findall("<td>test macro AUC</td><td>(?:[01][.0-9]+)</td><td>\N{EN DASH}</td><td>1</td>", text)
+    text = (place / "1" / "report.html").read_text(encoding="utf-8")
+    assert "1 class (b) is without slides in the test, so its scores are of the other classes alone." in text
 
 
 @pytest.mark.parametrize(

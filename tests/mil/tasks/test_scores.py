@@ -50,6 +50,10 @@ def test_by_size():
     rows = size_table(LOGITS, LABELS, torch.arange(60) * 100 + 1)
     assert [row["bags"] for row in rows] == [15] * 4
     assert rows[-1]["instances"] == "4,501 to 5,901"
+    assert [row["bags"] for row in size_table(LOGITS[:25], LABELS[:25], torch.arange(25))] == [13, 12]
+    assert size_table(LOGITS[:7], LABELS[:7], torch.arange(7)) == []  # a score of a bag or two tells nothing
+    few = torch.tensor([5] * 15 + [7] * 4)
+    assert [row["instances"] for row in size_table(LOGITS[:19], LABELS[:19], few)] == []
 
 
 def test_instances_with_equal_scores():

@@ -103,6 +103,7 @@ class BagsDataModule(AbstractBagsDataModule):
         self.with_coords = False
         self.remarks: list[str] = []
         self.split_rows: list[tuple[str, str]] = []
+        self.cases: dict[str, str] = {}
         self.bags: dict[str, SlideBags] = {}
 
     @property
@@ -155,7 +156,9 @@ class BagsDataModule(AbstractBagsDataModule):
         labels = self._labels(folder, files, of_file)
         names = self._names(labels, files, given)
         slides = look_at(names, files, more.get("coords", {}), more.get("inst_labels", {}))
-        split = self._split({name: labels.cases[name] for name in names}, labels, given)
+        cases = {name: labels.cases[name] for name in names}
+        self.cases = cases if labels.by_case else {}
+        split = self._split(cases, labels, given)
         self.in_dim = slides[0].features.shape[1]
         targets = self._targets(labels, split)
         self.with_coords = self._uses_coords(slides)

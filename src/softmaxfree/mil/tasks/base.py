@@ -163,15 +163,17 @@ class AbstractBagTask(AbstractTask):
             data: the data module that was measured.
 
         Returns:
-            Rows of the split, the name of the bag, its number of patches, its label, the likeliest class and the
-            probability of each.
+            Rows of the split, the name of the bag, its case if cases are known, its number of patches, its label, the
+            likeliest class and the probability of each.
         """
-        rows, names = [], list(data.class_names)
+        rows, names, cases = [], list(data.class_names), getattr(data, "cases", {})
         for split, found in self.predicted.items():
             probabilities = self.probabilities_of(found.outputs).tolist()
             of_bags = zip(found.outputs, found.labels, found.lengths.tolist(), found.numbers.tolist(), strict=True)
             for each, (outputs, labels, length, number) in zip(probabilities, of_bags, strict=True):
-                of_bag = {"split": split, f"{data.unit}_id": data.bags[split].filename(number), "patches": length}
+                name = data.bags[split].filename(number)
+                of_case = {"case_id": cases[name]} if cases else {}
+                of_bag = {"split": split, f"{data.unit}_id": name, **of_case, "patches": length}
                 told = {"predicted": names[each.index(max(each))]}
                 told |= {f"p_{name}": round(p, 6) for name, p in zip(names, each, strict=True)}
                 rows.append({**of_bag, **self.label_cells(labels, outputs, names), **told})

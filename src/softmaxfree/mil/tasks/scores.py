@@ -21,6 +21,7 @@ __all__ = ["Kept", "Predicted", "class_table", "instance_auc", "macro_auc", "sco
 
 _GROUPS = 4  # of bags, by size, where there are more sizes
 _FEW_SIZES = 8
+_LEAST = 10  # bags of a group: scores of fewer tell nothing
 
 
 class Predicted(NamedTuple):
@@ -137,6 +138,8 @@ def class_table(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 def size_table(logits: Tensor, labels: Tensor, sizes: Tensor) -> list[dict[str, Any]]:
     """Return scores by the size of the bags: of each size where there are few, else of quarters.
 
+    Without two groups of ten bags or more there are no rows.
+
     Args:
         logits: (B, C).
         labels: (B,) int64.
@@ -145,15 +148,15 @@ def size_table(logits: Tensor, labels: Tensor, sizes: Tensor) -> list[dict[str, 
     Returns:
         Rows of `instances` (a size, or from and to), `bags`, `auc` and `accuracy`.
     """
-    own = sizes.unique()
-    if len(own) <= _FEW_SIZES:
+    own, counts = sizes.unique(return_counts=True)
+    if len(own) <= _FEW_SIZES and int(counts.min()) >= _LEAST:
         groups = [sizes == size for size in own]
-    else:
-        cuts = torch.quantile(
-            sizes.double(), torch.arange(1, _GROUPS, dtype=torch.double, device=sizes.device) / _GROUPS
-        )
+    elif (parts := min(_GROUPS, len(sizes) // _LEAST)) > 1:
+        cuts = torch.quantile(sizes.double(), torch.arange(1, parts, dtype=torch.double, device=sizes.device) / parts)
         number = torch.bucketize(sizes.double(), cuts)
-        groups = [number == i for i in range(_GROUPS) if bool((number == i).any())]
+        groups = [number == i for i in range(parts) if bool((number == i).any())]
+    else:
+        return []
     rows = []
     for group in groups:
         low, high = int(sizes[group].min()), int(sizes[group].max())
