@@ -2,7 +2,8 @@
 
     python benchmarks/export.py [--models soft_nano soft_tiny] [--pixels 224 512] [--out benchmarks/export-cpu.csv]
 
-Each file is compared with the model at three sizes before it is timed. One image at a time; random weights.
+Each file is compared with the model at three sizes before it is timed. One image at a time, the four ways in turns;
+random weights.
 """
 
 import argparse
@@ -41,24 +42,27 @@ def main() -> None:
         torch._dynamo.reset()
         model = timm.create_model(name).eval()
         with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False), torch.no_grad():
+            runs, told = {}, {}
             for runtime, make in ways(model, Path(folder)).items():
                 began = time.perf_counter()
-                run, difference = make()
-                prepared = time.perf_counter() - began
-                for pixels in arguments.pixels:
+                runs[runtime], difference = make()
+                prepared = f"{time.perf_counter() - began:.0f}"
+                told[runtime] = {"largest_difference": difference, "prepared_s": prepared}
+                print(name, runtime, told[runtime], flush=True)
+            for pixels in arguments.pixels:
+                for runtime, times in in_turns(runs, pixels, arguments.repeats).items():
                     row = {
                         "model": name,
                         "pixels": pixels,
                         "runtime": runtime,
-                        "median_ms": f"{median(run, pixels, arguments.repeats):.2f}",
-                        "largest_difference": difference,
-                        "prepared_s": f"{prepared:.0f}",
+                        "median_ms": f"{statistics.median(times):.2f}",
+                        **told[runtime],
                         "onnxruntime": metadata.version("onnxruntime"),
                         **describe(torch.device("cpu")),
                     }
                     print(row, flush=True)
                     rows.append(row)
-    write_csv(arguments.out, rows)
+            write_csv(arguments.out, rows)
 
 
 def ways(model: Any, folder: Path) -> dict[str, Callable[[], tuple[Callable, str]]]:
@@ -77,15 +81,16 @@ def ways(model: Any, folder: Path) -> dict[str, Callable[[], tuple[Callable, str
     }
 
 
-def median(run: Callable, pixels: int, repeats: int) -> float:
-    """Return milliseconds, after three runs that do not count."""
+def in_turns(runs: dict[str, Callable], pixels: int, repeats: int) -> dict[str, list[float]]:
+    """Return milliseconds of each way, after three rounds that do not count."""
     x = torch.randn(1, 3, pixels, pixels)
-    times = []
+    times: dict[str, list[float]] = {runtime: [] for runtime in runs}
     for _ in range(repeats + 3):
-        began = time.perf_counter()
-        run(x)
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[3:])
+        for runtime, run in runs.items():
+            began = time.perf_counter()
+            run(x)
+            times[runtime].append(1000 * (time.perf_counter() - began))
+    return {runtime: own[3:] for runtime, own in times.items()}
 
 
 if __name__ == "__main__":
