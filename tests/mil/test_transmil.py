@@ -207,6 +207,19 @@ def test_weights_are_found_among_others(tmp_path, file, prefix, below_keys):
         assert distance(model(golden["x_50"]), golden["logits32_50"].reshape(1, -1)) < MAX_ERROR[torch.float32]
 
 
+def test_of_two_networks_none_is_taken():
+    state = weights("transmil")
+    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+    for source in (
+        {"model_ema": zeros, "model": state},
+        {f"{p}.{k}": w for p in ("ema", "net") for k, w in state.items()},
+    ):
+        with pytest.raises(
+            InputError, match=r"the state dict holds several networks, below (model_ema and model|ema and net):"
+        ):
+            TransMIL.from_checkpoint(source, pad_mode="official")
+
+
 def test_its_own_weights():
     model, bag = transmil(torch.float32, "none"), tensors("transmil")["x_50"]
     again = TransMIL.from_checkpoint(model.state_dict(), pad_mode="none")

@@ -134,3 +134,12 @@ def test_runs_of_which_one_has_no_summary(two):
     page = compare(two).read_text(encoding="utf-8")
     assert "There is no summary.json in" in page
     assert page.count("<svg") == 4
+
+
+def test_labels_of_a_run_without_a_summary_change_no_number(two):
+    (two[0] / "summary.json").unlink()
+    config = (two[0] / "config.yaml").read_text()
+    (two[0] / "config.yaml").write_text(config.replace("softmaxfree.tasks", "own.tasks"))  # labels are not known
+    text = compare(two).read_text(encoding="utf-8")
+    assert "<td>top-1</td>" in text
+    assert "<td>val/top1</td>" not in text

@@ -151,9 +151,11 @@ def _place(folder: Path, resume: str | None) -> Path:
 
 def _tell(place: Path, folds: int) -> None:
     summaries = [json.loads((place / str(fold) / _FINISHED).read_text(encoding="utf-8")) for fold in range(folds)]
-    labels, metrics = summaries[0]["labels"], [summary["metrics"] for summary in summaries]
-    tested = any(name.startswith("test/") for name in metrics[0])
-    names = [name for name in labels if name.startswith("test/" if tested else "val/") and name in metrics[0]]
+    labels = {name: label for summary in summaries for name, label in summary["labels"].items()}
+    metrics = [summary["metrics"] for summary in summaries]
+    tested = any(name.startswith("test/") for own in metrics for name in own)
+    there = {name for own in metrics for name in own}
+    names = [name for name in labels if name.startswith("test/" if tested else "val/") and name in there]
     rows: list[dict[str, Any]] = [
         {"fold": fold, **{name: own.get(name) for name in names}} for fold, own in enumerate(metrics)
     ]

@@ -175,25 +175,31 @@ def _mapping(source: str | Path | dict[str, Any]) -> Mapping[str, Any]:
 def _own_weights(given: Mapping[str, Any], told: str) -> tuple[_Origin, dict[str, Tensor]]:
     """Returns where the weights of a checkpoint come from, and those that are TransMIL's, under our names."""
     names: list[str] = []
-    for state in _state_dicts(given):
+    found: dict[str, tuple[_Origin, dict[str, Tensor]]] = {}
+    for where, state in _state_dicts(given):
         for origin in _ORIGINS:
             for key in state:
                 prefix = key.removesuffix(origin.sign)
                 if prefix != key and (not prefix or prefix.endswith(".")):
                     own = {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
-                    return origin, _renamed(own, origin)
+                    found.setdefault(f"{where}{prefix}", (origin, _renamed(own, origin)))
         names += state
+    if len(found) > 1:
+        places = " and ".join(place.rstrip(".") or "the outermost keys" for place in found)
+        raise InputError(f"{told} holds several networks, below {places}: give the state dict of one of them")
+    if found:
+        return next(iter(found.values()))
     signs = ", ".join(f"{own.sign} ({own.name})" for own in _ORIGINS)
     some = ", ".join(sorted(names)[:5]) or "none"
     raise InputError(f"{told} is no TransMIL of a known origin: one of {signs} must be there; found are {some}")
 
 
-def _state_dicts(given: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """Yields the tensors of a mapping, then those of the mappings in it."""
-    yield {key: value for key, value in given.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    for value in given.values():
+def _state_dicts(given: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yields the place of a mapping and its tensors, then those of the mappings in it."""
+    yield where, {key: value for key, value in given.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for key, value in given.items():
         if isinstance(value, Mapping):
-            yield from _state_dicts(value)
+            yield from _state_dicts(value, f"{where}{key}.")
 
 
 def _check_shape(weights: dict[str, Tensor], key: str, shape: tuple[int | None, ...], told: str) -> None:

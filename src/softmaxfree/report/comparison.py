@@ -12,7 +12,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
 from softmaxfree.report.curves import TRAINING_LOSS, curves_of, is_logarithmic
 from softmaxfree.report.meanings import meaning
-from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, score_text, value_text
+from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, value_text
 from softmaxfree.report.reading import read_run
 from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
 
@@ -103,7 +103,7 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
 def _labels(task: str, summaries: Sequence[Summary]) -> dict[str, tuple[str, float, int]]:
     """Those of all runs of a task."""
     labels: dict[str, tuple[str, float, int]] = {}
-    for summary in summaries:
+    for summary in sorted(summaries, key=lambda own: bool(own["missing"])):  # labels of an unfinished run are guessed
         if summary["task"] == task:
             labels = {name: tuple(label) for name, label in summary["labels"].items()} | labels
     return labels
@@ -145,11 +145,12 @@ def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[
         if not (known := [value for value in values if value is not None]):
             continue
         best = (min if name.endswith("loss") else max)(known)
-        texts = [score_text(summary, name) if summary else ABSENT for summary in own]
+        texts = [value_text(value, label) for value in values]
         rows.append(
             {
                 "label": _label(label[0], task, several),
                 "meaning": meaning(name),
+                "of_test": name.startswith("test/"),
                 "known": len(known),
                 "mean": value_text(statistics.mean(known), label),
                 "sd": value_text(statistics.stdev(known), label) if len(known) > 1 else ABSENT,

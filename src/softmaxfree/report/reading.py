@@ -1,6 +1,7 @@
 """What is known of a run from its folder, also of one that did not finish or is of an earlier version."""
 
 import csv
+import importlib
 import json
 import math
 import shlex
@@ -9,7 +10,6 @@ from typing import Any
 
 from softmaxfree.errors import InputError
 from softmaxfree.report.summary import SUMMARY, Summary, data_name, read_config, shown_labels
-from softmaxfree.tasks import ClassificationTask, SegmentationTask
 
 __all__ = ["read_run"]
 
@@ -18,7 +18,6 @@ _KEYS = (
     "task", "model", "data", "settings", "command", "epochs", "metrics", "labels", "monitor", "kept", "best_epoch",
     "seconds", "class_scores", "confusion", "mistakes", "machine", "remark", "finished", "missing",
 )  # fmt: skip
-_KNOWN: dict[str, Any] = {cls.__name__: cls for cls in (ClassificationTask, SegmentationTask)}
 
 
 def read_run(run_dir: str | Path) -> Summary:
@@ -68,14 +67,14 @@ def _without_summary(folder: Path) -> Summary:
     if not config:
         raise InputError(f"{folder / _CONFIG} cannot be read")
     rows = _read_metrics(folder / _METRICS)
-    task = str(config.get("task", "")).rpartition(".")[2]
+    task, known_task = str(config.get("task", "")).rpartition(".")[2], _class_of(config)
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
     measured = {name for row in rows for name in row if name.startswith("val/")}
-    known = {name: label for name, label in getattr(_KNOWN.get(task), "summary", {}).items() if name in measured}
+    known = {name: label for name, label in getattr(known_task, "summary", {}).items() if name in measured}
     others = sorted(measured - known.keys())
     labels = known | {name: (name, 1 if name.endswith("loss") else 100, 2) for name in others}
     labels = shown_labels(labels, model.get("num_classes") or math.inf)
-    monitor = getattr(_KNOWN.get(task), "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
+    monitor = getattr(known_task, "monitor", "val/segm_map" if "val/segm_map" in labels else "val/map")
     scored = [row for row in rows if row.get(monitor) is not None]
     kept = next((name for name in ("best", "last") if (folder / f"{name}.ckpt").exists()), "")
     best = max(scored, key=lambda row: (row[monitor], -row.get("val/loss", 0), row["epoch"]), default=None)
@@ -127,6 +126,17 @@ def _without_summary(folder: Path) -> Summary:
             "started from and the machine are not known.",
         ],
     }
+
+
+def _class_of(config: dict[str, Any]) -> Any:
+    """The task of a run if it is one of ours; nothing else is imported."""
+    module, _, name = str(config.get("task", "")).rpartition(".")
+    if not module.startswith("softmaxfree."):
+        return None
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:  # of another version
+        return None
 
 
 def _read_metrics(file: Path) -> list[dict[str, float]]:

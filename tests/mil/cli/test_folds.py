@@ -63,6 +63,14 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert page.count("<h3>Of the test</h3>") == 2  # scores of classes, confusion matrix
     assert "<th>slides tested</th>" in page
     assert not re.search(r"\bimages?\b", text)
+    (place / "1" / "summary.json").unlink()
+    text = compare([place]).read_text(encoding="utf-8")  # a run that did not finish is measured as the others
+    (line,) = re.findall(r"<tr><td>macro AUC</td>(.*)</tr>", text)
+    known = [json.loads((place / "0" / "summary.json").read_text())["metrics"]["val/auc"]]
+    known += [max(float(row["val/auc"]) for row in read_csv(place / "1" / "metrics.csv"))]
+    assert re.findall(r"<td>(?:<b>)?([01]\.\d{4})", line) == [
+        f"{value:.4f}" for value in (np.mean(known), np.std(known, ddof=1), *known)
+    ]
     np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
     predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
     with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):

@@ -43,6 +43,8 @@ def test_a_batch_is_padded_on_the_right():
     assert batch.step.tolist() == [256, 256]
     assert (batch.labels.tolist(), batch.sizes.tolist()) == ([0, 0], [2, 4])
     assert batch.instances is None
+    told = [bags[0]._replace(instances=torch.tensor([1, 0])), bags[1]]  # which do not depend on batch mates
+    assert collate(told).instances.tolist() == [[1, 0, -1, -1], [-1] * 4]
 
 
 def test_a_batch_has_the_widest_precision_of_its_bags():
@@ -137,6 +139,46 @@ def test_labels_of_transmil_and_torchmil(slides, tmp_path):
     data = module(tmp_path, features=str(tmp_path / "t"), labels=None)
     assert data.class_names == ("0", "1")
     assert data.bags["train"][0].step == 1  # cells, not pixels
+    for i in range(6):
+        np.save(tmp_path / "t" / "labels" / f"b{i}.npy", np.array(1234567.0 + i % 2))
+    assert module(tmp_path, features=str(tmp_path / "t"), labels=None).class_names == ("1234567", "1234568")
+    np.save(tmp_path / "t" / "labels" / "b0.npy", np.array(np.nan))
+    with pytest.raises(InputError, match=r"slide b0: .*b0.npy must hold a number, got nan"):
+        module(tmp_path, features=str(tmp_path / "t"), labels=None)
+
+
+def test_the_order_of_grades_is_given(slides, tmp_path):
+    names = ["low", "medium", "high"]
+    table = write_csv(tmp_path / "grades.csv", "slide_id,label", *(f"{i + 1:03},{names[i % 3]}" for i in range(12)))
+    assert module(slides, labels=str(table)).class_names == ("high", "low", "medium")
+    data = module(slides, labels=str(table), classes=names)
+    assert data.class_names == tuple(names)
+    assert data.bags["train"][0].label == names.index(names[(int(data.names_of("train")[0]) - 1) % 3])
+    with pytest.raises(
+        InputError, match=r"data.classes: .*grades.csv has the class high, which is not in \['low', 'medium'\]"
+    ):
+        module(slides, labels=str(table), classes=names[:2])
+    with pytest.raises(InputError, match=r"data.classes must be two or more different names, got \['low', 'low'\]"):
+        module(slides, labels=str(table), classes=["low", "low"])
+
+
+def test_slides_without_a_case_are_cases_of_their_own(slides, tmp_path):
+    rows = (f"{i + 1:03},{'ab'[i % 2]},{'nan' if i < 8 else 'p'}" for i in range(12))
+    data = module(slides, labels=str(write_csv(tmp_path / "labels.csv", HEAD, *rows)))
+    assert "12 slides of 9 cases" in data.found
+
+
+def test_labels_of_patches_are_whole_numbers(tmp_path):
+    for name, label in (("a", -1.0), ("b", 0.7)):
+        np.save(tmp_path / f"{name}_f.npy", features_of(0, 4))
+        np.save(tmp_path / f"{name}_i.npy", np.full(4, label))
+    files, labels = ({name: tmp_path / f"{name}_{kind}.npy" for name in "ab"} for kind in "fi")
+    bags = SlideBags(look_at(["a", "b"], files, {}, labels), [torch.tensor(0)] * 2, None, with_coords=False)
+    assert bags[0].instances.tolist() == [-1] * 4
+    with pytest.raises(
+        InputError, match=r"slide b: .*b_i.npy must be whole numbers, -1 where one is not known; got 0.7"
+    ):
+        bags[1]
 
 
 def test_coordinates_in_another_folder(slides, tmp_path):
@@ -180,6 +222,8 @@ HEAD = "slide_id,label,case_id"
         (["name,label", "001,a"], r"has no column for the slide: slide_id or .*; it has name, label"),
         (["slide_id,grade", "001,a"], r"has no column for the class: label; it has slide_id, grade"),
         ([HEAD, "001,a,1", "002,a,2"], r"all slides are of one class, a; two are needed"),
+        ([HEAD, "001,0,1", "002,0.0,2", "003,1,3"], r"the classes 0 and 0.0 are one number, written in two ways"),
+        ([HEAD, "001,a,7", "002,b,7.0", "003,b,8"], r"the cases 7 and 7.0 are one number, written in two ways"),
         ([HEAD, "x,a,1", "y,b,2"], r"has no file of 2 of the 2 slides of .*labels.csv: x, y"),
     ],
 )
@@ -275,6 +319,9 @@ def test_bins_of_nearly_equal_times_have_names_of_their_own(slides, tmp_path):
     rows = [f"{i + 1:03},{1_000_000 + 0.3 * i},1" for i in range(12)]
     data = module(slides, labels=str(write_csv(tmp_path / "t.csv", "slide_id,time,event", *rows)), target="survival")
     assert len(set(data.class_names)) == 4
+    assert [
+        float(name.split()[-1]) for name in data.class_names[:-1]
+    ] == data.cuts  # a time is in one bin for all commands
 
 
 @pytest.mark.parametrize(

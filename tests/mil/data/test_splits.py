@@ -25,6 +25,12 @@ WANTED = {"a1": "train", "a2": "train", "b": "val", "007": "test"}
         (",slide_id,split", ["0,a1,train", "1,a2,train", "2,b,val", "3,007,test"]),
         ("case_id;slide_id;split", ["c;a1;train", "c;a2;train", "d;b;val", "e;007;test"]),
         (",train,val,test", ["a1,True", "a2,True,False", "b,False,True", "007,False,False,True"]),
+        ("train\tval\ttest", ["a1\tb\t007", "a2\t\t"]),
+        (",train,val,test", ["0,a1,b,007", "1,a2,nan,nan"]),
+        (
+            ",slide_id,train,val,test",
+            ["0,a1,True,False,False", "1,a2,True,False,False", "2,b,False,True,False", "3,007,False,False,True"],
+        ),
         ("file,split", ["a1,train", "a2,train", "b,val", "007,test"]),
     ],
 )
@@ -43,6 +49,8 @@ def test_every_format(tmp_path, head, rows):
         (["slide_id,split", "a,train", "b"], r"slide b must be of train, val or test, got ''"),
         (["slide,group", "a,1"], r"must have the columns train, val .*; it has slide, group"),
         ([], r"it has nothing"),
+        ([",train,train_label,val,val_label", "0,a,1,b,0", "1,c,,d,1"], r"splits_0.csv has no label of slide c: ''"),
+        ([",train,train_label,val,val_label", "0,a,1,b,0", "1,c,NaN,d,1"], r"has no label of slide c: "),
     ],
 )
 def test_bad_splits(tmp_path, rows, message):

@@ -90,8 +90,30 @@ def test_a_name_of_another_library_is_told():
 def test_class_weights_and_smoothing_are_those_of_the_loss():
     task = task_of(class_weights=[1.0, 3.0], label_smoothing=0.1)
     logits, labels = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
-    wanted = torch.nn.functional.cross_entropy(logits, labels, torch.tensor([1.0, 3.0]), label_smoothing=0.1)
-    assert task.loss(logits, labels) == wanted
+    given = {"weight": torch.tensor([1.0, 3.0]), "label_smoothing": 0.1, "reduction": "none"}
+    each = torch.nn.functional.cross_entropy(logits, labels, **given)
+    assert task.loss(logits, labels) == each.mean()
+    assert task.loss(logits[1:2], labels[1:2]) == each[1]  # in a batch of one bag, too, weights do not cancel
+
+
+def test_a_class_of_weight_0_is_not_learned_from():
+    task = task_of(class_weights=[0.0, 1.0])
+    assert task.loss(torch.randn(1, 2), torch.tensor([0])) == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_coordinates_and_times_are_not_rounded(precision):
+    data = EmbeddedBagsDataModule("single_concept", train_bags=4, val_bags=4, test_bags=0)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", precision=precision, **QUIET)
+    with pytest.raises(InputError, match=f"trainer.precision must be 32-true, .* got {precision}, which rounds"):
+        trainer.fit(task_of(), datamodule=data)
+
+
+def test_double_precision():
+    data = EmbeddedBagsDataModule("single_concept", train_bags=4, val_bags=4, test_bags=0)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", precision="64-true", log_every_n_steps=1, **QUIET)
+    trainer.fit(task_of(), datamodule=data)
+    assert trainer.callback_metrics["train/loss"].isfinite()
 
 
 def test_instances_of_a_linear_network():

@@ -41,7 +41,7 @@ class BagBatch(NamedTuple):
         coords: `(B, N, 2)` float64; None unless all bags have them.
         step: `(B,)` float64; None unless all bags have it.
         labels: `(B,)` int64 or `(B, 3)` float64.
-        instances: `(B, N)` int64, -1 in the padding; None unless all bags have them.
+        instances: `(B, N)` int64, -1 in the padding and of bags that have none; None where no bag has them.
         sizes: `(B,)` int64.
         numbers: `(B,)` int64.
     """
@@ -70,13 +70,16 @@ def collate(bags: Sequence[Bag]) -> BagBatch:
     padded = min(lengths) < longest
     mask = torch.arange(longest) < torch.tensor(lengths)[:, None] if padded else None
     steps = [bag.step for bag in bags]
+    instances = [bag.instances for bag in bags]
+    if any(own is not None for own in instances):  # else the labels of a bag would depend on its batch mates
+        instances = [torch.full((n,), -1) if own is None else own for n, own in zip(lengths, instances, strict=True)]
     return BagBatch(
         _padded([bag.features for bag in bags], 0, longest),
         mask,
         _optional([bag.coords for bag in bags], 0, longest),
         None if None in steps else torch.tensor(steps, dtype=torch.float64),
         torch.stack([bag.label for bag in bags]),
-        _optional([bag.instances for bag in bags], -1, longest),
+        _optional(instances, -1, longest),
         torch.tensor([bag.size for bag in bags]),
         torch.tensor([bag.number for bag in bags]),
     )

@@ -1,5 +1,6 @@
 """Slides of one's own as a LightningDataModule: features that a patch encoder wrote, and a table of labels."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ class BagsDataModule(AbstractBagsDataModule):
         folds: Number of parts into which cases are drawn, of which one tests; null for no test split.
         fold: Number of the part that tests, from 0; also of the file in the folder `split`.
         column: Column of the labels in their table; null is `label`.
+        classes: Names of all classes in their order, such as grades, by which a weighted kappa counts; null orders them
+            by their names.
         target: Kind of the labels: "class"; or "survival", with the columns `time` and `event` (1 where it was seen).
         bins: Number of bins into which times are divided; for survival only.
         step: Distance of neighbouring patches in pixels at level 0; null takes it from the attributes of the files, or
@@ -68,6 +71,7 @@ class BagsDataModule(AbstractBagsDataModule):
         folds: int | None = None,
         fold: int | None = None,
         column: str | None = None,
+        classes: list[str] | None = None,
         target: Literal["class", "survival"] = "class",
         bins: int = 4,
         step: float | None = None,
@@ -94,6 +98,9 @@ class BagsDataModule(AbstractBagsDataModule):
         self.folds, self.fold, self.column, self.target, self.bins = folds, fold, column, target, bins
         self.step, self.max_patches, self.use_coords = step, max_patches, use_coords
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.classes = None if classes is None else [str(name) for name in classes]
+        if self.classes is not None and len(set(self.classes)) < max(len(self.classes), 2):
+            raise InputError(f"data.classes must be two or more different names, got {self.classes}")
         self.known_classes: tuple[str, ...] = ()
         self.class_names: tuple[str, ...] = ()
         self.class_counts: tuple[int, ...] = ()
@@ -218,7 +225,7 @@ class BagsDataModule(AbstractBagsDataModule):
     def _targets(self, labels: Labels, split: Split) -> dict[str, Tensor]:
         trained = [name for name, side in split.items() if side == "train"]
         if self.target == "class":
-            classes, targets = class_labels(labels, list(split), self.known_classes)
+            classes, targets = class_labels(labels, list(split), self.known_classes, self.classes)
             self.class_names = tuple(classes)
             counts = Counter(int(targets[name]) for name in trained)
             self.class_counts = tuple(counts[i] for i in range(len(classes))) if trained else ()
@@ -234,6 +241,7 @@ class BagsDataModule(AbstractBagsDataModule):
         elif self.known_classes:  # by which they were numbered
             self.cuts = [float(name.rpartition(" ")[2]) for name in self.known_classes[:-1]]
         digits = next(n for n in range(6, 18) if len({f"{cut:.{n}g}" for cut in self.cuts}) == len(self.cuts))
+        self.cuts = [float(f"{cut:.{digits}g}") for cut in self.cuts]  # as their names tell them
         self.class_names = (*(f"up to {cut:.{digits}g}" for cut in self.cuts), "later")
         validating = [told[name] for name, side in split.items() if side == "val"]
         if trained and not any(event and time < other for time, event in validating for other, _ in validating):
@@ -308,4 +316,7 @@ def _label(path: Path, slide: str) -> str:
     values = read(look(path, "labels", slide), slide=slide).flatten()
     if len(values) != 1:
         raise InputError(f"slide {slide}: {path} must hold one label, got {len(values)}")
-    return f"{values[0].item():g}"
+    value = values[0].item()
+    if not math.isfinite(value):
+        raise InputError(f"slide {slide}: {path} must hold a number, got {value}")
+    return str(int(value)) if value == int(value) else repr(value)

@@ -13,14 +13,13 @@ from torch import Tensor
 from softmaxfree.data.class_tables import read_table
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
-from softmaxfree.mil.data.slides import IDS, slide_id
+from softmaxfree.mil.data.slides import IDS, MISSING, slide_id
 
 __all__ = ["Labels", "bins_of", "class_labels", "read_labels", "survival_labels"]
 
 _CASES = ("case_id", "case", "patient_id", "patient")
 _EVENTS = ("event", "status")
 _CENSORED = ("censorship", "censored")  # 1 where the event was not seen
-_MISSING = ("nan", "na", "n/a", "none", "null")  # as pandas and others write what is not there
 _TIMES = ("time", "survival_months", "survival_days")
 
 
@@ -81,34 +80,53 @@ def read_labels(path: Path, column: str | None, survival: bool) -> Labels:
         if name in values:
             raise InputError(f"data.labels: {path} lists slide {name} twice, in lines {lines[name]} and {line}")
         told = tuple(row[i].strip() for i in wanted if i is not None)
-        if not all(told) or any(text.lower() in _MISSING for text in told):
+        if not all(told) or any(text.lower() in MISSING for text in told):
             raise InputError(f"data.labels: {path} has no label of slide {name}, in line {line}: {', '.join(told)!r}")
         if negated:
             told = (told[0], str(1 - _event(told[1], name, path)))
         lines[name], values[name] = line, told
-        cases[name] = (row[case_at].strip() if case_at is not None else "") or name
+        case = row[case_at].strip() if case_at is not None else ""
+        cases[name] = name if case.lower() in ("", *MISSING) else case
+    _refuse_twins(path, "cases", set(cases.values()))
+    if not survival:
+        _refuse_twins(path, "classes", {told[0] for told in values.values()})
     return Labels(path, cases, values)
 
 
-def class_labels(labels: Labels, names: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Tensor]]:
+def _refuse_twins(path: Path, what: str, names: set[str]) -> None:
+    """Refuse 1 beside 1.0, as a spreadsheet writes a column that has gaps somewhere."""
+    for name in names:
+        whole = name.removesuffix(".0")
+        if whole != name and whole in names and whole.isdecimal():
+            raise InputError(f"data.labels: {path}: the {what} {whole} and {name} are one number, written in two ways")
+
+
+def class_labels(
+    labels: Labels, names: Sequence[str], known: Sequence[str], order: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, Tensor]]:
     """Number the classes.
 
     Args:
         labels: of all slides.
         names: slides that are used.
         known: classes of weights that are there, which may be more.
+        order: all classes in the order that they are to have; None is the natural order.
 
     Returns:
-        The classes in natural order, and the label of each slide, () int64.
+        The classes in order, and the label of each slide, () int64.
 
     Raises:
-        InputError: there is one class alone, or two differ in their case alone.
+        InputError: there is one class alone, two differ in their case alone, or one is not in the order.
     """
     there = sorted({labels.values[name][0] for name in names}, key=natural_key)
     for one, other in itertools.combinations(there, 2):
         if one.casefold() == other.casefold():
             raise InputError(f"data.labels: {labels.path}: the classes {one} and {other} differ in their case alone")
     classes = list(known) if set(there) < set(known) else there
+    if order is not None:
+        if lacking := [name for name in there if name not in order]:
+            raise InputError(f"data.classes: {labels.path} has the class {lacking[0]}, which is not in {list(order)}")
+        classes = list(order)
     if len(classes) < 2:
         raise InputError(f"data.labels: {labels.path}: all slides are of one class, {classes[0]}; two are needed")
     return classes, {name: torch.tensor(classes.index(labels.values[name][0])) for name in names}

@@ -17,10 +17,13 @@ from softmaxfree.mil.data.arrays import SUFFIXES, Array, look, names_in, read
 from softmaxfree.mil.data.bag import Bag
 from softmaxfree.mil.data.lattice import require_cells, step_of
 
-__all__ = ["IDS", "Slide", "SlideBags", "find_files", "look_at", "read_coords", "slide_id"]
+__all__ = ["IDS", "MISSING", "Slide", "SlideBags", "find_files", "look_at", "read_coords", "slide_id"]
 
 IDS = ("slide_id", "slide", "slide_path", "bag_id", "bag", "id")
 """Names of the column of slides in tables, the first that is there counts."""
+
+MISSING = ("nan", "na", "n/a", "none", "null")
+"""As pandas and others write what is not there, in lower case."""
 
 _OF_SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".dcm", ".czi", ".jpg", ".png")
 _FOLDERS = ("h5_files", "pt_files", "features")  # of CLAM, which writes both; of torchmil
@@ -213,8 +216,17 @@ class SlideBags(Dataset[Bag]):
             coords = torch.from_numpy(places if rows is None else places[rows])
         instances = None
         if slide.instances is not None:
-            instances = read(slide.instances, rows, slide.name).flatten().long()
+            instances = _whole(read(slide.instances, rows, slide.name).flatten(), slide)
         return Bag(features, self.labels[index], coords, step, instances, total, index)
+
+
+def _whole(instances: Tensor, slide: Slide) -> Tensor:
+    if instances.is_floating_point() and not torch.equal(instances, instances.round()):  # also NaN
+        bad = float(instances[instances != instances.round()][0])
+        path = slide.instances.path if slide.instances is not None else ""
+        what = f"labels of patches in {path} must be whole numbers, -1 where one is not known"
+        raise InputError(f"slide {slide.name}: {what}; got {bad:g}")
+    return instances.long()
 
 
 def _finite(features: Tensor, slide: Slide) -> Tensor:

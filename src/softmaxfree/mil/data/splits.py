@@ -10,7 +10,7 @@ import numpy as np
 from softmaxfree.data.splits import draw_split
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
-from softmaxfree.mil.data.slides import IDS, slide_id
+from softmaxfree.mil.data.slides import IDS, MISSING, slide_id
 
 __all__ = ["SPLITS", "Split", "check_split", "draw", "find_split", "read_split"]
 
@@ -65,9 +65,9 @@ def read_split(path: Path) -> tuple[Split, dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             text = lines.read()
-            mark = ";" if ";" in text.partition("\n")[0] else ","
+            mark = next((own for own in ";\t" if own in text.partition("\n")[0]), ",")
             rows = [
-                [cell.strip() for cell in row]
+                ["" if cell.strip().lower() == "nan" else cell.strip() for cell in row]
                 for row in csv.reader(text.splitlines(), delimiter=mark)
                 if any(map(str.strip, row))
             ]
@@ -80,8 +80,9 @@ def read_split(path: Path) -> tuple[Split, dict[str, str]]:
         own = next((head.index(name) for name in IDS if name in head), 1 if at == 0 else 0)
         listed = [(row[own], row[at].lower() if len(row) > at else "") for row in rows[1:] if len(row) > own]
     elif columns and _is_bool(rows, columns):
+        own = next((head.index(name) for name in IDS if name in head), 0)
         listed = [
-            (row[0], split)
+            (row[own], split)
             for row in rows[1:]
             for split, at in columns.items()
             if len(row) > at and row[at].lower() in _TRUE
@@ -102,7 +103,7 @@ def read_split(path: Path) -> tuple[Split, dict[str, str]]:
             both = f"in two splits, {split[name]} and {side}" if split[name] != side else f"twice in {side}"
             raise InputError(f"data.split: {path} has slide {name} {both}")
         split[name] = side
-    return split, _labels(rows, head, columns)
+    return split, _labels(path, rows, head, columns)
 
 
 def check_split(split: Mapping[str, str], cases: Mapping[str, str], where: str) -> None:
@@ -194,7 +195,7 @@ def _is_bool(rows: list[list[str]], columns: Mapping[str, int]) -> bool:
     return bool(cells - {""}) and cells <= {*_TRUE, *_FALSE} and 0 not in columns.values()
 
 
-def _labels(rows: list[list[str]], head: list[str], columns: Mapping[str, int]) -> dict[str, str]:
+def _labels(path: Path, rows: list[list[str]], head: list[str], columns: Mapping[str, int]) -> dict[str, str]:
     labels = {}
     for split, at in columns.items():
         if f"{split}_label" not in head:
@@ -202,7 +203,10 @@ def _labels(rows: list[list[str]], head: list[str], columns: Mapping[str, int]) 
         told = head.index(f"{split}_label")
         for row in rows[1:]:
             if len(row) > max(at, told) and row[at]:
-                labels[slide_id(row[at])] = _whole(row[told])
+                name = slide_id(row[at])
+                labels[name] = _whole(row[told])
+                if labels[name].lower() in ("", *MISSING):
+                    raise InputError(f"data.split: {path} has no label of slide {name}: {row[told]!r}")
     return labels
 
 

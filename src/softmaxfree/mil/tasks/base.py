@@ -99,8 +99,15 @@ class AbstractBagTask(AbstractTask):
             stage: what the Trainer is about to do.
 
         Raises:
-            InputError: the data has other classes, labels of another kind, or features of another width.
+            InputError: the data has other classes, labels of another kind, or features of another width; or all
+                numbers are to have half the bits.
         """
+        precision = str(self.trainer.precision)
+        if precision in ("16-true", "bf16-true"):
+            raise InputError(
+                f"trainer.precision must be 32-true, 64-true, bf16-mixed or 16-mixed for bags, got {precision}, "
+                "which rounds coordinates and times, too"
+            )
         data: Any = getattr(self.trainer, "datamodule", None)
         target = getattr(data, "target", self.target)
         require(target == self.target, "data.target", target, f"{self.target!r} for {type(self).__name__}")

@@ -94,7 +94,9 @@ class BagClassificationTask(AbstractBagTask):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy, a scalar, of logits (B, num_classes) and labels (B,)."""
-        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=self.hparams["label_smoothing"])
+        weights, smoothing = self.class_weights.to(logits.dtype), self.hparams["label_smoothing"]
+        # not divided by the weights of the batch: in a batch of one bag they would cancel
+        return F.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="none").mean()
 
     def probabilities_of(self, logits: Tensor) -> Tensor:
         """Return the probability of each class, (B, num_classes), by logits of the same shape."""
