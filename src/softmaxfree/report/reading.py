@@ -67,7 +67,7 @@ def _without_summary(folder: Path) -> Summary:
     if not config:
         raise InputError(f"{folder / _CONFIG} cannot be read")
     rows = _read_metrics(folder / _METRICS)
-    task, known_task = str(config.get("task", "")).rpartition(".")[2], _class_of(config)
+    task, known_task = str(config.get("task", "")).rpartition(".")[2], _class_of(config, "task")
     model, trainer = config.get("model") or {}, config.get("trainer") or {}
     measured = {name for row in rows for name in row if name.startswith("val/")}
     known = {name: label for name, label in getattr(known_task, "summary", {}).items() if name in measured}
@@ -92,6 +92,7 @@ def _without_summary(folder: Path) -> Summary:
         "model": {"name": model.get("name", "?"), "head": model.get("head") or "", "parameters": None, "loaded": ""},
         "data": {
             "name": data_name(config),
+            "unit": getattr(_class_of(config, "datamodule"), "unit", "image"),
             "found": "",
             "num_images": {},
             "class_names": [str(i) for i in range(model.get("num_classes") or 0)],
@@ -128,9 +129,9 @@ def _without_summary(folder: Path) -> Summary:
     }
 
 
-def _class_of(config: dict[str, Any]) -> Any:
-    """The task of a run if it is one of ours; nothing else is imported."""
-    module, _, name = str(config.get("task", "")).rpartition(".")
+def _class_of(config: dict[str, Any], key: str) -> Any:
+    """The task or data module of a run if it is one of ours; nothing else is imported."""
+    module, _, name = str(config.get(key, "")).rpartition(".")
     if not module.startswith("softmaxfree."):
         return None
     try:

@@ -71,6 +71,7 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     assert re.findall(r"<td>(?:<b>)?([01]\.\d{4})", line) == [
         f"{value:.4f}" for value in (np.mean(known), np.std(known, ddof=1), *known)
     ]
+    assert "on its own validation slides" in text
     np.save(tmp_path / "bare.npy", features_of(0, 9))  # the pooling needs no coordinates, a map does
     predict.run([tmp_path / "bare.npy"], checkpoint=place / "0")
     with pytest.raises(InputError, match=r"slide bare: .*bare.npy has no coordinates, which a map needs"):
