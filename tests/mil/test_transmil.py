@@ -220,6 +220,15 @@ def test_of_two_networks_none_is_taken():
             TransMIL.from_checkpoint(source, pad_mode="official")
 
 
+def test_what_is_no_checkpoint():
+    for source in (None, [1]):
+        with pytest.raises(InputError, match="a checkpoint must be a file or a state dict, got"):
+            TransMIL.from_checkpoint(source)
+    state = {key: value for key, value in weights("transmil").items() if not key.startswith("_fc1")}
+    with pytest.raises(InputError, match="the weights of _fc1 are missing: TransMIL or MIL_BASELINE has an embedding"):
+        TransMIL.from_checkpoint(state, pad_mode="official")
+
+
 def test_its_own_weights():
     model, bag = transmil(torch.float32, "none"), tensors("transmil")["x_50"]
     again = TransMIL.from_checkpoint(model.state_dict(), pad_mode="none")

@@ -103,6 +103,8 @@ def read_transmil(
     depth = len({key.split(".")[1] for key in weights if key.startswith("layers.")})
     if depth == 1 and origin is _ORIGINS[0]:
         raise InputError(f"{told}: the weights of layer2 are missing: {origin.name} has two layers")
+    if origin is _ORIGINS[0] and not any(key.startswith("embed.") for key in weights):
+        raise InputError(f"{told}: the weights of _fc1 are missing: {origin.name} has an embedding")
     if pad_mode is None:
         if origin.name not in _STORED:
             raise InputError(
@@ -160,12 +162,14 @@ def load_all(model: nn.Module, weights: dict[str, Tensor], source: str | Path | 
 
 
 def _told(source: str | Path | dict[str, Any]) -> str:
-    return "the state dict" if isinstance(source, dict) else str(source)
+    return "the state dict" if isinstance(source, Mapping) else str(source)
 
 
 def _mapping(source: str | Path | dict[str, Any]) -> Mapping[str, Any]:
-    if isinstance(source, dict):
+    if isinstance(source, Mapping):
         return source
+    if not isinstance(source, str | Path):
+        raise InputError(f"a checkpoint must be a file or a state dict, got {type(source).__name__}")
     path = Path(source)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
