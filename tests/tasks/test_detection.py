@@ -164,6 +164,12 @@ def without_size():
     return {key: value for key, value in SLIM.items() if key not in ("min_size", "max_size")}
 
 
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_boxes_are_not_rounded(precision):
+    with pytest.raises(InputError, match=f"trainer.precision must be 32-true, .* got {precision}, which rounds boxes"):
+        trainer(max_epochs=1, precision=precision).fit(task(), datamodule=Squares())
+
+
 def test_the_size_is_that_of_the_data():
     """Trained at one size and validated at another, good weights find nothing."""
     data, module = Squares(), task(detector_args=without_size())

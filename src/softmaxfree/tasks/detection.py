@@ -11,6 +11,7 @@ import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.errors import InputError
 from softmaxfree.models.detection import Detector
 from softmaxfree.tasks.memory import tells_memory
+from softmaxfree.tasks.precision import require_exact
 from softmaxfree.tasks.remarks import nothing_found
 from softmaxfree.tasks.training import AbstractTask
 
@@ -92,8 +93,9 @@ class DetectionTask(AbstractTask):
 
         Raises:
             InputError: the data has another number of classes, another size than `detector_args`, or a size that is too
-                small.
+                small; or the precision of the Trainer rounds boxes.
         """
+        require_exact(self.trainer.precision, "boxes")
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         size = (getattr(data, "data_config", None) or {}).get("size")

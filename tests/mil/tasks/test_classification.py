@@ -105,7 +105,9 @@ def test_a_class_of_weight_0_is_not_learned_from():
 def test_coordinates_and_times_are_not_rounded(precision):
     data = EmbeddedBagsDataModule("single_concept", train_bags=4, val_bags=4, test_bags=0)
     trainer = Trainer(max_epochs=1, accelerator="cpu", precision=precision, **QUIET)
-    with pytest.raises(InputError, match=f"trainer.precision must be 32-true, .* got {precision}, which rounds"):
+    with pytest.raises(
+        InputError, match=f"trainer.precision must be 32-true, .* got {precision}, which rounds coordinates and times"
+    ):
         trainer.fit(task_of(), datamodule=data)
 
 

@@ -18,6 +18,7 @@ from softmaxfree.mil.tasks.scores import Kept, Predicted
 from softmaxfree.mil.transmil import TransMIL
 from softmaxfree.models.parts import Parts
 from softmaxfree.tasks.memory import tells_memory
+from softmaxfree.tasks.precision import require_exact
 from softmaxfree.tasks.sources import Source, read_source
 from softmaxfree.tasks.training import AbstractTask
 
@@ -102,12 +103,7 @@ class AbstractBagTask(AbstractTask):
             InputError: the data has other classes, labels of another kind, or features of another width; or all
                 numbers are to have half the bits.
         """
-        precision = str(self.trainer.precision)
-        if precision in ("16-true", "bf16-true"):
-            raise InputError(
-                f"trainer.precision must be 32-true, 64-true, bf16-mixed or 16-mixed for bags, got {precision}, "
-                "which rounds coordinates and times, too"
-            )
+        require_exact(self.trainer.precision, "coordinates and times")
         data: Any = getattr(self.trainer, "datamodule", None)
         target = getattr(data, "target", self.target)
         require(target == self.target, "data.target", target, f"{self.target!r} for {type(self).__name__}")
