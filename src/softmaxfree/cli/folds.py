@@ -177,8 +177,8 @@ def _tell(place: Path, folds: int) -> None:
     else:
         held_out = list(_held_out(place, folds, "test" if tested else "val"))
         write_csv(place / PREDICTIONS, held_out)
-        name = next(key for key in held_out[0] if key.endswith("_id"))
-        several = sum(count > 1 for count in Counter(row[name] for row in held_out).values())
+        names_of = [next(value for key, value in row.items() if key.endswith("_id")) for row in held_out]
+        several = sum(count > 1 for count in Counter(names_of).values())
         print(f"bags     {place / PREDICTIONS}{f' ({several} in several folds)' if several else ''}")
     print(f"report   softmaxfree report {place}")
 

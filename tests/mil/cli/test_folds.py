@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from softmaxfree.cli import explain, predict, train
+from softmaxfree.cli.folds import _tell
 from softmaxfree.errors import InputError
 from softmaxfree.report import compare
 from tests.mil.cli.quick_run import overrides
@@ -129,3 +130,16 @@ def test_folds_are_of_one_setting(slides, tmp_path):
     with pytest.raises(InputError, match=r"data.split: .*splits has none of splits_1.csv"):
         train.run("bags", [*given, f"--data.split={splits}"], out=str(tmp_path / "runs"), folds=2)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_score_that_one_fold_lacks_is_in_the_table(tmp_path, capsys):
+    labels = {"test/auc": ["test macro AUC", 1, 4], "test/instance_auc": ["test AUC of patches", 1, 4]}
+    for fold, metrics in enumerate(({"test/auc": 0.5}, {"test/auc": 1.0, "test/instance_auc": 0.75})):
+        own = {name: label for name, label in labels.items() if name in metrics}
+        (tmp_path / str(fold)).mkdir()
+        (tmp_path / str(fold) / "summary.json").write_text(json.dumps({"labels": own, "metrics": metrics}))
+    _tell(tmp_path, 2)
+    assert "mean and sd of test AUC of patches are of 1 of 2 folds: the others have none" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "folds.csv")
+    assert [row["test/instance_auc"] for row in rows] == ["", "0.75", "", ""]
+    assert [row["test/auc"] for row in rows][:3] == ["0.5", "1.0", "0.75"]
