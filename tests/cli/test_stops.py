@@ -19,6 +19,14 @@ BATCHES = 20  # of an epoch
 SIGNALS = [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")]
 
 
+@pytest.fixture(autouse=True)
+def interrupts_arrive():
+    """A shell starts what runs in its background with interrupts ignored, which the commands would inherit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stop(command, number, line, stream="stdout", group=False):
     """Starts a command, waits for a line, sends the signal; returns exit code, output and errors."""
     process = subprocess.Popen(
