@@ -27,7 +27,7 @@ from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.linearize import Pictures, Settings, bundled_teacher, find_pictures, linearize
 from softmaxfree.linearize.activations import Activations
 from softmaxfree.linearize.measures import cost, features_of, fit_probe, likeness, summary_of
-from softmaxfree.machine import describe
+from softmaxfree.machine import describe, has_fast_bfloat16
 from softmaxfree.models.exchange import exchange
 
 TABLE = Path(__file__).parent / "linearize-cpu.csv"
@@ -107,7 +107,7 @@ def student_of(size: int, teacher: Any, cells: Pictures, work: Path) -> Any:
     sources += list(crops(PHOTOGRAPHS, max(1, plan["learn"] // 4 // len(PHOTOGRAPHS)), seed=0))
     settings = Settings(
         size=(size,), mixer_args=arguments_of(plan), steps=plan["steps"], batch_size=plan["batch"], block_steps=0,
-        measured=16 if size < 1000 else 4, bf16=True,
+        measured=16 if size < 1000 else 4, bf16=has_fast_bfloat16(torch.device("cpu")),
     )  # fmt: skip
     if not (out / "model.safetensors").is_file():
         for line in linearize(teacher, find_pictures(sources, plan["batch"]), settings, out):
