@@ -41,9 +41,8 @@ def photos(tmp_path_factory):
             folder.mkdir(parents=True)
             whole = Image.fromarray(getattr(photographs, name)())
             for i in range(4):
-                whole.crop((i * 64, (split == "val") * 64, i * 64 + 64, (split == "val") * 64 + 64)).save(
-                    folder / f"{i}.png"
-                )
+                box = (i * 64, (split == "val") * 64, i * 64 + 64, (split == "val") * 64 + 64)
+                whole.crop(box).save(folder / f"{i}.png")
     return root
 
 
