@@ -13,6 +13,8 @@ from softmaxfree.atomic import atomic_write, write_csv
 from softmaxfree.cli.recipe import read_recipe
 from softmaxfree.cli.table import print_table
 from softmaxfree.errors import InputError
+from softmaxfree.report.comparison import FOLDS
+from softmaxfree.report.summary import SUMMARY
 from softmaxfree_cli.keys import keys_of
 
 __all__ = ["PREDICTIONS", "TABLE", "train_folds"]
@@ -23,7 +25,6 @@ TABLE = "folds.csv"
 PREDICTIONS = "predictions.csv"
 """Its name in the folder of a run of bags: a row a bag; in that of the folds, those that were tested."""
 
-_FINISHED, _SETTINGS = "summary.json", "folds.json"
 _FREE = ("data.num_workers", "trainer.accelerator", "trainer.devices", "run.threads", "run.keep_memory")
 _Train = Callable[[str, Sequence[str], Path | None, Path], Path]
 
@@ -54,7 +55,7 @@ def train_folds(
     _keep_settings(place, recipe, [*overrides, f"--folds={folds}"])
     for fold in range(folds):
         run_dir = place / str(fold)
-        if (run_dir / _FINISHED).is_file():
+        if (run_dir / SUMMARY).is_file():
             print(f"fold {fold} of {folds} is finished: {run_dir}", flush=True)
             continue
         print(f"fold {fold} of {folds}", flush=True)
@@ -67,7 +68,7 @@ def train_folds(
                 checkpoint if checkpoint.exists() else None,
                 run_dir,
             )
-            if not (run_dir / _FINISHED).is_file():
+            if not (run_dir / SUMMARY).is_file():
                 raise InputError(
                     f"fold {fold} left no scores in {run_dir}: --folds is of whole runs, without trainer.fast_dev_run"
                 )
@@ -113,7 +114,7 @@ def _keep_settings(place: Path, recipe: str, options: Sequence[str]) -> None:
     """Note what all folds are trained with, or refuse what is other than noted."""
     given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
     now = {"recipe": Path(recipe).stem, **{key: text for key, text in given.items() if key not in _FREE}}
-    path = place / _SETTINGS
+    path = place / FOLDS
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
         for key in sorted({*now, *there}):
@@ -150,7 +151,7 @@ def _place(folder: Path, resume: str | None) -> Path:
 
 
 def _tell(place: Path, folds: int) -> None:
-    summaries = [json.loads((place / str(fold) / _FINISHED).read_text(encoding="utf-8")) for fold in range(folds)]
+    summaries = [json.loads((place / str(fold) / SUMMARY).read_text(encoding="utf-8")) for fold in range(folds)]
     labels = {name: label for summary in summaries for name, label in summary["labels"].items()}
     metrics = [summary["metrics"] for summary in summaries]
     tested = any(name.startswith("test/") for own in metrics for name in own)

@@ -16,12 +16,13 @@ from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_
 from softmaxfree.report.reading import read_run
 from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
 
-__all__ = ["PAGE", "compare"]
+__all__ = ["FOLDS", "PAGE", "compare"]
 
 PAGE = "report.html"
 """Its name in the folder of a run, or of runs."""
 
-_FOLDS = "folds.json"  # in a folder of folds
+FOLDS = "folds.json"
+"""Its name in a folder of folds: the settings that all of them have."""
 
 _CHANCES = ({"run.seed"}, {"data.fold"})
 """Settings by which runs differ that are one experiment: their mean and spread tell more than the best."""
@@ -62,7 +63,7 @@ def compare(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
 
 def _runs_of(folder: Path) -> list[Path]:
     """The runs in a folder of folds, in their order; of any other folder itself."""
-    if not (folder / _FOLDS).is_file():
+    if not (folder / FOLDS).is_file():
         return [folder]
     return sorted((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
 
