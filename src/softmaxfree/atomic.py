@@ -74,7 +74,8 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    # names of files may be of any bytes, which `surrogateescape` writes as they are
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

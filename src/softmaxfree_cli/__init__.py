@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What stands after `softmaxfree`; None takes the process's own.
 
     Returns:
-        The exit code: 0, 2 after an error that the user can mend, 130 when interrupted, 143 when terminated. Any
-        other error is raised, and Python makes 1 of it.
+        The exit code: 0, 2 after an error that the user can mend, 130 when interrupted, 141 when the reader of its
+        output left, 143 when terminated. Any other error is raised, and Python makes 1 of it.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     tokens = [token for token in given if token != "--traceback"]

@@ -50,7 +50,7 @@ def test_a_folder_of_classes_is_split(photos):
     assert data.class_names == ("kind 2", "kind 10")
     assert (data.num_images, data.class_counts) == ({"train": 16, "val": 4}, (8, 8))
     assert data.found.endswith(
-        ": 20 images of 2 classes (10 each: kind 2, kind 10); 16 to train, 4 to validate (20 % of each class, drawn by "
+        ": 20 images of 2 classes (10 each: kind 2, kind 10); 16 to train, 4 to validate (20 % of all, drawn by class "
         "seed 42)"
     )
     assert [data.decided[name][0] for name in ("img_size", "batch_size", "num_workers")] == [64, 8, 0]

@@ -134,7 +134,8 @@ def test_a_bare_name_is_a_solver():
         (lambda: ops.Eigh(rcond=1.0), "rcond"),
         (lambda: ops.as_solver("svd"), "'svd' is not one of newton, cholesky, eigh"),
         (lambda: ops.as_solver({"name": "newton", "steps": 3}), "takes .*iters.*got .*steps"),
-        (lambda: ops.pinv(torch.zeros(1, 1, 3, 4)), "square"),
+        (lambda: ops.pinv(torch.zeros(1, 1, 3, 4)), r"gram must be \(B, H, M, M\), got \(1, 1, 3, 4\)"),
+        (lambda: ops.pinv(torch.eye(3)), r"gram must be \(B, H, M, M\), got \(3, 3\)"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

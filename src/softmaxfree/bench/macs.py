@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from softmaxfree.layers import Landmarks
+from softmaxfree.models.evaluation import evaluation
 
 __all__ = ["macs"]
 
@@ -27,7 +28,7 @@ def macs(model: nn.Module, img_size: tuple[int, int]) -> dict[str, int]:
     released = copy.deepcopy(model)
     for module in released.modules():
         if isinstance(module, Landmarks):
-            vars(module)["max_grid"] = None  # its landmarks grow with the image
+            module.set_max_grid(None)  # its landmarks grow with the image
     published = _flops(released, img_size, _PUBLISHED)
     layers = (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
     return {
@@ -41,8 +42,8 @@ def _flops(model: nn.Module, img_size: tuple[int, int], formulas: dict) -> dict:
     device = next(model.parameters()).device
     image = torch.empty(1, getattr(model, "in_chans", 3), *img_size, device=device)
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with torch.no_grad(), counter:
-        model.eval()(image)
+    with torch.no_grad(), counter, evaluation(model):
+        model(image)
     return counter.get_flop_counts()["Global"]
 
 

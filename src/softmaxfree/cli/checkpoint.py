@@ -45,6 +45,12 @@ class LoadedTask(NamedTuple):
     size: tuple[int, int]
     class_names: list[str]
 
+    def resized(self, height: int, width: int, short: int) -> list[int]:
+        """Return height and width of an image whose shorter side becomes `short`; the longer one is at most as much
+        longer as in training.
+        """
+        return list(resized_shape(height, width, (short, round(short * self.size[1] / self.size[0]))))
+
 
 def find_checkpoint(path: str | Path) -> str:
     """Return the checkpoint of a run's folder; of anything else the path itself.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from softmaxfree.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["find_device", "trainer_options"]
+__all__ = ["find_device", "num_processes", "trainer_options"]
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -53,3 +54,29 @@ def trainer_options(name: str) -> list[str]:
         return []
     kind, _, number = str(find_device(name)).partition(":")
     return [f"--trainer.accelerator={kind}", *([f"--trainer.devices=[{number}]"] if number else [])]
+
+
+def num_processes(trainer: Any) -> tuple[int, int]:
+    """Return how many processes train: `torchrun` tells them, or else the arguments of the Trainer.
+
+    Args:
+        trainer: its arguments `accelerator`, `devices` and `num_nodes`.
+
+    Returns:
+        Those of all machines, and those of this one.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    import torch
+
+    devices = trainer.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [own for own in devices.split(",") if own.strip()]
+    if isinstance(devices, list | tuple):
+        here = len(devices)
+    elif str(devices) in ("auto", "-1"):
+        of_gpus = trainer.accelerator != "cpu" and find_device().type == "cuda"
+        here = torch.accelerator.device_count() if of_gpus else 1
+    else:
+        here = int(devices)
+    return max(here, 1) * trainer.num_nodes, max(here, 1)

@@ -77,7 +77,7 @@ def run(
         size: Length, in pixels, to which the shorter side of the picture is resized for the network. By default it is
             that of the training; a segmenter takes a picture at its own size.
         device: Where the model runs: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        max_pixels: Largest number of pixels (height times width) of a picture that is read.
+        max_pixels: Largest number of pixels (height times width) of a picture, or thumbnail, that is read.
         coords: Bags: folder of coordinates that are not beside the features.
         thumbnail: Bags: picture of the whole slide, over which the map is drawn; for several slides a folder of
             pictures with their names. By default on a blank canvas.
@@ -131,9 +131,13 @@ def run(
     if find_kind(weights) == "bags":
         from softmaxfree.cli.explain_bags import KINDS, explain_slides
 
-        if what not in KINDS or stage is not None or point != "cls":
-            raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, without --stage and --point")
+        of_images = {"--point": point != "cls", "--stage": stage is not None, "--size": size, "--model": model}
+        if what not in KINDS:
+            raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, got {what}")
+        if unfit := [option for option, value in of_images.items() if value]:
+            raise InputError(f"{unfit[0]} is for images; {weights} is of bags")
         where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
+        where_to["max_pixels"] = max_pixels
         explain_slides(
             images, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where
         )

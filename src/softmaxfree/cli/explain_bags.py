@@ -17,7 +17,7 @@ from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.cli.predict_bags import bag_row, find_bags, is_table, load_bags, open_slide, output_of, write_bags
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, find_images, read_image
+from softmaxfree.images import find_images, read_image
 
 __all__ = ["KINDS", "explain_slides"]
 
@@ -65,6 +65,7 @@ def explain_slides(
     target: str | None,
     scaling: str,
     top: int,
+    max_pixels: int,
     device: torch.device,
 ) -> None:
     """Write of each slide a heat map, its scores as CLAM's HDF5, its numbers, and the patches with the highest scores.
@@ -85,6 +86,7 @@ def explain_slides(
         target: class whose logit is taken apart, by name or number; None takes the likeliest of each slide.
         scaling: "rank" or "raw".
         top: how many patches are listed.
+        max_pixels: of a thumbnail.
         device: of the network.
 
     Raises:
@@ -102,7 +104,7 @@ def explain_slides(
     for files in slides:
         opened = None
         with _left_out(files, table is not None):
-            opened = _open(files, task, record)
+            opened = _open(files, task, record, max_pixels)
         if opened is not None:
             row = bag_row(files.name, files.features, len(opened.places), opened.output, task, _names(record, opened))
             scores, numbers, line = _scores(files, opened, row, task, checkpoint, what, layer, head, target)
@@ -173,7 +175,7 @@ def _files(
     return slides
 
 
-def _open(files: _Files, task: Any, record: Any) -> _Opened:
+def _open(files: _Files, task: Any, record: Any, max_pixels: int) -> _Opened:
     slide, batch = open_slide(files.name, files.features, files.coords, task, record)
     if slide.coords is None:
         raise InputError(
@@ -188,7 +190,7 @@ def _open(files: _Files, task: Any, record: Any) -> _Opened:
         places, step = batch.coords[0].cpu(), float(batch.step[0])
     attributes = slide.coords.attributes
     output = output_of(files.name, files.features, task, batch)
-    return _Opened(batch, output, places, step, _drawn(attributes, step, files.thumbnail), attributes)
+    return _Opened(batch, output, places, step, _drawn(attributes, step, files.thumbnail, max_pixels), attributes)
 
 
 def _names(record: Any, opened: _Opened) -> list[str]:
@@ -262,7 +264,7 @@ def _write(
     print(f"{files.scores}, {files.top}")
 
 
-def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None) -> dict[str, Any]:
+def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None, max_pixels: int) -> dict[str, Any]:
     """Size of a patch, and of the slide where the file tells it, in pixels at level 0; and the picture below."""
     from softmaxfree.mil.data.lattice import patch_size_of, slide_size_of
 
@@ -275,7 +277,7 @@ def _drawn(attributes: dict[str, Any], step: float, thumbnail: Path | None) -> d
             "`patches`, given by --coords, do"
         )
     try:
-        return {**shown, "thumbnail": read_image(thumbnail, "RGB", MAX_PIXELS)}
+        return {**shown, "thumbnail": read_image(thumbnail, "RGB", max_pixels)}
     except (InputError, OSError) as error:
         raise InputError(f"--thumbnail: {thumbnail} cannot be read: {error}") from error
 

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
-from torchvision.transforms import Resize
 from torchvision.transforms.v2 import functional as tv
 
 from softmaxfree.cli.checkpoint import find_kind, load_classifier, load_task
@@ -108,7 +107,7 @@ def load_subject(
         network, names, mode, shorter = loaded.task.model, loaded.class_names, "RGB", size
         rest = [lambda picture: tv.to_dtype(tv.to_image(picture), torch.float32, scale=True).as_subclass(Tensor)]
         if kind == "segmentation" and size is not None:
-            geometry = [Resize(size)]
+            geometry = [lambda picture: tv.resize(picture, loaded.resized(picture.height, picture.width, size))]
     original = read_image(image, mode, max_pixels)
     if shorter is not None:
         check_resized(original, shorter, str(image))

@@ -6,6 +6,7 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def train_folds(
         folds: how many.
         folder: of the runs of the recipe; the folds get the next folder `folds-N` in it.
         resume: folder of folds to go on with, or "last" for the newest; None begins anew.
-        train: trains one run: recipe, overrides, checkpoint to go on from or None, folder.
+        train: trains one run in one process: recipe, overrides, checkpoint to go on from or None, folder.
 
     Returns:
         The folder of the folds.
@@ -51,7 +52,7 @@ def train_folds(
             with were begun with other settings.
     """
     given = _keys(recipe, overrides, folds)
-    place = _place(folder, resume)
+    place, is_new = _place(folder, resume)
     _keep_settings(place, recipe, [*overrides, f"--folds={folds}"])
     for fold in range(folds):
         run_dir = place / str(fold)
@@ -60,7 +61,7 @@ def train_folds(
             continue
         print(f"fold {fold} of {folds}", flush=True)
         checkpoint = run_dir / "last.ckpt"
-        run_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.mkdir(exist_ok=True)
         try:
             train(
                 recipe,
@@ -75,7 +76,7 @@ def train_folds(
         finally:
             if not (run_dir / "config.yaml").is_file():  # it did not begin
                 shutil.rmtree(run_dir, ignore_errors=True)
-            if not any(path.is_dir() for path in place.iterdir()):
+            if is_new and not any(path.is_dir() for path in place.iterdir()):
                 shutil.rmtree(place)
     _tell(place, folds)
     return place
@@ -88,12 +89,13 @@ def _keys(recipe: str, overrides: Sequence[str], folds: int) -> list[str]:
     content = read_recipe(recipe)
     if not {"fold", "folds"} <= keys_of(content).get("data", {}).keys():
         raise InputError(f"--folds is for data with the keys data.fold and data.folds, such as bags; {recipe} has none")
+    one = [] if any(option.startswith("--trainer.devices=") for option in overrides) else ["--trainer.devices=1"]
     data = {**(content.get("data") or {}), **dict(_data_option(option) for option in overrides)}
     if data.get("fold") is not None or data.get("folds") is not None:
         raise InputError("--folds sets data.fold and data.folds for each fold: leave these two out")
     split = data.get("split")
     if split is None:
-        return [f"--data.folds={folds}"]
+        return [f"--data.folds={folds}", *one]
     if not Path(str(split)).expanduser().is_dir():
         raise InputError(
             f"--folds: data.split must be a folder with a file for each fold, such as splits_0.csv; got {split}"
@@ -107,7 +109,7 @@ def _keys(recipe: str, overrides: Sequence[str], folds: int) -> list[str]:
             f"--folds: {files[tested.index(True)]} has slides to test and {files[tested.index(False)]} has none: one "
             f"table is of tests in all folds, or in none"
         )
-    return []
+    return one
 
 
 def _keep_settings(place: Path, recipe: str, options: Sequence[str]) -> None:
@@ -133,21 +135,32 @@ def _data_option(option: str) -> tuple[str, str]:
     return key.removeprefix("data."), value
 
 
-def _place(folder: Path, resume: str | None) -> Path:
+def _place(folder: Path, resume: str | None) -> tuple[Path, bool]:
+    """The folder of the folds, and whether it is new."""
     numbered = (path for path in folder.glob("folds-*") if path.name[6:].isdigit())
     there = sorted(numbered, key=lambda path: int(path.name[6:]))
     if resume is None:
-        place = folder / f"folds-{int(there[-1].name[6:]) + 1 if there else 0}"
-    elif resume != "last":
+        return _new_place(folder, int(there[-1].name[6:]) + 1 if there else 0), True
+    if resume != "last":
         place = Path(resume).expanduser()
     elif there:
         place = there[-1]
     else:
         raise FileNotFoundError(f"there are no folds in {folder} to resume")
-    if resume is not None and not place.is_dir():
+    if not place.is_dir():
         raise FileNotFoundError(f"there is no folder {place} of folds to resume")
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+    if not (place / FOLDS).is_file():
+        raise InputError(f"--resume: {place} is no folder of folds, which has {FOLDS}; with --folds give such a folder")
+    return place, False
+
+
+def _new_place(folder: Path, number: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        with suppress(FileExistsError):  # another command began at the same moment
+            (place := folder / f"folds-{number}").mkdir()
+            return place
+        number += 1
 
 
 def _tell(place: Path, folds: int) -> None:

@@ -19,6 +19,8 @@ _OF_TASKS = {
     "coords": ("bags",),
     "threshold": ("detection",),
     "size": ("classification", "detection", "segmentation"),
+    "batch_size": ("classification",),
+    "max_pixels": ("classification", "detection", "segmentation"),
     "window": ("segmentation",),
     "overlap": ("segmentation",),
 }  # options that mean nothing to the other tasks

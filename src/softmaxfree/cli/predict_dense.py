@@ -28,7 +28,7 @@ from softmaxfree.cli.outputs import (
 )
 from softmaxfree.drawing import BACKGROUND, beside_legend, colour_classes, colours, count_labels, entries, overlay
 from softmaxfree.errors import InputError
-from softmaxfree.images import MAX_PIXELS, read_image, resized_shape
+from softmaxfree.images import MAX_PIXELS, read_image
 
 __all__ = ["predict_dense"]
 
@@ -82,7 +82,7 @@ def predict_dense(
     names = name_outputs(images, common_folder(files), endings)
     written = [folder / name for outputs in names.values() for name in outputs]
     require_free([*written, folder / LIST], [*images, *inputs], is_ours)
-    results, empty, large = [], 0, [0]
+    results, empty, large = [], 0, list[int]()
     for path in tqdm(images, unit="image", disable=None if len(images) > 1 else True, leave=False):
         try:
             image = tv.to_image(read_image(path, "RGB", max_pixels)).as_subclass(Tensor)
@@ -113,9 +113,9 @@ def predict_dense(
     if empty:
         line += f", {f'{empty} of them ' if len(results) > 1 else ''}without objects"
     print(line + (f", {skipped} skipped" if (skipped := len(images) - len(results)) else ""))
-    if loaded.kind == "segmentation" and max(large):
+    if loaded.kind == "segmentation" and large:
         print(
-            f"{len(large) - 1} of them much larger than in training (shorter side up to {max(large)} pixels, there "
+            f"{len(large)} of them much larger than in training (shorter side up to {max(large)} pixels, there "
             f"{loaded.size[0]}): --window {loaded.size[0]} or --size {loaded.size[0]} may find more",
             file=sys.stderr,
         )
@@ -162,8 +162,7 @@ def _classes(loaded: LoadedTask, image: Tensor, size: int | None) -> Tensor:
             sliding = (told["window"], told["stride"]) if told["evaluation"] == "slide" else (None, None)
             return task.model.predict_classes(image.to(task.device), *sliding)
         if size is not None:
-            short, long = loaded.size
-            image = tv.resize(image, list(resized_shape(shape[0], shape[1], (size, round(size * long / short)))))
+            image = tv.resize(image, loaded.resized(*shape, size))
         logits = task([_in_unit_range(image).to(task.device)])[0]
     except AssertionError as error:  # timm's, of a backbone that takes one size
         hint = f"--window {loaded.size[0]} gives it that of its training"

@@ -19,6 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from lightning.pytorch.callbacks import RichProgressBar
 
 from softmaxfree.cli.allocator import keep_freed_memory
+from softmaxfree.cli.device import num_processes
 from softmaxfree.cli.settings import AUTO, OF_MACHINE, Setting, Settings, decide, of_files, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.stopping import SignalsOfTheCommand
@@ -90,7 +91,7 @@ def load_job(
     if config.run.keep_memory:
         keep_freed_memory()
     data = classes["datamodule"](**_plain(config.data))
-    data.known_classes = tuple(known_classes)
+    data.known_classes, data.processes = tuple(known_classes), num_processes(config.trainer)[1]
     settings = given | of_files(own.values, given) | left_out
     if {*autos} - {*OF_MACHINE} or AUTO in _plain(config.data).values():
         data.prepare_data()

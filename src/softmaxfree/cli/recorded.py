@@ -208,7 +208,7 @@ def resumed_recipe(
     if now and kept.is_file():
         given = [keys_of(option) for option in overrides]
         edits = {k: v for k, v in _edits(read_recipe(str(kept)), now).items() if k not in given}
-        tied = {k: v for k, v in edits.items() if k[:2] == ("model", "model_args") and k[2] in _TIED}
+        tied = {k: v for k, v in edits.items() if k[:2] == ("model", "model_args") and len(k) > 2 and k[2] in _TIED}
         used = {k: v for k, v in edits.items() if k not in tied}
         for keys, value in used.items():
             _set(content, keys, value)
@@ -246,6 +246,9 @@ _Leaves = dict[tuple[str, ...], Any]
 def _edits(before: _Content, now: _Content) -> _Leaves:
     """What was changed, added, or taken out."""
     old, new = leaves(before), leaves(now)
+    for these, others in ((old, new), (new, old)):  # a section that one of them leaves empty changes nothing by itself
+        for k in [k for k, v in these.items() if not v and any(k == other[: len(k)] != other for other in others)]:
+            del these[k]
     return {k: v for k, v in new.items() if k not in old or old[k] != v} | {k: _TAKEN_OUT for k in old if k not in new}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from softmaxfree.cli.device import find_device
+from softmaxfree.cli.device import find_device, num_processes
 from softmaxfree.errors import InputError
 from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 
@@ -41,16 +41,17 @@ def take_autos(
         Content and options without them, the keys that are auto, and what options give.
     """
     left = {name: dict(value) if isinstance(value, Mapping) else value for name, value in content.items()}
-    autos = []
+    autos: list[str] = []
     for key in _RULES:
         section, name = key.split(".")
         if (left.get(section) or {}).get(name) == AUTO:
             autos.append(key)
             del left[section][name]
+    last = {option.partition("=")[0].removeprefix("--"): option for option in overrides}  # of a key the last one wins
     options: list[str] = []
     given: Settings = {}
-    for option in overrides:
-        key, _, value = option.removeprefix("--").partition("=")
+    for key, option in last.items():
+        value = option.partition("=")[2]
         if value == AUTO and key in _RULES:
             autos.append(key)
         else:
@@ -119,7 +120,8 @@ class _Run:
         images, batch = getattr(self.data, "num_images", {}).get("train"), self.data.batch_size
         if not images:
             raise InputError("the data does not tell how many images it has: give trainer.max_epochs a number")
-        return max(images // (batch * (self.config.trainer.accumulate_grad_batches or 1)), 1)
+        processes, _ = num_processes(self.config.trainer)
+        return max(images // (batch * processes * (self.config.trainer.accumulate_grad_batches or 1)), 1)
 
 
 _Rule = Callable[[_Run], tuple[Any, str]]

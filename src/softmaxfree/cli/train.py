@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,8 +79,9 @@ def run(
             the `config.yaml` that it finds there and by what was edited in the recipe since it began. From a
             checkpoint that lies in no run's folder a new run goes on. With --folds it is the folder of the folds,
             or `last` for the newest: finished folds stay.
-        folds: Number of folds, of bags: a run for each, in the folder `folds-N` beside other runs, and a table of their
-            scores with mean and standard deviation, `folds.csv`; `predictions.csv` has the bags that each fold tested.
+        folds: Number of folds, of bags: a run for each, on one device, in the folder `folds-N` beside other runs, and a
+            table of their scores with mean and standard deviation, `folds.csv`; `predictions.csv` has the bags that
+            each fold tested.
         device: Where to train: `auto` (a GPU if there is one, or else the CPU), `cpu`, `cuda`, `cuda:1`, `mps`. The
             same as `--trainer.accelerator` and `--trainer.devices`, which win.
 
@@ -107,14 +109,14 @@ def run(
         raise InputError("--resume goes on with the weights of its run: --init-from is for a new one; leave one out")
     folder = Path(out or f"runs/{Path(recipe).stem}")
     if folds is not None:
-        return train_folds(recipe, overrides, folds, folder, resume, _run)
+        return train_folds(recipe, overrides, folds, folder, resume, partial(_run, alone=True))
     checkpoint = _checkpoint(resume, folder)
     goes_on = checkpoint is not None and (checkpoint.parent / "config.yaml").is_file()
     with nullcontext(checkpoint.parent) if checkpoint and goes_on else _new_folder(folder) as run_dir:
         return _run(recipe, overrides, checkpoint, run_dir)
 
 
-def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir: Path) -> Path:
+def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir: Path, *, alone: bool = False) -> Path:
     content: Any = None
     given, told = None, list[str]()
     if checkpoint is None:
@@ -135,6 +137,8 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     begun = _Begun(shlex.join(["softmaxfree", "train", recipe, *overrides, *resumed]), done)
     begin = LambdaCallback(on_train_start=lambda trainer, task: _begin(job, given, told, trainer, run_dir, begun))
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
+    if alone and trainer.world_size > 1:
+        raise InputError(f"--folds trains each fold in one process, got {trainer.world_size}: give --trainer.devices 1")
     with resumable(run_dir):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself

@@ -181,13 +181,14 @@ def _padding_error(mixer: AbstractMixer, tokens: Tensor) -> float | str:
 
 
 def _mixer(variant: Variant, **otherwise: Any) -> AbstractMixer:
-    torch.manual_seed(0)
     own = {**otherwise, **variant.arguments}
     if variant.mixer in ("soft", "linformer", "nystrom") and "ratio" not in own:
         own["ratio"] = 8  # as the first stage of soft_tiny
     if variant.mixer == "soft":
         own.setdefault("value_kernel", 0)
-    return create_mixer(variant.mixer, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return create_mixer(variant.mixer, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own)
 
 
 def _tokens(image: np.ndarray) -> Tensor:

@@ -90,14 +90,20 @@ def num_workers(num_pixels: float, processes: int = 1) -> int:
     return 0 if num_pixels < _PIXELS_A_WORKER else min(max(cores // processes, 1), _MOST_WORKERS)
 
 
-def total_memory() -> tuple[int, str]:
-    """Return the bytes where a model trains, on the GPU if there is one, and the words for it.
+def total_memory(processes: int = 1) -> tuple[int, str]:
+    """Return the bytes where a process trains a model, on its GPU if there is one, and the words for it.
 
     It is not what is free now: each process decides for itself, and all must come to the same batch.
+
+    Args:
+        processes: that train on this machine, and share its memory if they train on the CPU.
+
+    Returns:
+        The bytes, and "GPU memory" or "memory".
     """
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[1], "GPU memory"
-    return psutil.virtual_memory().total, "memory"
+    return psutil.virtual_memory().total // processes, "memory"
 
 
 def fitting(batch: int, side: int, memory: int, *, change_batch: bool, change_side: bool) -> tuple[int, int]:

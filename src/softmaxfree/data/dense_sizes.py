@@ -29,7 +29,7 @@ def decide_sizes(
     """Decide batch, image size, longer side and workers of a data module, those of them that are "auto".
 
     Args:
-        data: module with `batch_size`, `num_workers` and `max_size`.
+        data: module with `batch_size`, `num_workers`, `max_size` and `processes`.
         side_name: its argument for the shorter side.
         side: shorter side, pixels, if it is given.
         shapes: height and width of the images.
@@ -47,7 +47,7 @@ def decide_sizes(
     if "batch_size" in auto:
         batch = automatic.batch_size(num_train, *_BATCH)
     if auto & {side_name, "batch_size"}:
-        memory, kind = automatic.total_memory()
+        memory, kind = automatic.total_memory(data.processes)
         can_change = {"change_batch": "batch_size" in auto, "change_side": side_name in auto}
         fitted = automatic.fitting(batch, side, int(memory / ratio / zoom**2), **can_change)
         whys = f"{num_train} training images", "median of the shorter sides, in steps of 32"
@@ -64,7 +64,8 @@ def decide_sizes(
         data.decide("max_size", longest, why)
     if "num_workers" in auto:
         pixels = sum(height * width for height, width in shapes) / len(shapes) * num_train
-        data.decide("num_workers", automatic.num_workers(pixels), f"{pixels / 1e6:.0f} megapixels an epoch")
+        workers = automatic.num_workers(pixels, data.processes)
+        data.decide("num_workers", workers, f"{pixels / 1e6:.0f} megapixels an epoch")
 
 
 def _needed(ratios: Sequence[float], side: int) -> int:

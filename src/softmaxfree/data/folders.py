@@ -224,7 +224,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         wanted = {
             "img_size": automatic.image_size([min(shape) for shape in shapes]) if shapes else 224,
             "batch_size": automatic.batch_size(count) if count else 32,
-            "num_workers": 0 if streamed else automatic.num_workers(pixels),
+            "num_workers": 0 if streamed else automatic.num_workers(pixels, self.processes),
         }
         why = {
             "img_size": f"median shorter side {statistics.median(map(min, shapes)):g}" if shapes else "sizes unknown",
@@ -234,7 +234,7 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         if streamed:
             why["num_workers"] = "streamed"
         given = {name: wanted[name] if name in auto else getattr(self, name) for name in wanted}
-        memory, kind = automatic.total_memory()
+        memory, kind = automatic.total_memory(self.processes)
         batch, side = automatic.fitting(
             given["batch_size"], given["img_size"], memory,
             change_batch="batch_size" in auto, change_side="img_size" in auto,

@@ -227,6 +227,8 @@ class AbstractImagesDataModule(LightningDataModule):
         """After `setup`: arguments that were "auto", each with its value and why."""
         self.known_classes: tuple[str, ...] = ()
         """To be set before `setup`: classes that weights know. Data of some of these are numbered as they are."""
+        self.processes = 1
+        """To be set before `setup`: processes that train on this machine, which share its cores and memory."""
         self.split_rows: list[tuple[str, str]] = []
         """After `setup`: file, relative to the root, and split, where the images were split here; else empty."""
         self.remarks: list[str] = []

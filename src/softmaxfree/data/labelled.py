@@ -152,12 +152,14 @@ def _with_labels(
     """The listings with their labels, and what was warned of."""
     if not class_map:
         names = sorted({name for listing in listings.values() for name in listing.classes}, key=natural_key)
-        if not set(names) < set(known_classes):
+        if not set(names) <= set(known_classes):
             return listings, {name: i for i, name in enumerate(names)}, []
-        absent = [name for name in known_classes if name not in names]
-        remark = f"{next(iter(listings.values())).root}: there are no images of {_named(absent)}, which the model knows"
-        rank_zero_warn(remark)
-        return listings, {name: i for i, name in enumerate(known_classes)}, [remark]
+        remarks = []
+        if absent := [name for name in known_classes if name not in names]:
+            root = next(iter(listings.values())).root
+            remarks.append(f"{root}: there are no images of {_named(absent)}, which the model knows")
+            rank_zero_warn(remarks[-1])
+        return listings, {name: i for i, name in enumerate(known_classes)}, remarks
     root = next(iter(listings.values())).root
     try:
         class_to_idx = load_class_map(class_map, str(root))
@@ -197,7 +199,7 @@ def _divide(
         order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))  # a table has an order of its own
         drawn = draw_split([[listing.classes[i]] for i in order], seed)
         held = sorted(i for i, validates in zip(order, drawn, strict=True) if validates)
-        how = f" ({100 * val_share(len(names)):.3g} % of each class, drawn by seed {seed})"
+        how = f" ({100 * val_share(len(names)):.3g} % of all, drawn by class and seed {seed})"
     val = set(held)
     rows = [(name, "val" if i in val else "train") for i, name in enumerate(names)]
     listings = {"train": listing.select([i for i in range(len(names)) if i not in val]), "val": listing.select(held)}

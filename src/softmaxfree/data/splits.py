@@ -93,7 +93,7 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
     if file == EVERY:
         return dict.fromkeys(names, "val")
     try:
-        with open(Path(file).expanduser(), encoding="utf-8-sig", newline="") as lines:
+        with open(Path(file).expanduser(), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data.split: {file} cannot be read: {error}") from error

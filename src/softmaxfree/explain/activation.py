@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from softmaxfree.arguments import require, require_known, require_whole
 from softmaxfree.errors import InputError
-from softmaxfree.explain.capture import evaluation, prepared, run, seen_size
+from softmaxfree.explain.capture import prepared, run, seen_size
 from softmaxfree.explain.layers import backbone_of, require_place
+from softmaxfree.models.evaluation import evaluation
 
 __all__ = ["METHODS", "Activation", "class_activation"]
 

@@ -2,8 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,9 +14,10 @@ from softmaxfree.errors import InputError
 from softmaxfree.explain.layers import Layer, backbone_of
 from softmaxfree.images import resized_shape
 from softmaxfree.mixers import AbstractMixer
+from softmaxfree.models.evaluation import evaluation
 from softmaxfree.models.exchange import ExchangedAttention
 
-__all__ = ["Captured", "capture", "evaluation", "prepared", "run", "seen_size", "visit"]
+__all__ = ["Captured", "capture", "prepared", "run", "seen_size", "visit"]
 
 
 class Captured(NamedTuple):
@@ -82,19 +82,6 @@ def run(model: nn.Module, x: Tensor, mask: Tensor | None = None) -> Any:
         return model(x) if mask is None else model(x, mask=mask)
     except AssertionError as error:  # timm's, of an image whose size the network does not take
         raise InputError(f"image of {tuple(x.shape[-2:])} pixels: {error}") from error
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Puts a network into evaluation mode, and afterwards each module into the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Reached(Exception):

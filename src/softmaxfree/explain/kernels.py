@@ -91,7 +91,7 @@ def _maps(
     size: tuple[int, int],
 ) -> dict[str, AttentionMap]:
     heads, width = captured.q.shape[1], captured.q.shape[3]
-    exact = create_mixer("gaussian", dim=heads * width, num_heads=heads)
+    exact = create_mixer("gaussian", dim=heads * width, num_heads=heads, device="meta")  # its `mix` has no weights
     valid = None if captured.mask is None else captured.mask.flatten(1)
     if valid is not None:
         valid = torch.nn.functional.pad(valid, (captured.prefix, 0), value=True)[:, None, None]
@@ -131,7 +131,7 @@ def photograph_maps(photograph: Photograph) -> tuple[np.ndarray, dict[str, Atten
 def _low_rank(q: Tensor, side: int) -> SoftmaxFreeAttention:
     heads, width = q.shape[1], q.shape[3]
     arguments: Any = {"landmark_sampling": "mean", "landmark_grid": (side, side), "value_kernel": 0, "ratio": 2}
-    mixer = create_mixer("soft", dim=heads * width, num_heads=heads, **arguments)
+    mixer = create_mixer("soft", dim=heads * width, num_heads=heads, device="meta", **arguments)
     assert isinstance(mixer, SoftmaxFreeAttention)
     return mixer
 

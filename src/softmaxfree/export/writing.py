@@ -1,5 +1,6 @@
 """A model to a file: written beside its place, run and compared, and only then given its name."""
 
+import copy
 import json
 import secrets
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from softmaxfree.atomic import atomic_write
@@ -17,6 +19,7 @@ from softmaxfree.export.agreement import Cost, calibration_files, quantised
 from softmaxfree.export.checking import LIMITS, Difference, check, check_runs, example, photograph
 from softmaxfree.export.formats import AOTI, ONNX, format_of, load, require_compiler, write
 from softmaxfree.export.programs import program_of
+from softmaxfree.models.evaluation import evaluation
 from softmaxfree.models.segmentation import STRIDE
 
 __all__ = ["MODEL", "NOTES", "Exported", "export", "notes_of"]
@@ -55,7 +58,7 @@ class Exported(NamedTuple):
 def export(
     model: nn.Module,
     out: str | Path,
-    data_config: Mapping[str, Any],
+    data_config: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
     *,
     features: bool = False,
@@ -69,8 +72,10 @@ def export(
 
     Args:
         model: a classifier of timm, a `features_only` network or a `Segmenter`; of a `Detector` only its feature maps.
+            It stays as it is; of one that is on a GPU a copy on the CPU is exported.
         out: ends in `.onnx`, `.pt2` (torch.export), `.aoti.pt2` or, a folder, `_aoti` (AOTInductor).
-        data_config: how images are prepared, in timm's words: `input_size`, `mean` and `std`, which the file carries.
+        data_config: how images are prepared, in timm's words: `input_size`, `mean` and `std`, which the file carries;
+            None is what timm tells of the model.
         class_names: in the order of the outputs.
         features: export feature maps.
         mask: take a mask of valid pixels too.
@@ -95,7 +100,28 @@ def export(
     if kind == AOTI:
         require_compiler()
     files = [] if calibration is None else calibration_files(Path(calibration).expanduser())
-    program = program_of(model.eval(), features=features, mask=mask, half=half)
+    if data_config is None:
+        data_config = resolve_model_data_config(model)
+    if any(each.device.type != "cpu" for each in model.parameters()):
+        model = copy.deepcopy(model).cpu()
+    with evaluation(model):
+        return _export(model, out, kind, data_config, class_names, files, features, mask, half, opset, image)
+
+
+def _export(
+    model: nn.Module,
+    out: Path,
+    kind: str,
+    data_config: Mapping[str, Any],
+    class_names: Sequence[str],
+    files: Sequence[Path],
+    features: bool,
+    mask: bool,
+    half: bool,
+    opset: int | None,
+    image: str | Path | None,
+) -> Exported:
+    program = program_of(model, features=features, mask=mask, half=half)
     if kind != ONNX and program.kind == "segmentation":
         program = program._replace(step=STRIDE)  # torch.export wants to know that nothing is padded
     config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}

@@ -81,16 +81,16 @@ class KernelMlp(nn.Module):
 
 
 class FusedMlp(Mlp):
-    """timm's `Mlp`, whose first layer and GELU are one operation where nobody looks between them.
+    """timm's `Mlp`, whose first layer and GELU are one operation in inference, unless a hook is between them.
 
     The arguments are those of timm.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(..., C)` to `(..., C)`."""
-        return (
-            self.fc2(linear(x, self.fc1.weight, self.fc1.bias, "gelu_tanh")) if self._fuses(x) else super().forward(x)
-        )
+        if not self._fuses(x):
+            return super().forward(x)
+        return self.drop2(self.fc2(linear(x, self.fc1.weight, self.fc1.bias, "gelu_tanh")))
 
     def _fuses(self, x: Tensor) -> bool:
         passed = (self.fc1, self.act, self.drop1, self.norm)

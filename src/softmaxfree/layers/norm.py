@@ -117,7 +117,8 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
         if rate is None:  # a plain mean over all batches
             rate = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
         for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-            running.lerp_(new.to(running.dtype), rate)
+            # one valid cell has no variance: its batch is lost, but not all that is evaluated later
+            running.lerp_(torch.where(new.isfinite(), new.to(running.dtype), running), rate)
 
 
 def _sum_of_all(x: Tensor, group: Any) -> Tensor:

@@ -20,13 +20,13 @@ class Activations:
     They are in half precision, or as they are where that does not hold them.
 
     Args:
-        teacher: a model of timm.
+        teacher: a model of timm, in evaluation mode.
         pictures: what it sees.
         folder: where files are kept.
     """
 
     def __init__(self, teacher: nn.Module, pictures: Pictures, folder: Path) -> None:
-        self._teacher, self._pictures, self._folder = teacher.eval(), pictures, folder
+        self._teacher, self._pictures, self._folder = teacher, pictures, folder
 
     def features(self, numbers: Sequence[int], size: int) -> Tensor:
         """Returns the final features of pictures as tokens, `(B, N, C)` float32, prefix tokens first."""

@@ -20,6 +20,7 @@ from softmaxfree.linearize.pictures import Pictures, preparation
 from softmaxfree.linearize.settings import Settings
 from softmaxfree.linearize.stages import head_of, learn_block, learn_features, learners, order_of
 from softmaxfree.machine import describe
+from softmaxfree.models.evaluation import evaluation
 from softmaxfree.models.exchange import attention_blocks, check_blocks
 from softmaxfree.models.linearized import linearized_of
 from softmaxfree.tasks.pretrained import save_pretrained
@@ -55,7 +56,12 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
         raise InputError(f"data must have a batch of {settings.batch_size} images, got {len(pictures.train)}")
     if settings.label_steps and not pictures.labels:
         raise InputError("label_steps needs data with labels: a folder with a folder for each class")
-    teacher = model.eval()
+    with evaluation(model):
+        yield from _linearize(model, pictures, settings, out)
+
+
+def _linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> Iterator[str]:
+    teacher = model
     depth = len(attention_blocks(model))
     chosen = check_blocks(settings.blocks, depth)
     arguments = settings.arguments(chosen, depth, _side(model, max(settings.size)))

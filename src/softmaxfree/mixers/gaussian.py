@@ -58,8 +58,8 @@ class GaussianAttention(AbstractMixer):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to scaled queries and keys, and values, `(B, H, N, D)` each."""
         heads, scale = (self.num_heads, self.head_dim), self.head_dim**-0.25
-        q = self.q(x).mul_(scale).unflatten(-1, heads).transpose(1, 2)
-        k = q if self.k is None else self.k(x).mul_(scale).unflatten(-1, heads).transpose(1, 2)
+        q = (self.q(x) * scale).unflatten(-1, heads).transpose(1, 2)
+        k = q if self.k is None else (self.k(x) * scale).unflatten(-1, heads).transpose(1, 2)
         return q, k, self.v(x).unflatten(-1, heads).transpose(1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:

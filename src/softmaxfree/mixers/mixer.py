@@ -120,7 +120,10 @@ class AbstractMixer(nn.Module, abc.ABC):
         return self.proj(out)
 
     def local(self, x: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor | None:
-        """Returns what is added to the mixed tokens, `(B, N, C)`: the convolved values; None for nothing."""
+        """Returns what is added to the mixed tokens, `(B, N, C)`: the convolved values; None for nothing.
+
+        The sum is written into it, so it must be a tensor that nobody else holds.
+        """
         return None if self.value_conv is None else self.convolve(v, grid, mask)
 
     @property

@@ -27,7 +27,9 @@ def register(mixer: type[AbstractMixer]) -> type[AbstractMixer]:
     if not (isinstance(mixer, type) and issubclass(mixer, AbstractMixer)):
         raise InputError(f"a mixer must be a subclass of AbstractMixer, got {mixer!r}")
     name = mixer.name
-    if not isinstance(name, str) or not name or name in _RESERVED or _MIXERS.get(name, mixer) is not mixer:
+    known = _MIXERS.get(name, mixer) if isinstance(name, str) else mixer
+    again = (known.__module__, known.__qualname__) == (mixer.__module__, mixer.__qualname__)  # a notebook's cell
+    if not isinstance(name, str) or not name or name in _RESERVED or not again:
         raise InputError(f"name of {mixer.__qualname__} must be a text that no other mixer has, got {name!r}")
     _MIXERS[mixer.name] = register_notrace_module(mixer)  # what a mixer computes depends on sizes
     return mixer

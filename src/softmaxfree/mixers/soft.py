@@ -123,7 +123,7 @@ class SoftmaxFreeAttention(AbstractMixer):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps tokens `(B, N, C)` to queries, which are the keys too, and values, `(B, H, N, D)` each."""
         heads = (self.num_heads, self.head_dim)
-        q = self.q(x).mul_(self.scale).unflatten(-1, heads).transpose(1, 2)
+        q = (self.q(x) * self.scale).unflatten(-1, heads).transpose(1, 2)
         return q, q, self.v(x).unflatten(-1, heads).transpose(1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:

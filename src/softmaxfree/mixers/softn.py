@@ -121,7 +121,7 @@ class RowNormalizedAttention(AbstractAttention):
     @property
     def landmark_grid(self) -> list[int]:
         """The landmark budget."""
-        return list(self.landmarks.max_grid or ())
+        return list(self.landmarks.max_grid or ())  # never None here
 
     def adjust(self, **changes: Any) -> None:
         """Changes `solver` or `landmark_grid`, see the constructor.
@@ -136,7 +136,9 @@ class RowNormalizedAttention(AbstractAttention):
             self.solver = as_solver(changes.pop("solver"))
         if "landmark_grid" in changes:
             grid = changes.pop("landmark_grid")
-            self.landmarks.set_max_grid(tuple(grid) if isinstance(grid, Sequence) else grid)
+            numbers = isinstance(grid, Sequence) and not isinstance(grid, str)
+            require(numbers, "landmark_grid", grid, "a whole number for each axis: softn always has a budget")
+            self.landmarks.set_max_grid(tuple(grid))
         super().adjust(**changes)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: list[int], mask: Tensor | None = None) -> Tensor:

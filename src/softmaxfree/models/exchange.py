@@ -155,8 +155,6 @@ def exchange(model: Any, mixer: str, mixer_args: Arguments = None, blocks: Seque
     kind = mixer_class(mixer)
     if not issubclass(kind, AbstractAttention) or kind.project is not AbstractAttention.project:
         raise InputError(f"mixer: {mixer} has projections of its own, which a trained attention does not; try softn")
-    if not kind.prefix and getattr(model, "num_prefix_tokens", False):
-        raise InputError(f"mixer: {mixer} takes no class token, which {_of(model)} has")
     given = [mixer_args or {}] * len(chosen) if mixer_args is None or isinstance(mixer_args, Mapping) else mixer_args
     if len(given) != len(chosen):
         raise InputError(f"mixer_args must be a dict, or one for each of {len(chosen)} blocks, got {len(given)}")
@@ -164,6 +162,8 @@ def exchange(model: Any, mixer: str, mixer_args: Arguments = None, blocks: Seque
     made = [
         _mixing(each, mixer, by_block[i]) if i in by_block else _mixing(each, "softmax") for i, each in enumerate(own)
     ]
+    if getattr(model, "num_prefix_tokens", False) and not all(mixing.prefix for mixing in made):  # by its arguments
+        raise InputError(f"mixer: {mixer}, as given, takes no class token, which {_of(model)} has")
     for attention, mixing in zip(own, made, strict=True):
         attention.__class__ = _ATTENTION[type(attention)]
         attention.mixer = mixing.to(attention.proj.weight.device, attention.proj.weight.dtype)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from softmaxfree.models.record import NAME, adopt, decode, encode, mismatch, record_of
-from softmaxfree.models.released import checkpoint_filter_fn, has_attention, other_shapes
+from softmaxfree.models.released import checkpoint_filter_fn, other_shapes
 
 if TYPE_CHECKING:
     from softmaxfree.models.backbone import AbstractBackbone
@@ -25,7 +25,7 @@ def read_any_checkpoint(model: "AbstractBackbone", state_dict, prefix, *rest) ->
     if why := mismatch(model, record, "head.weight" in ours) or other_shapes(ours, model):
         rest[-1].append(why)  # the errors that torch raises at the end
         ours = dict(model.state_dict())  # nothing changes
-    elif has_attention(ours):  # without it there is nothing that a solver is for
+    elif any(".attn." in name for name in ours):  # a head alone says nothing of the mixers
         adopt(model, record)
     if NAME in ours:
         ours[NAME] = encode(record_of(model))

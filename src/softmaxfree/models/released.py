@@ -62,7 +62,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: "AbstractBackb
         state_dict = {**from_released(state_dict), NAME: _released_record(solver)}
     elif NAME not in state_dict and has_attention(state_dict):
         record = encode({})
-        if model.solver == as_solver(model.adjustable_defaults["solver"]):
+        if model.solver is not None and model.solver == as_solver(model.adjustable_defaults["solver"]):
             warnings.warn(
                 f"the weights do not tell the solver that they were trained with (files of softmaxfree 0.1.0 do not): "
                 f"its default then, {RELEASED_SOLVER}, is used; set_solver() changes it",

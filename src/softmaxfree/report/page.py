@@ -45,7 +45,7 @@ def render(template: str, page: Path, **content: Any) -> None:
     environment.filters |= {"thousands": _thousands, "duration": duration}
     text = environment.get_template(template).render(**content)
     with atomic_write(page) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files of any bytes
 
 
 def is_ours(path: Path) -> bool:

@@ -130,7 +130,8 @@ def write_summary(summary: Summary, run_dir: Path) -> None:
     """Write `summary.json`, a line a key."""
     entries = (f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for k, v in summary.items())
     with atomic_write(run_dir / SUMMARY) as part:
-        part.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+        text = "{\n" + ",\n".join(entries) + "\n}\n"
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes, for names of any bytes
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

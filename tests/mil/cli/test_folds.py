@@ -132,6 +132,25 @@ def test_folds_are_of_one_setting(slides, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_that_is_none_of_folds_is_left_alone(slides, tmp_path):
+    there = tmp_path / "runs" / "0"
+    (there / "0").mkdir(parents=True)
+    (there / "0" / "photo.png").write_text("mine")
+    with pytest.raises(InputError, match=r"^--resume: .*runs/0 is no folder of folds, which has folds.json"):
+        train.run("bags", overrides(slides), out=str(tmp_path / "runs"), folds=2, resume=str(there))
+    absent = [option for option in overrides(slides) if "features" not in option] + ["--data.features=absent"]
+    with pytest.raises(FileNotFoundError):
+        train.run("bags", absent, out=str(tmp_path / "runs"), folds=2)
+    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["0", "0", "photo.png"]
+
+
+def test_folds_are_of_one_process_each(slides, tmp_path):
+    options = [*overrides(slides), "--trainer.devices=2", "--trainer.strategy=ddp"]
+    with pytest.raises(InputError, match=r"^--folds trains each fold in one process, got 2: give --trainer.devices 1"):
+        train.run("bags", options, out=str(tmp_path / "runs"), folds=2)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
 def test_a_score_that_one_fold_lacks_is_in_the_table(tmp_path, capsys):
     labels = {"test/auc": ["test macro AUC", 1, 4], "test/instance_auc": ["test AUC of patches", 1, 4]}
     for fold, metrics in enumerate(({"test/auc": 0.5}, {"test/auc": 1.0, "test/instance_auc": 0.75})):

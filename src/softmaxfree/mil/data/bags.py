@@ -94,6 +94,8 @@ class BagsDataModule(AbstractBagsDataModule):
             require_whole("data.folds", folds, 2)
             if fold is None or not 0 <= fold < folds:
                 raise InputError(f"data.fold must be 0 to {folds - 1} with data.folds {folds}, got {fold}")
+        elif fold is not None and split != EVERY and not (split and Path(split).expanduser().is_dir()):
+            raise InputError(f"data.fold {fold} has no meaning without data.folds, or a folder of files in data.split")
         self.features, self.labels, self.coords, self.split = features, labels, coords, split
         self.folds, self.fold, self.column, self.target, self.bins = folds, fold, column, target, bins
         self.step, self.max_patches, self.use_coords = step, max_patches, use_coords

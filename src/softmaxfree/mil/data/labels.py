@@ -122,7 +122,7 @@ def class_labels(
     for one, other in itertools.combinations(there, 2):
         if one.casefold() == other.casefold():
             raise InputError(f"data.labels: {labels.path}: the classes {one} and {other} differ in their case alone")
-    classes = list(known) if set(there) < set(known) else there
+    classes = list(known) if set(there) <= set(known) else there
     if order is not None:
         if lacking := [name for name in there if name not in order]:
             raise InputError(f"data.classes: {labels.path} has the class {lacking[0]}, which is not in {list(order)}")

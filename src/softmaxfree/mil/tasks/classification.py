@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from softmaxfree.arguments import require
 from softmaxfree.mil.data.bag import BagBatch
-from softmaxfree.mil.tasks.base import AbstractBagTask
+from softmaxfree.mil.tasks.bag_task import AbstractBagTask
 from softmaxfree.mil.tasks.instances import InstanceScores
 from softmaxfree.mil.tasks.scores import Predicted, class_table, scores_of, size_table
 from softmaxfree.tasks.remarks import one_class_for_all

@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from softmaxfree.mil.data.bag import BagBatch
 from softmaxfree.mil.maps import contributions
@@ -38,28 +40,29 @@ def instance_scores(model: nn.Module, batch: BagBatch) -> Tensor:
     return scores
 
 
-class InstanceScores:
-    """Gathers what a network says of instances that have labels, in one process."""
+class InstanceScores(Metric):
+    """Keeps what a network says of instances that have labels, from all processes."""
+
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all."""
-        self.scores: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.count = 0
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, model: nn.Module, batch: BagBatch) -> None:
-        """Take the instances of a batch, if they have labels."""
-        if batch.instances is None or self.count >= _MOST:
-            return
-        scores = instance_scores(model, batch)
-        valid = batch.instances >= 0
-        self.scores.append(scores[valid].cpu())
-        self.labels.append(batch.instances[valid].cpu())
-        self.count += int(valid.sum())
+        """Keep the instances of a batch that have labels."""
+        labels = batch.instances
+        if labels is None or sum(map(len, self.labels)) >= _MOST:  # nothing, but all processes have a tensor to gather
+            labels = batch.features.new_full((1, 0), -1, dtype=torch.long)
+            self.scores.append(batch.features.new_zeros(0, dtype=torch.float32))
+        else:
+            self.scores.append(instance_scores(model, batch)[labels >= 0])
+        self.labels.append(labels[labels >= 0])
 
     def compute(self) -> dict[str, float]:
         """Return `instance_auc`; nothing where no instance has a label."""
-        return {"instance_auc": instance_auc(self.scores, self.labels)} if self.scores else {}
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        return {"instance_auc": instance_auc([scores], [labels])} if len(labels) else {}

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from softmaxfree.errors import InputError
 from softmaxfree.mil.data.bag import BagBatch
-from softmaxfree.mil.tasks.base import AbstractBagTask
+from softmaxfree.mil.tasks.bag_task import AbstractBagTask
 
 __all__ = ["BagSurvivalTask", "concordance", "hazard_loss", "risk_of"]
 

@@ -10,7 +10,7 @@ from softmaxfree.ops.gaussian import (
     naive,
     tied,  # noqa: F401  registers torch.ops.softmaxfree.gaussian_tied_product
 )
-from softmaxfree.ops.precision import full_precision, widen
+from softmaxfree.ops.precision import compute_dtype, full_precision, widen
 
 __all__ = ["gaussian_gram", "gaussian_product"]
 
@@ -151,7 +151,10 @@ def _check(x: Tensor, y: Tensor, b: Tensor) -> None:
         )
     if y.shape[-2] != b.shape[-2]:
         raise ValueError(f"b must have one row for each of y's {y.shape[-2]} points, got {b.shape[-2]}")
-    if y.dtype != x.dtype or b.dtype not in (x.dtype, torch.float32):
-        raise ValueError(f"x and y must share a dtype and b have it or float32; got {x.dtype}, {y.dtype}, {b.dtype}")
+    if y.dtype != x.dtype or b.dtype not in (x.dtype, compute_dtype(x.dtype)):
+        raise ValueError(
+            f"x, y and b must share a dtype, but b may be float32 beside half precision; got {x.dtype}, {y.dtype}, "
+            f"{b.dtype}"
+        )
     if not x.device == y.device == b.device:
         raise ValueError(f"x, y and b must be on one device; got {x.device}, {y.device}, {b.device}")

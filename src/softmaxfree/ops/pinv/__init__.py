@@ -35,10 +35,10 @@ def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver = _DEFAULT) 
         `(B, H, M, M)`, float32 or float64.
 
     Raises:
-        ValueError: when the last two sizes of `gram` differ.
+        ValueError: `gram` is of another shape.
     """
-    if gram.shape[-1] != gram.shape[-2]:
-        raise ValueError(f"gram must be square in its last two sizes, got {tuple(gram.shape)}")
+    if gram.ndim != 4 or gram.shape[-1] != gram.shape[-2]:
+        raise ValueError(f"gram must be (B, H, M, M), got {tuple(gram.shape)}")
     return inverse(widen(gram), solver.json)
 
 
