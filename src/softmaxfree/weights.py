@@ -134,7 +134,10 @@ def read_notes(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         config = Path(path).with_name("config.json")
         if "architecture" not in metadata and Path(path).name == "model.safetensors" and config.is_file():
-            return json.loads(config.read_text(encoding="utf-8"))
+            try:
+                return dict(json.loads(config.read_text(encoding="utf-8")))
+            except (ValueError, TypeError) as error:
+                raise InputError(f"{config} is no JSON of a model: {error}") from error
         return metadata
     if Path(path).suffix == ".ckpt" and Path(path).is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,6 +1,9 @@
 """Run folders, other folders and other files given as a checkpoint; devices that are there and that are not."""
 
+import json
+
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -14,6 +17,14 @@ def make(folder, *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder of timm's."""
+    model = timm.create_model("soft_nano", num_classes=3, embed_dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1))
+    timm.models.save_for_hf(model, str(tmp_path / "saved"), safe_serialization=True)
+    return tmp_path / "saved"
 
 
 def test_a_run_stands_for_its_best_checkpoint_or_its_last(tmp_path, capsys):
@@ -89,3 +100,43 @@ def test_a_picture_is_no_checkpoint(tmp_path):
     Image.effect_noise((32, 32), 50).save(tmp_path / "a.jpg")
     with pytest.raises(InputError, match=r"a.jpg is no file of weights; allowed are"):
         load_classifier(str(tmp_path / "a.jpg"), None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b'{"archi', "config.json must be JSON with the key architecture: JSONDecodeError"),
+        ("config.json", b"{}", "config.json must be JSON with the key architecture: KeyError"),
+        ("config.json", b"[]", "config.json must be JSON with the key architecture: TypeError"),
+        ("config.json", b"\xff", "config.json must be JSON with the key architecture: UnicodeDecodeError"),
+        ("config.json", b'{"architecture": "resnet18"}', "cannot be loaded as resnet18: "),
+        ("config.json", b'{"architecture": "soft_nano", "model_args": {"foo": 1}}', "loaded as soft_nano: TypeError: "),
+        ("config.json", b'{"architecture": "soft_nano", "pretrained_cfg": "x"}', "cannot be loaded as soft_nano: "),
+        ("model.safetensors", b"", "cannot be loaded as soft_nano: SafetensorError: "),
+        ("model.safetensors", None, "No suitable checkpoints found in .*saved"),
+    ],
+)
+def test_a_broken_folder_of_timm_is_told_in_one_line(file, content, message, saved):
+    if content is None:
+        (saved / file).unlink()
+    else:
+        (saved / file).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_classifier(str(saved), None)
+
+
+def test_names_of_other_classes_than_the_model_has_are_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "label_names": ["a", "b"]}))
+    with pytest.raises(InputError, match="has 2 label_names, but the model has 3 classes"):
+        load_classifier(str(saved), None)
+
+
+def test_weights_of_another_depth_are_counted(tmp_path):
+    own = {"patch_size": 8, "embed_dim": 16, "num_heads": 2, "img_size": 32}
+    weights = timm.create_model("vit_tiny_patch16_224", depth=2, **own).state_dict()
+    torch.save(weights, tmp_path / "vit.pth")
+    with pytest.raises(
+        InputError, match=r"vit.pth does not fit .*: \d+ weights are missing, .*, \d+ weights are of another"
+    ):
+        load_classifier(str(tmp_path / "vit.pth"), "vit_tiny_patch16_224")

@@ -174,3 +174,35 @@ def test_bad_input(given, message):
     segmenter = Segmenter("semantic_fpn", "soft_nano", 3, model_args=BACKBONE)
     with pytest.raises(InputError, match="0 to 2, got 3"):
         class_activation(segmenter, torch.rand(3, 64, 64), 3)
+
+
+def test_a_layout_that_fits_both_ways_is_that_of_the_network():
+    own = {"img_size": 64, "window_size": 4, "depths": (2, 2), "num_heads": (1, 2), "num_classes": 3}
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=16, **own).eval()  # 16 x 16 cells
+    image, kept = torch.randn(1, 3, 64, 64), {}
+
+    def keep(module, args, out):
+        kept["map"] = out
+        out.retain_grad()
+
+    handle = model.layers[0].register_forward_hook(keep)
+    model(image)[0, 1].backward()
+    handle.remove()
+    cells = kept["map"]
+    expected = (cells * cells.grad.mean((1, 2), keepdim=True)).sum(-1)[0].detach()
+    found = class_activation(model, image, 1, stage=0).pixels[2::4, 2::4]
+    assert np.corrcoef(found.flatten(), scaled(expected).flatten())[0, 1] > 0.95
+
+
+def test_without_a_head_there_is_no_class():
+    model = timm.create_model("soft_nano", **{**TINY, "num_classes": 0})
+    with pytest.raises(InputError, match="model must have a head"):
+        class_activation(model, torch.rand(3, 64, 64))
+
+
+def test_in_inference_mode_too():
+    model = timm.create_model("soft_nano", **TINY)
+    expected = class_activation(model, torch.ones(3, 64, 64))
+    with torch.inference_mode():
+        assert torch.equal(class_activation(model, torch.ones(3, 64, 64)).pixels, expected.pixels)

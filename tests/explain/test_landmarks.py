@@ -7,7 +7,7 @@ import torch
 from softmaxfree.errors import InputError
 from softmaxfree.explain import inverses, landmark_importance
 from softmaxfree.explain.capture import Captured
-from softmaxfree.explain.landmarks import factors
+from softmaxfree.explain.landmarks import LandmarkImportance, factors
 from tests.explain.test_rows import GRID, TINY, captured_of, explicit, make
 
 MIXERS = [
@@ -144,3 +144,10 @@ def test_networks_without_landmarks(ask, message):
     model = timm.create_model("soft_nano", mixer="elu_linear", **TINY)
     with pytest.raises(InputError, match=message):
         ask(model, torch.zeros(3, 64, 64))
+
+
+def test_heads_count_by_how_much_goes_through_them():
+    found = LandmarkImportance(
+        torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.zeros(2, 2), torch.tensor([1.0, 9]), "", ""
+    )
+    torch.testing.assert_close(found.mean, torch.tensor([0.27, 0.73]))

@@ -197,3 +197,28 @@ def test_it_is_a_package_and_can_be_called():
     )
     assert "explain" in dir(softmaxfree)
     assert np.asarray(softmaxfree.explain(model, image)).shape == (64, 96)
+
+
+@pytest.mark.parametrize("token", [7, None])
+def test_in_half_precision_a_small_weight_is_not_lost(token):
+    mixer = create_mixer("elu_linear", dim=16, num_heads=2)
+    q, k = torch.randn(2, 1, 2, 150 * 150, 8, generator=torch.Generator().manual_seed(0)).half()
+    exact = mixer_row(mixer, Captured(q.float(), k.float(), (150, 150), 0, None), token)
+    row = mixer_row(mixer.half(), Captured(q, k, (150, 150), 0, None), token)
+    assert row.dtype == torch.float32
+    assert (row - exact).norm() / exact.norm() < 2e-3
+    torch.testing.assert_close(row.sum(-1), torch.ones(2), rtol=0, atol=1e-3)
+
+
+def test_in_inference_mode_too():
+    mixer = make("soft")
+    with torch.inference_mode():
+        captured = captured_of(mixer)
+        row = mixer_row(mixer, captured, 3)
+    torch.testing.assert_close(row, explicit(mixer, captured)[:, 3], rtol=0, atol=1e-10)
+
+
+def test_attention_of_channels_is_no_map_of_pixels():
+    model = timm.create_model("xcit_nano_12_p16_224", embed_dim=64, depth=2, num_heads=4)
+    with pytest.raises(InputError, match=r"XCA\) is a mixer without maps"):
+        attention(model, torch.rand(3, 64, 64), (5, 5), block=0)

@@ -186,3 +186,13 @@ def test_no_compiler(tmp_path):
     told = r"needs a C\+\+ compiler, and none is found: install g\+\+"
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(InputError, match=told):
         export(small(), tmp_path / "a.aoti.pt2", CONFIG)
+
+
+def test_the_model_stays_as_it_was_and_timm_tells_how_images_are_prepared(tmp_path):
+    net = timm.create_model("soft_vit_tiny", **{**SMALL, "num_classes": 1}, mixer="elu_linear").train()
+    net.norm.eval()
+    before = [module.training for module in net.modules()]
+    export(net, tmp_path / "a.onnx")  # one output, which has no range
+    assert [module.training for module in net.modules()] == before
+    told = {each.key: each.value for each in onnx.load(tmp_path / "a.onnx").metadata_props}
+    assert json.loads(told["input_size"]) == [3, 224, 224]

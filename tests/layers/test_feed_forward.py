@@ -200,6 +200,8 @@ def test_dropout_that_is_on_is_not_left_out():
     dropping = FusedMlp(24, 96, act_layer=GELUTanh, drop=0.5)
     exchange_linear(dropping.eval()).drop1.train()  # Monte Carlo dropout
     assert not torch.equal(dropping(x), dropping(x))
+    dropping.eval().drop2.train()
+    assert not torch.equal(dropping(x), dropping(x))
     mlp.drop1 = nn.Threshold(0.0, 7.0)
     assert not torch.equal(mlp(x), fused()[0](x))
     mlp = fused()[0]

@@ -25,7 +25,10 @@ def test_a_mixer_of_ones_own_is_found():
     cls = register(own(name="own"))
     assert "own" in list_mixers()
     assert type(create_mixer("own", dim=8, num_heads=2)) is cls
-    assert register(cls) is cls  # again, as when a notebook cell runs twice
+    assert register(cls) is cls
+    again = own(name="own")  # as when a notebook's cell runs twice
+    assert type(create_mixer("own", dim=8, num_heads=2)) is cls
+    assert type(create_mixer(register(again).name, dim=8, num_heads=2)) is again
 
 
 @pytest.mark.parametrize("name", ["", 5, "class_token", "soft"])

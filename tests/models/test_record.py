@@ -242,3 +242,25 @@ def test_a_record_of_any_length():
     record = {"names": ["x" * 100] * 30}
     assert decode(encode(record)) == record
     assert len(encode(record)) % 8192 == 0
+
+
+def test_a_solver_and_a_budget_come_with_every_mixer_that_has_them():
+    own = {"embed_dim": 16, "num_heads": 2, "depth": 1, "num_classes": 3, "mixer": "softn"}
+    made = {"solver": {"name": "cholesky", "ridge": 0.3}, "landmark_grid": (3, 3)}
+    trained = timm.create_model("soft_vit_tiny", mixer_args=made, **own).eval()
+    new = timm.create_model("soft_vit_tiny", **own).eval()
+    new.load_state_dict(trained.state_dict())
+    assert (new.solver, new.landmark_grid) == (Cholesky(ridge=0.3), (3, 3))
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(new(image), trained(image))
+    for grid in (None, "unbounded"):
+        with pytest.raises(ValueError, match="landmark_grid must be a whole number for each axis"):
+            new.set_landmark_grid(grid)
+
+
+def test_weights_without_a_record_for_a_mixer_without_a_solver():
+    own = {"embed_dim": 16, "num_heads": 2, "depth": 1, "num_classes": 3, "mixer": "gaussian"}
+    model = timm.create_model("soft_vit_tiny", **own)
+    model.load_state_dict(dict(model.named_parameters()), strict=False)
+    assert model.solver is None

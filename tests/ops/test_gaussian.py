@@ -149,6 +149,7 @@ def test_gram_is_the_kernel_of_a_set_with_itself():
         (lambda x, y, b: (x, y, b[..., :5, :]), "b must have one row for each of y's 9 points, got 5"),
         (lambda x, y, b: (x, y.double(), b), "must share a dtype"),
         (lambda x, y, b: (x, y, b.half()), "must share a dtype"),
+        (lambda x, y, b: (x.double(), y.double(), b), "must share a dtype"),
         (lambda x, y, b: (x, y.to("meta"), b), "must be on one device"),
     ],
 )

@@ -128,3 +128,9 @@ def test_one_clear_error(run, tmp_path, capsys):
     assert "REPOSITORY: Repo id must" in capsys.readouterr().err
     assert main(["push", str(tmp_path / "none"), "anna/x"]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_run_s_own_folder_is_not_written_into(run, tmp_path, capsys):
+    assert main(["push", str(run), "anna/cracks", "--out", str(run)]) == 2
+    assert "--out: " in (said := capsys.readouterr().err)
+    assert "is the folder of a run" in said

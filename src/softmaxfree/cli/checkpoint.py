@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from softmaxfree.cli.models import find_models
 from softmaxfree.errors import InputError, NoWeightsError
-from softmaxfree.images import natural_key
+from softmaxfree.images import natural_key, resized_shape
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.models.creation import first_line, quiet_hub
 from softmaxfree.weights import read_notes, read_record, read_weights
@@ -201,8 +202,7 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
     if folder.is_dir() and not sharded:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{checkpoint} has no config.json, so it is no folder of timm's save_for_hf")
-        _agree(model, json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"], checkpoint)
-        return _create(f"local-dir:{checkpoint}", pretrained=True)
+        return _of_folder(folder, model)
     weights = {} if sharded else read_weights(checkpoint)
     name, arguments = _named_in(checkpoint)
     _agree(model, name, checkpoint)
@@ -220,8 +220,41 @@ def _load(checkpoint: str | None, model: str | None) -> nn.Module:
         weights = read_sharded(folder)
     try:
         net.load_state_dict(weights)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"{checkpoint} does not fit {name}: {str(error)[:300]}") from error
+    except ValueError as error:  # of a network of this package, which tells why
+        raise InputError(f"{checkpoint} does not fit {name}: {error}") from error
+    except RuntimeError as error:
+        raise InputError(f"{checkpoint} does not fit {name}: {_differences(weights, net.state_dict())}") from error
+    return net
+
+
+def _differences(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    kinds = {
+        "missing": [name for name in expected if name not in weights],
+        "not of the model": [name for name in weights if name not in expected],
+        "of another shape": [n for n, w in weights.items() if n in expected and w.shape != expected[n].shape],
+    }
+    return ", ".join(f"{len(names)} weights are {kind}, such as {names[0]}" for kind, names in kinds.items() if names)
+
+
+def _of_folder(folder: Path, model: str | None) -> nn.Module:
+    """The model of a folder of timm's, by whoever wrote it."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        name = str(content["architecture"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json must be JSON with the key architecture: {error!r}") from error
+    _agree(model, name, str(folder))
+    try:
+        net: Any = _create(f"local-dir:{folder}", pretrained=True)
+        names = net.pretrained_cfg.get("label_names")
+    except InputError as error:
+        raise InputError(f"{folder} cannot be loaded as {name}: {first_line(error)}") from error
+    except Exception as error:  # timm, torch and safetensors raise what they like at other people's files
+        raise InputError(f"{folder} cannot be loaded as {name}: {type(error).__name__}: {first_line(error)}") from error
+    if names and len(names) != net.num_classes:
+        raise InputError(
+            f"{folder}/config.json has {len(names)} label_names, but the model has {net.num_classes} classes"
+        )
     return net
 
 

@@ -1,5 +1,6 @@
 """A network and a picture for `softmaxfree explain`, and where a pixel of the file lies in what the network sees."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,19 +54,27 @@ class Subject(NamedTuple):
             raise InputError(
                 f"--point must be in the picture, x from 0 to {width - 1} and y from 0 to {height - 1}; got {x},{y}"
             )
-        found = []
-        for at, places in ((x, self.columns), (y, self.rows)):
-            nearest = int(np.abs(places - at).argmin())
-            step = np.abs(np.diff(places)).mean() if len(places) > 1 else 1.0
-            if abs(places[nearest] - at) > max(1.0, step):
-                left, right = round(self.columns[0]), round(self.columns[-1])
-                top, bottom = round(self.rows[0]), round(self.rows[-1])
-                raise InputError(
-                    f"--point must be in what the network sees, x from {left} to {right} and y from {top} to {bottom}: "
-                    f"the preparation cuts the rest off; got {x},{y}"
-                )
-            found.append(nearest)
-        return found[0], found[1]
+        (left, right), (top, bottom) = _seen(self.columns, width), _seen(self.rows, height)
+        if not (left <= x <= right and top <= y <= bottom):
+            raise InputError(
+                f"--point must be in what the network sees, x from {left} to {right} and y from {top} to {bottom}: "
+                f"the preparation cuts the rest off; got {x},{y}"
+            )
+        return int(np.abs(self.columns - x).argmin()), int(np.abs(self.rows - y).argmin())
+
+    def place_in_file(self, x: float, y: float) -> tuple[float, float]:
+        """Returns the place in the file of a place in the picture, `x` and `y` from its left and top edge, pixels."""
+        found = (
+            float(np.interp(at - 0.5, np.arange(len(own)), own)) for at, own in ((x, self.columns), (y, self.rows))
+        )
+        column, row = (round(at, 1) for at in found)
+        return column, row
+
+
+def _seen(places: np.ndarray, side: int) -> tuple[int, int]:
+    """First and last pixel of an axis of the file that the pixels of the picture are made of, by their middles."""
+    half = max(float(np.abs(np.diff(places)).mean()) / 2 if len(places) > 1 else 0.5, 0.5)
+    return max(0, math.ceil(places[0] - half)), min(side - 1, math.floor(places[-1] + half))
 
 
 def load_subject(

@@ -151,25 +151,28 @@ def photographs(folder: Path) -> None:
 def landmarks(outputs: Outputs, subject: Subject, asked: _Query, query: _Query, stage: int | None, block: int) -> None:
     """Write how much goes through each landmark; arguments as for `attention`, None for all queries."""
     found = landmark_importance(subject.model, subject.x, asked, stage=stage, block=block)
-    places = [[round(x, 1), round(y, 1)] for y, x in found.places.tolist()]
+    places = [subject.place_in_file(x, y) for y, x in found.places.tolist()]
     numbers = {
         "query": None if asked is None else _told(query),
         "layer": found.layer,
         "mixer": found.mixer,
-        "places": places,
+        "places": [{"x": x, "y": y} for x, y in places],
         "heads": [
             {"head": i, "total": total, "shares": to_numbers(shares)}
             for i, (total, shares) in enumerate(zip(to_numbers(found.total), found.shares, strict=True))
         ],
     }
-    mean = found.shares.mean(0)
+    numbers["all heads"] = to_numbers(found.mean)
     size = int(subject.x.shape[-2]), int(subject.x.shape[-1])
-    best = places[int(mean.argmax())]
+    best = places[int(found.mean.argmax())]
+    shown = None if asked in (None, "cls") else asked
+    told = "all queries" if asked is None else f"query: pixel {query[0]}, {query[1]} of the file"
+    faint = "; next to nothing goes through them in this layer" if float(found.total.max()) < _FAINT else ""
     outputs.write(
-        lambda: pictures.draw_landmarks(subject.picture, found, size),
+        lambda: pictures.draw_landmarks(subject.picture, found, size, shown, told),
         numbers,
-        f"{found.layer} ({found.mixer}): {len(mean)} landmarks, the largest share {100 * float(mean.max()):.1f} % at "
-        f"x {best[0]:.0f}, y {best[1]:.0f}",
+        f"{found.layer} ({found.mixer}), {told}: {len(found.mean)} landmarks, the largest share "
+        f"{100 * float(found.mean.max()):.1f} % at x {best[0]:.0f}, y {best[1]:.0f} of the file{faint}",
     )
 
 
@@ -275,7 +278,8 @@ def _of_weights(found: AttentionMap, head: Any) -> dict[str, Any]:
 
 def _of_mixers(maps: dict[str, AttentionMap]) -> dict[str, Any]:
     return {
-        name: {**_of_weights(found, "mean"), "distance_to_exact": float(f"{_distance(maps, found):.4g}")}
+        name: _of_weights(found, "mean")
+        | ({"distance_to_exact": float(f"{_distance(maps, found):.4g}")} if name.startswith("low rank") else {})
         for name, found in maps.items()
     }
 

@@ -134,7 +134,12 @@ def _teacher(name: str, weights: Path | None, size: int) -> Any:
         raise InputError(f"MODEL must be a transformer with softmax attention, {name} is linear already")
     if not timm.is_model(name.split(".")[0]):
         raise InputError(f"MODEL must be a name of timm, a folder of a model, or teacher, got {name!r}")
-    return any_size(load_classifier(None if weights is None else str(weights.expanduser()), name).model)
+    if weights is None:
+        return any_size(load_classifier(None, name).model)
+    try:
+        return any_size(load_classifier(str(weights.expanduser()), name).model)
+    except InputError as error:
+        raise InputError(f"--weights: {error}") from error
 
 
 def _arguments(text: str | None) -> Any:

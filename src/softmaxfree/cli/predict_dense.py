@@ -162,7 +162,7 @@ def _classes(loaded: LoadedTask, image: Tensor, size: int | None) -> Tensor:
             sliding = (told["window"], told["stride"]) if told["evaluation"] == "slide" else (None, None)
             return task.model.predict_classes(image.to(task.device), *sliding)
         if size is not None:
-            image = tv.resize(image, loaded.resized(*shape, size))
+            image = tv.resize(image, loaded.resized(shape[0], shape[1], size))
         logits = task([_in_unit_range(image).to(task.device)])[0]
     except AssertionError as error:  # timm's, of a backbone that takes one size
         hint = f"--window {loaded.size[0]} gives it that of its training"

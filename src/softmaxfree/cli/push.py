@@ -51,6 +51,8 @@ def run(
     from softmaxfree.share.folder import FILES
 
     if out is not None:
+        if (out / "config.yaml").is_file():
+            raise InputError(f"--out: {out} is the folder of a run, whose checkpoints would be hidden; give another")
         require_free([out / name for name in FILES], [], _is_ours)
     summary = read_run(run)
     checkpoint = find_checkpoint(run)

@@ -82,6 +82,8 @@ def class_activation(
     require_known("method", method, METHODS)
     if target is not None:
         require_whole("target", target, 0)
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError("model must have a head: without one there is no class whose score could be followed")
     prefix, backbone = backbone_of(model)
     name = _map_layer(prefix, backbone, stage) if layer is None else layer
     modules = dict(model.named_modules())
@@ -94,7 +96,7 @@ def class_activation(
     shape, cells = list(seen), [0, 0]
 
     def as_map(output: Any) -> Tensor:
-        whole = _as_map(output, shape, stride, name)
+        whole = _as_map(output, shape, stride, name, str(getattr(backbone, "output_fmt", "NCHW")) == "NHWC")
         cells[:] = (min(-(-side // stride), own) for side, own in zip(seen, whole.shape[2:], strict=True))
         return whole[:, :, : cells[0], : cells[1]]
 
@@ -106,13 +108,13 @@ def class_activation(
 
     handle = backbone.register_forward_pre_hook(sees)
     try:
-        with evaluation(model), _frozen(model), torch.enable_grad():
+        with torch.inference_mode(False), evaluation(model), _frozen(model), torch.enable_grad():
             maps = cam(network, [modules[name]], reshape_transform=as_map)
             try:
                 maps.compute_input_gradient = True  # as no weight asks for a gradient
                 # at the size of the cells, of which the last ones may reach beyond the image, or end before it
                 maps.get_target_width_height = lambda _: (cells[1] * stride, cells[0] * stride)
-                values = maps(x, [score])
+                values = maps(x.clone() if x.is_inference() else x, [score])
             except AttributeError as error:  # of gradients that are not there
                 raise InputError(f"layer {name!r} takes no part in the score") from error
             finally:
@@ -127,12 +129,16 @@ def class_activation(
     return Activation(whole[0, 0], score.target, score.label, score.value, name, method, grid, score.box)
 
 
-def _as_map(output: Any, shape: Sequence[int], stride: int, name: str) -> Tensor:
-    """Returns what a module makes as `(1, C, Y, X)`: channels are first or last, or tokens of the grid are the last."""
+def _as_map(output: Any, shape: Sequence[int], stride: int, name: str, channels_last: bool) -> Tensor:
+    """Returns what a module makes as `(1, C, Y, X)`: channels are first or last, or tokens of the grid are the last.
+
+    Where both fit, as of 16 channels on 16 x 16 cells, `channels_last` decides.
+    """
     # with the cell that is cut off at the end, or, as convolutions without padding have it, without
     sides = [{-(-side // stride), max(side // stride, 1)} for side in shape]
     if isinstance(output, Tensor) and output.ndim == 4:
-        for order in ((0, 1, 2, 3), (0, 3, 1, 2)):
+        orders = (0, 1, 2, 3), (0, 3, 1, 2)
+        for order in reversed(orders) if channels_last else orders:
             own = output.permute(order)
             if own.shape[2] in sides[0] and own.shape[3] in sides[1]:
                 return own

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from timm.models.davit import ChannelAttention, ChannelAttentionV2
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -186,6 +188,10 @@ def _of_mixer(layer: Layer, args: tuple, kwargs: dict[str, Any]) -> Captured:
     return Captured(q, k, (rows, columns), q.shape[2] - rows * columns, mask)
 
 
+_OF_CHANNELS = (XCA, ChannelAttention, ChannelAttentionV2)
+"""Attention of channels to each other; by the shapes alone it looks like that of as many tokens."""
+
+
 class _Intercept(TorchFunctionMode):
     """Keeps what an attention calls `scaled_dot_product_attention` with; zeros are the result."""
 
@@ -211,6 +217,7 @@ def _of_softmax(layer: Layer, args: tuple, kwargs: dict[str, Any], size: Sequenc
     q: Any = given.get("query")
     k: Any = given.get("key")
     whole = q is not None and k is not None and q.shape == k.shape and len(q) == 1 and q.ndim == 4
+    whole = whole and not isinstance(layer.module, _OF_CHANNELS)
     # more tokens than cells are prefix tokens, or what a window was padded with
     if not whole or q.shape[2] - rows * columns not in layer.prefixes or given.get("is_causal"):
         raise InputError(

@@ -1,5 +1,6 @@
 """One query under softmax, the exact Gaussian kernel and its low rank: the figure of SOFT."""
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def side_by_side(
     """Returns the row of one query under three mixers, all with the queries and keys of one layer.
 
     What differs is the mixing alone: `softmax(q k^T)`, the Gaussian kernel `exp(-|q - k|^2 / 2)` that `soft` comes near
-    to, and its low rank through the landmarks of the layer.
+    to, and its low rank through the landmarks of the layer; of a layer that normalises that before it does.
 
     Args:
         model: as for `explain`; the layer's mixer is `soft`, or `gaussian` with tied keys.
@@ -78,8 +79,14 @@ def side_by_side(
     check_query(query, size, mask)
     captured, seen = capture(model, layer, x, mask), seen_size(model, *size)
     token = find_token(query, captured, layer, seen, size)
-    soft = mixer if isinstance(mixer, SoftmaxFreeAttention) else _low_rank(captured.q, _BUDGETS[-1])
-    return _maps(captured, layer, token, {"low rank": soft}, seen, size)
+    soft: Any = mixer
+    label = "low rank"
+    if not isinstance(mixer, SoftmaxFreeAttention):
+        soft = _low_rank(captured.q, _BUDGETS[-1])
+    elif mixer.normalize:  # what it divides by, the exact kernel has not
+        soft, label = copy.copy(mixer), "low rank, before it is normalised"
+        soft.normalize = False
+    return _maps(captured, layer, token, {label: soft}, seen, size)
 
 
 def _maps(

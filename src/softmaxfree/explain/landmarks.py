@@ -60,6 +60,11 @@ class LandmarkImportance(NamedTuple):
     layer: str
     mixer: str
 
+    @property
+    def mean(self) -> Tensor:
+        """Share of each landmark in what goes through those of all heads, `(M,)`: heads count by their totals."""
+        return (self.shares * self.total[:, None]).sum(0) / self.total.sum()
+
 
 class Inverse(NamedTuple):
     """The inverse of the landmarks' matrix in one layer.

@@ -111,23 +111,30 @@ def draw_activation(picture: Image.Image, found: Activation, title: str) -> Figu
     return figure
 
 
-def draw_landmarks(picture: Image.Image, found: LandmarkImportance, size: tuple[int, int]) -> Figure:
-    """Return the image with its landmarks, as large as what goes through them: the mean of the heads.
+def draw_landmarks(
+    picture: Image.Image,
+    found: LandmarkImportance,
+    size: tuple[int, int],
+    query: Sequence[int] | None = None,
+    told: str = "all queries",
+) -> Figure:
+    """Return the image with its landmarks, as large as what goes through them in all heads.
 
     Args:
         picture: the image as the network sees it.
         found: the landmarks.
         size: height and width of the image.
+        query: `(x, y)` in pixels of the picture, if it is marked.
+        told: what the query is called.
 
     Returns:
         The figure.
     """
     figure, panels = _panels(2, size)
-    shares = found.shares.mean(0).cpu().numpy()
-    _show_image(panels[0], picture, size, None, "image")
-    _show_image(
-        panels[1], picture.convert("L"), size, None, f"{len(shares)} landmarks\nshare of each, mean of the heads"
-    )
+    shares = found.mean.cpu().numpy()
+    _show_image(panels[0], picture, size, query, told)
+    parts = f"{len(shares)} landmarks\nshare of each, of all heads together"
+    _show_image(panels[1], picture.convert("L"), size, None, parts)
     room = (_PANEL * 72 * 0.75) ** 2 / len(shares)  # points squared that one landmark has
     y, x = found.places.cpu().numpy().T
     dots = panels[1].scatter(

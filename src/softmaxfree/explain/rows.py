@@ -10,6 +10,7 @@ from softmaxfree.mixers import AbstractMixer
 __all__ = ["mixer_row", "require_maps", "softmax_row"]
 
 _LOGITS = 1 << 24  # of softmax that are there at once
+_ONE_ROW, _ALL_ROWS = 256.0, 1 / 16
 
 
 def require_maps(mixer: AbstractMixer) -> None:
@@ -39,26 +40,31 @@ def mixer_row(mixer: AbstractMixer, captured: Captured, token: int | None) -> Te
         InputError: the mixer has no maps.
     """
     require_maps(mixer)
-    q, k, grid = captured.q, captured.k, list(captured.grid)
-    with torch.enable_grad():
+    grid = list(captured.grid)
+    with torch.inference_mode(False), torch.enable_grad():
+        q, k = (x.clone() if x.is_inference() else x for x in (captured.q, captured.k))
         # as wide as the network's own values, so that the same kernels run
         v = q.new_zeros(q.shape).requires_grad_()
         out = mixer.mix(q, k, v, grid, captured.mask)
-        (gradient,) = torch.autograd.grad(out, v, _cotangent(out.detach(), captured, token))
-    return gradient[0].sum(-1, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        cotangent, rows = _cotangent(out.detach(), captured, token)
+        (gradient,) = torch.autograd.grad(out, v, cotangent)
+    return gradient[0].sum(-1, dtype=torch.promote_types(gradient.dtype, torch.float32)) / (rows * out.shape[-1])
 
 
-def _cotangent(out: Tensor, captured: Captured, token: int | None) -> Tensor:
+def _cotangent(out: Tensor, captured: Captured, token: int | None) -> tuple[Tensor, float]:
+    """Ones in the asked rows, and their number, both times a power of two: in half precision neither a small weight of
+    one row nor the sum over many rows leaves the range.
+    """
     cotangent = torch.zeros_like(out)
-    share = 1 / out.shape[-1]
     if token is not None:
-        cotangent[:, :, token] = share
-    elif captured.mask is None:
-        cotangent[:, :, captured.prefix :] = share / (out.shape[2] - captured.prefix)
-    else:
-        valid = captured.mask.flatten(1)[:, None, :, None]
-        cotangent[:, :, captured.prefix :] = valid.to(out.dtype) * share / valid.sum()
-    return cotangent
+        cotangent[:, :, token] = _ONE_ROW
+        return cotangent, _ONE_ROW
+    if captured.mask is None:
+        cotangent[:, :, captured.prefix :] = _ALL_ROWS
+        return cotangent, _ALL_ROWS * (out.shape[2] - captured.prefix)
+    valid = captured.mask.flatten(1)[:, None, :, None]
+    cotangent[:, :, captured.prefix :] = valid.to(out.dtype) * _ALL_ROWS
+    return cotangent, _ALL_ROWS * float(valid.sum())
 
 
 def softmax_row(captured: Captured, token: int | None) -> Tensor:

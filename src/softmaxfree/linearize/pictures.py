@@ -70,11 +70,13 @@ class Pictures(NamedTuple):
                 read_image(source)
 
     def digest(self) -> str:
-        """Returns what tells these pictures from others: of names, sizes of files and labels."""
+        """Returns what tells these pictures from others: of names and contents of files, and labels."""
         found = hashlib.sha256(repr((list(self.labels), list(self.class_names))).encode())
         for source in self.sources:
             if isinstance(source, Path):
-                found.update(repr((source.parts[-2:], source.stat().st_size)).encode())
+                with source.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+                found.update(repr((source.parts[-2:], content)).encode())
             else:
                 found.update(np.ascontiguousarray(source).tobytes())
         return found.hexdigest()[:16]
