@@ -6,6 +6,7 @@ What a command takes is read from the source of its function `run`, see `heads`.
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((token for token in tokens if not token.startswith("-")), None)
     label = f"softmaxfree {name}" if name in COMMANDS else "softmaxfree"
     code, remarks = 0, ""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold any bytes, and go out as they came
+        sys.stdout.reconfigure(errors="surrogateescape")
     with Signals(label) as signals:
         try:
             _act(name, tokens, signals)

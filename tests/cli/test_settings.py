@@ -12,6 +12,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from softmaxfree.cli import train, validate
+from softmaxfree.cli.device import num_processes
 from softmaxfree.cli.recipe import load_job
 from softmaxfree.cli.settings import decide, take_autos
 from softmaxfree.errors import InputError
@@ -48,6 +49,31 @@ def test_a_value_that_is_given_wins():
     assert options == ["--model.lr=0.5"]
     assert autos == ["model.num_classes", "model.warmup_epochs"]
     assert given["model.lr"] == ("0.5", "given")
+    for options, wins in ((["--model.lr=1", "--model.lr=auto"], "auto"), (["--model.lr=auto", "--model.lr=1"], "1")):
+        _, kept, autos, _ = take_autos(content, options)  # the last one
+        assert (kept, "model.lr" in autos) == (([], True) if wins == "auto" else (["--model.lr=1"], False))
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "processes"),
+    [
+        ({}, {"devices": "auto"}, (1, 1)),
+        ({}, {"devices": 2, "num_nodes": 3}, (6, 2)),
+        ({}, {"devices": "0,2"}, (2, 2)),
+        ({}, {"devices": [1], "num_nodes": 2}, (2, 1)),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, {"devices": "auto"}, (8, 4)),
+    ],
+)
+def test_settings_follow_from_the_number_of_processes(environment, arguments, processes, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    trainer = Namespace(**{"accelerator": "cpu", "num_nodes": 1, "accumulate_grad_batches": 1, **arguments})
+    assert num_processes(trainer) == processes
+    config = Namespace(model=Namespace(), trainer=trainer)
+    data = SimpleNamespace(num_images={"train": 6400}, batch_size=16)
+    epochs = decide(["trainer.max_epochs"], config, data, training=True)["trainer.max_epochs"].value
+    assert epochs == min(60, max(20, round(4000 * 16 * processes[0] / 6400)))
 
 
 def test_what_follows_from_the_photographs(photos):

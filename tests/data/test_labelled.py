@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from softmaxfree.atomic import write_csv
 from softmaxfree.data import ImageFolderDataModule, automatic, labelled
-from softmaxfree.data.splits import draw_split
+from softmaxfree.data.splits import draw_split, read_split
 from softmaxfree.errors import InputError
 
 rng = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def test_a_folder_of_classes_is_split(photos):
     assert (data.num_images, data.class_counts) == ({"train": 16, "val": 4}, (8, 8))
     assert data.found.endswith(
         ": 20 images of 2 classes (10 each: kind 2, kind 10); 16 to train, 4 to validate (20 % of all, drawn by class "
-        "seed 42)"
+        "and seed 42)"
     )
     assert [data.decided[name][0] for name in ("img_size", "batch_size", "num_workers")] == [64, 8, 0]
     assert data.data_config["input_size"] == (3, 64, 64)
@@ -323,7 +324,7 @@ def test_what_is_auto():
 def test_each_process_decides_from_the_same_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(automatic.psutil, "virtual_memory", lambda: SimpleNamespace(total=16, available=3, free=1))
-    assert automatic.total_memory() == (16, "memory")
+    assert (automatic.total_memory(), automatic.total_memory(2)) == ((16, "memory"), (8, "memory"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 80))
     assert automatic.total_memory() == (80, "GPU memory")
@@ -331,7 +332,7 @@ def test_each_process_decides_from_the_same_memory(monkeypatch):
 
 def test_given_values_win_and_little_memory_is_told(photos, monkeypatch):
     assert found(photos, img_size=40, batch_size=3, num_workers=1).decided == {}
-    monkeypatch.setattr(automatic, "total_memory", lambda: (40_000_000, "memory"))
+    monkeypatch.setattr(automatic, "total_memory", lambda processes: (40_000_000, "memory"))
     data = found(photos)
     assert data.batch_size == 1
     assert "GiB of memory" in data.decided["batch_size"][1]
@@ -370,3 +371,9 @@ def test_grey_photographs_stay_grey():
     for wrong in (-1, [0.1, 0.1], [0.1, 0.1, 0.1, 0.6]):
         with pytest.raises(InputError, match=r"data.color_jitter must be one number or \[brightness"):
             ImageFolderDataModule("", color_jitter=wrong)
+
+
+def test_names_of_any_bytes_come_back_from_the_split(tmp_path):
+    name = "caf\udce9.png"
+    write_csv(tmp_path / "split.csv", [{"file": name, "split": "train"}, {"file": "b.png", "split": "val"}])
+    assert read_split(tmp_path / "split.csv", [name, "b.png"]) == {name: "train", "b.png": "val"}

@@ -8,7 +8,7 @@ from PIL import Image
 from softmaxfree.cli import train
 from softmaxfree.report import compare, note_part
 from softmaxfree.report.findings import confusion_counts, findings
-from softmaxfree.report.summary import data_name, shown_labels
+from softmaxfree.report.summary import data_name, shown_labels, write_summary
 from tests.cli.quick_run import overrides, read_csv
 
 CODE = "<script>alert(1)</script>"
@@ -243,3 +243,10 @@ def test_data_has_its_own_name():
     )
     assert data_name({"data": {"source": "hfds/ethz/food101", "root": "cache"}}) == "food101"
     assert data_name({"data": {"batch_size": 2}, "datamodule": "x.DigitsDataModule"}) == "digits"
+
+
+def test_names_of_any_bytes_are_kept(finished, change, tmp_path):
+    write_summary({"file": "caf\udce9.png"}, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == {"file": "caf\udce9.png"}
+    page = compare([change(lambda s: s["data"].update(found="caf\udce9: 3 images"))])
+    assert "caf\\udce9: 3 images" in page.read_text(encoding="utf-8")

@@ -70,14 +70,15 @@ def write_results(
         print_table(*table_of(results))
         return
     if format == "json":
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        # names of files may hold any bytes: JSON has an escape for them
+        text = json.dumps(results, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
     else:
         text = csv_of(results) if format == "csv" else plain_table(*table_of(results)) + "\n"
     if out is None:
         sys.stdout.write(text)
         return
-    with atomic_write(out) as part:  # names of files may hold any bytes: JSON has an escape for them
-        part.write_text(text, encoding="utf-8", errors="backslashreplace" if format == "json" else "surrogateescape")
+    with atomic_write(out) as part:
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")
     many = "1 entry" if len(results) == 1 else f"{len(results)} entries"
     print(f"written  {many} into {out}", file=sys.stderr)  # OUT may be the screen
 

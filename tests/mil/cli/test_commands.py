@@ -111,6 +111,9 @@ def test_predict_skips_what_cannot_be_read(run_dir, tmp_path, capsys):
         predict.run([tmp_path], checkpoint=run_dir, on_error="fail")
     with pytest.raises(InputError, match=r"--topk is for classification, but .* is of bags"):
         predict.run([tmp_path], checkpoint=run_dir, topk=1)
+    for option in ("batch_size", "max_pixels"):
+        with pytest.raises(InputError, match=rf"--{option.replace('_', '-')} is for classification.* is of bags"):
+            predict.run([tmp_path], checkpoint=run_dir, **{option: 3})
 
 
 @pytest.mark.parametrize("what", ["attention", "contributions"])
@@ -275,6 +278,9 @@ def test_a_map_needs_coordinates(run_dir, tmp_path):
         explain.run([tmp_path / "bare.npy"], checkpoint=run_dir, out=tmp_path)
     with pytest.raises(InputError, match=r"is of bags: --what is attention or contributions"):
         explain.run([tmp_path / "bare.npy"], checkpoint=run_dir, what="cam", out=tmp_path)
+    for option, value in (("size", 64), ("model", "soft_nano"), ("stage", 1), ("point", "3,4")):
+        with pytest.raises(InputError, match=f"--{option} is for images; .* is of bags"):
+            explain.run([tmp_path / "bare.npy"], checkpoint=run_dir, out=tmp_path, **{option: value})
 
 
 def test_survival_runs_through_all_commands(slides, tmp_path):

@@ -361,3 +361,10 @@ def test_patches_at_one_place(tmp_path):
     (slide,) = look_at(["same"], {"same": tmp_path / "same.h5"}, {}, {})
     with pytest.raises(InputError, match=r"slide same: the 7 patches in .*same.h5 all lie at one place"):
         read_coords(slide)
+
+
+def test_a_fold_without_parts_to_take_it_from_is_refused(slides, tmp_path):
+    split = write_csv(tmp_path / "splits_0.csv", ",train,val", "0,001,003", "1,002,004")
+    for more in ({}, {"split": split}):
+        with pytest.raises(InputError, match=r"^data.fold 2 has no meaning without data.folds, or a folder of files"):
+            module(slides, fold=2, **more)

@@ -11,8 +11,10 @@ from softmaxfree.errors import InputError
 from softmaxfree.mil import create_bag_model, list_bag_models
 from softmaxfree.mil.data import Bag, EmbeddedBagsDataModule, collate
 from softmaxfree.mil.tasks import BagClassificationTask
-from softmaxfree.mil.tasks.instances import instance_scores
+from softmaxfree.mil.tasks.instances import InstanceScores, instance_scores
+from softmaxfree.mil.tasks.scores import instance_auc
 from softmaxfree.report.mistakes import list_mistakes
+from tests.processes import in_processes
 
 SMALL = {"embed_dim": 16}
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -197,3 +199,18 @@ def test_a_checkpoint_of_unknown_origin(tmp_path):
     torch.save({"encoder.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"model.init_from: .*other.pth is no TransMIL of a known origin"):
         task_of("transmil", model_args={"embed_dim": 16, "num_heads": 2}, init_from=str(tmp_path / "other.pth"))
+
+
+def scored(rank):
+    """What the first or second process has of instances, and what it finds for all."""
+    kept, task = InstanceScores(), task_of("mean")
+    kept.update(task.model, collate([bag(9 - 2 * rank, instances=True)]))
+    kept.update(task.model, collate([bag(5, instances=not rank)]))
+    return kept.scores, kept.labels, kept.compute()
+
+
+def test_instances_of_all_processes_are_scored_together():
+    (a, b, found), (c, d, other) = in_processes(scored, 2)
+    assert found == other
+    assert found["instance_auc"] == pytest.approx(instance_auc([*a, *c], [*b, *d]))
+    assert InstanceScores in {type(module) for module in task_of().modules()}
