@@ -9,6 +9,8 @@ import timm
 import torch
 from PIL import Image
 
+from softmaxfree.cli.explain_inputs import Subject
+from softmaxfree.errors import InputError
 from softmaxfree.explain import AttentionMap, attention
 from softmaxfree.explain.pictures import draw_side_by_side
 from softmaxfree_cli import main
@@ -229,3 +231,16 @@ def test_detections_and_segments(recipe, photo, tmp_path, monkeypatch, capsys):
     told = json.loads((tmp_path / "out" / "photo_cam.json").read_text(encoding="utf-8"))
     assert told["of"] == ("detection" if recipe == "scenes_instances" else "segmentation")
     assert_drawn(tmp_path / "out" / "photo_cam.png")
+
+
+def test_places_in_the_picture_and_in_the_file():
+    # the middle of a file of 300 x 200 pixels, 4 times smaller: columns 100 to 196 from 50 cut away on either side
+    columns, rows = np.arange(50, 250, 4) + 1.5, np.arange(0, 200, 4) + 1.5
+    subject = Subject(None, "classification", [], None, None, columns, rows, (300, 200))
+    assert subject.place(50, 0) == (0, 0)
+    assert subject.place(249, 199) == (49, 49)
+    assert subject.place_in_file(0.5, 49.5) == (51.5, 197.5)
+    assert subject.place_in_file(25, 1) == (149.5, 3.5)
+    for x, y in ((49, 3), (250, 3)):
+        with pytest.raises(InputError, match=f"x from 50 to 249 and y from 0 to 199: .*; got {x},{y}"):
+            subject.place(x, y)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import softmaxfree
 from softmaxfree.errors import InputError
-from softmaxfree.explain import attention, explain
+from softmaxfree.explain import attention, explain, side_by_side
 from softmaxfree.explain.capture import Captured
 from softmaxfree.explain.rows import mixer_row, softmax_row
 from softmaxfree.mixers import create_mixer, list_mixers, mixer_class
@@ -216,6 +216,27 @@ def test_in_inference_mode_too():
         captured = captured_of(mixer)
         row = mixer_row(mixer, captured, 3)
     torch.testing.assert_close(row, explicit(mixer, captured)[:, 3], rtol=0, atol=1e-10)
+
+
+def test_the_low_rank_of_a_layer_that_normalises_is_that_of_the_kernel():
+    own = {
+        "landmark_sampling": "mean",
+        "landmark_grid": (8, 8),
+        "ratio": 1,
+        "solver": {"name": "eigh"},
+        "value_kernel": 0,
+    }
+    maps = {}
+    for on in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model(
+            "soft_vit_tiny", embed_dim=16, num_heads=2, depth=1, mixer_args={**own, "normalize": on}
+        )
+        maps |= side_by_side(model.eval(), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)), (5, 5))
+    assert list(maps) == ["softmax", "exact Gaussian", "low rank", "low rank, before it is normalised"]
+    exact, one, other = (own.weights for own in list(maps.values())[1:])
+    torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+    assert (one - exact).norm() / exact.norm() < 0.02
 
 
 def test_attention_of_channels_is_no_map_of_pixels():

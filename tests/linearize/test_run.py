@@ -251,3 +251,13 @@ def test_a_folder_of_another_run_is_refused(folder, finished, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(InputError, match="is neither empty nor a run of linearize"):
         run(folder, tmp_path / "other")
+
+
+def test_other_pictures_of_the_same_names_and_sizes_are_others(tmp_path):
+    digests = set()
+    for colour in ("red", "blue", "red"):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20), colour).save(tmp_path / "photos" / f"{i}.bmp")
+        digests.add(find_pictures(str(tmp_path / "photos"), 1).digest())
+    assert len(digests) == 2

@@ -159,3 +159,15 @@ def test_bad_arguments_of_a_block_are_named(kwargs, message):
 def test_normalised_it_approximates_no_exact_form():
     assert create_mixer("soft", dim=8, num_heads=2).approximates == "gaussian"
     assert create_mixer("soft", dim=8, num_heads=2, normalize=True).approximates == ""
+
+
+@pytest.mark.parametrize("name", ["soft", "gaussian"])
+def test_what_a_layer_gave_is_not_changed_behind_it(name):
+    """As of hooks, which may keep it."""
+    mixer, kept = create_mixer(name, dim=16, num_heads=2), []
+    for layer in (mixer.q, mixer.v):
+        layer.register_forward_hook(lambda layer, args, out: kept.append((out, out.clone())))
+        layer.register_full_backward_hook(lambda layer, given, out: None)
+    mixer(torch.randn(1, 64, 16, requires_grad=True), [8, 8]).sum().backward()
+    assert len(kept) == 2
+    assert all(torch.equal(now, then) for now, then in kept)
