@@ -50,8 +50,10 @@ def test_a_value_that_is_given_wins():
     assert autos == ["model.num_classes", "model.warmup_epochs"]
     assert given["model.lr"] == ("0.5", "given")
     for options, wins in ((["--model.lr=1", "--model.lr=auto"], "auto"), (["--model.lr=auto", "--model.lr=1"], "1")):
-        _, kept, autos, _ = take_autos(content, options)  # the last one
+        _, kept, autos, _ = take_autos(content, options)  # the last one of a key
         assert (kept, "model.lr" in autos) == (([], True) if wins == "auto" else (["--model.lr=1"], False))
+    several = ["--trainer.callbacks+=A", "--model.lr=1", "--trainer.callbacks+=B", "--model.lr=2"]
+    assert take_autos(content, several)[1] == several
 
 
 @pytest.mark.parametrize(

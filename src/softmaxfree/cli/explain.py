@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from softmaxfree.errors import InputError
 from softmaxfree.images import MAX_PIXELS
@@ -136,10 +136,20 @@ def run(
             raise InputError(f"{weights} is of bags: --what is {' or '.join(KINDS)}, got {what}")
         if unfit := [option for option, value in of_images.items() if value]:
             raise InputError(f"{unfit[0]} is for images; {weights} is of bags")
-        where_to: dict[str, Any] = {"coords": coords, "thumbnail": thumbnail, "layer": block, "head": heads}
-        where_to["max_pixels"] = max_pixels
         explain_slides(
-            images, str(weights), what, out, **where_to, target=target, scaling=scaling, top=top, device=where
+            images,
+            str(weights),
+            what,
+            out,
+            coords=coords,
+            thumbnail=thumbnail,
+            layer=block,
+            head=heads,  # type: ignore[arg-type]  # a number, "mean" or "all"
+            target=target,
+            scaling=scaling,
+            top=top,
+            max_pixels=max_pixels,
+            device=where,
         )
         return
     image = images[0]

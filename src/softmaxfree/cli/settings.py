@@ -47,16 +47,17 @@ def take_autos(
         if (left.get(section) or {}).get(name) == AUTO:
             autos.append(key)
             del left[section][name]
-    last = {option.partition("=")[0].removeprefix("--"): option for option in overrides}  # of a key the last one wins
+    last = dict(option.removeprefix("--").partition("=")[::2] for option in overrides)  # of a key the last one wins
     options: list[str] = []
     given: Settings = {}
-    for key, option in last.items():
-        value = option.partition("=")[2]
-        if value == AUTO and key in _RULES:
-            autos.append(key)
-        else:
-            options.append(option)
-            given[key] = Setting(value, "given")
+    for option in overrides:  # in their order, and all of `key+=`, which adds to a list
+        key, _, value = option.removeprefix("--").partition("=")
+        if key in _RULES and AUTO in (value, last[key]):
+            if last[key] == AUTO:
+                autos.append(key)
+            continue
+        options.append(option)
+        given[key] = Setting(value, "given")
     return left, options, [key for key in dict.fromkeys(autos) if key not in given], given
 
 

@@ -42,13 +42,19 @@ def mixer_row(mixer: AbstractMixer, captured: Captured, token: int | None) -> Te
     require_maps(mixer)
     grid = list(captured.grid)
     with torch.inference_mode(False), torch.enable_grad():
-        q, k = (x.clone() if x.is_inference() else x for x in (captured.q, captured.k))
+        q, mask = _ordinary(captured.q), None if captured.mask is None else _ordinary(captured.mask)
+        k = q if captured.k is captured.q else _ordinary(captured.k)  # which mixers ask for
         # as wide as the network's own values, so that the same kernels run
         v = q.new_zeros(q.shape).requires_grad_()
-        out = mixer.mix(q, k, v, grid, captured.mask)
+        out = mixer.mix(q, k, v, grid, mask)
         cotangent, rows = _cotangent(out.detach(), captured, token)
         (gradient,) = torch.autograd.grad(out, v, cotangent)
     return gradient[0].sum(-1, dtype=torch.promote_types(gradient.dtype, torch.float32)) / (rows * out.shape[-1])
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """One that autograd may keep, also of a tensor that was made in inference mode."""
+    return x.clone() if x.is_inference() else x
 
 
 def _cotangent(out: Tensor, captured: Captured, token: int | None) -> tuple[Tensor, float]:

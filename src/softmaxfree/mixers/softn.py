@@ -121,7 +121,7 @@ class RowNormalizedAttention(AbstractAttention):
     @property
     def landmark_grid(self) -> list[int]:
         """The landmark budget."""
-        return list(self.landmarks.max_grid or ())  # never None here
+        return list(self.landmarks.max_grid or ())
 
     def adjust(self, **changes: Any) -> None:
         """Changes `solver` or `landmark_grid`, see the constructor.

@@ -12,7 +12,7 @@ __all__ = ["evaluation"]
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Puts a network into evaluation mode, and afterwards each module into the mode that it was in."""
     training = [module for module in model.modules() if module.training]
-    for module in model.modules():
+    for module in training:
         module.training = False
     try:
         yield
