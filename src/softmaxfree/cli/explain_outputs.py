@@ -162,12 +162,14 @@ def landmarks(outputs: Outputs, subject: Subject, asked: _Query, query: _Query, 
             for i, (total, shares) in enumerate(zip(to_numbers(found.total), found.shares, strict=True))
         ],
     }
-    numbers["all heads"] = to_numbers(found.mean)
+    numbers["all_heads"] = to_numbers(found.mean)
     size = int(subject.x.shape[-2]), int(subject.x.shape[-1])
     best = places[int(found.mean.argmax())]
     shown = None if asked in (None, "cls") else asked
     told = "all queries" if asked is None else f"query: pixel {query[0]}, {query[1]} of the file"
-    faint = "; next to nothing goes through them in this layer" if float(found.total.max()) < _FAINT else ""
+    faint = (
+        "; next to nothing goes through them in this layer" if float(found.total.max()) / found.queries < _FAINT else ""
+    )
     outputs.write(
         lambda: pictures.draw_landmarks(subject.picture, found, size, shown, told),
         numbers,
@@ -227,9 +229,9 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
         "cells": list(found.cells),
         "box": None if found.box is None else [round(side, 2) for side in found.box],
         "mean": float(found.pixels.mean()),
-        "share above half": float((found.pixels > 0.5).double().mean()),
+        "share_above_half": float((found.pixels > 0.5).double().mean()),
     }
-    share = f"{100 * numbers['share above half']:.1f} % of the pixels above half"
+    share = f"{100 * numbers['share_above_half']:.1f} % of the pixels above half"
     if not found.pixels.any():
         share = f"which nothing at {found.layer} raises: an earlier --stage may tell more"
     outputs.write(

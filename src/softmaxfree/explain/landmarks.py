@@ -51,7 +51,7 @@ class LandmarkImportance(NamedTuple):
     """How much goes through each landmark.
 
     `shares` is `(H, M)`; they sum to 1 over the landmarks of a head. `places` are the `(y, x)` of the landmarks in
-    pixels of the image, `(M, 2)`. `total` is what the shares are parts of, `(H,)`.
+    pixels of the image, `(M, 2)`. `total` is what the shares are parts of, `(H,)`, a sum over `queries` rows.
     """
 
     shares: Tensor
@@ -59,6 +59,7 @@ class LandmarkImportance(NamedTuple):
     total: Tensor
     layer: str
     mixer: str
+    queries: int = 1
 
     @property
     def mean(self) -> Tensor:
@@ -137,7 +138,7 @@ def landmark_importance(
         places = _places(layer.mixing, captured, layer.stride) * torch.tensor(
             [size[0] / seen[0], size[1] / seen[1]], device=through.device
         )
-    return LandmarkImportance(through / total[:, None], places, total, layer.name, _name(layer.mixing))
+    return LandmarkImportance(through / total[:, None], places, total, layer.name, _name(layer.mixing), end - first)
 
 
 def inverses(model: nn.Module, image: Tensor, mask: Tensor | None = None) -> list[Inverse]:

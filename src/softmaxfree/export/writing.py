@@ -105,41 +105,27 @@ def export(
     if any(each.device.type != "cpu" for each in model.parameters()):
         model = copy.deepcopy(model).cpu()
     with evaluation(model):
-        return _export(model, out, kind, data_config, class_names, files, features, mask, half, opset, image)
-
-
-def _export(
-    model: nn.Module,
-    out: Path,
-    kind: str,
-    data_config: Mapping[str, Any],
-    class_names: Sequence[str],
-    files: Sequence[Path],
-    features: bool,
-    mask: bool,
-    half: bool,
-    opset: int | None,
-    image: str | Path | None,
-) -> Exported:
-    program = program_of(model, features=features, mask=mask, half=half)
-    if kind != ONNX and program.kind == "segmentation":
-        program = program._replace(step=STRIDE)  # torch.export wants to know that nothing is padded
-    config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}
-    picture = photograph(image, config, program.in_chans)
-    side, step = max(program.smallest, 64), program.step
-    height, width = (-(-each // step) * step for each in (max(_EXAMPLE[1][0], side), max(_EXAMPLE[1][1], side + 32)))
-    inputs = example(program, picture, _EXAMPLE[0], (height, width))
-    notes = notes_of(model, program.kind, config, class_names)
-    limit = LIMITS["half" if half else "float"]
-    with _place(out, kind, notes) as part:
-        write(program, inputs, part, kind, notes, opset)
-        height, width = config["input_size"][1:]
-        small = min(height, width) < program.smallest  # which ONNX takes, and torch.export does not
-        trained = (height, width) if small and kind == ONNX and program.kind != "segmentation" else None
-        differences = check(program, load(part, kind), picture, limit, trained)
-        cost = quantised(program, part, files, config) if files else None
-        if cost is not None:
-            check_runs(program, load(part, kind), picture)
+        program = program_of(model, features=features, mask=mask, half=half)
+        if kind != ONNX and program.kind == "segmentation":
+            program = program._replace(step=STRIDE)  # torch.export wants to know that nothing is padded
+        config = {**data_config, "mean": list(data_config["mean"]), "std": list(data_config["std"])}
+        picture = photograph(image, config, program.in_chans)
+        side, step = max(program.smallest, 64), program.step
+        height, width = (
+            -(-each // step) * step for each in (max(_EXAMPLE[1][0], side), max(_EXAMPLE[1][1], side + 32))
+        )
+        inputs = example(program, picture, _EXAMPLE[0], (height, width))
+        notes = notes_of(model, program.kind, config, class_names)
+        limit = LIMITS["half" if half else "float"]
+        with _place(out, kind, notes) as part:
+            write(program, inputs, part, kind, notes, opset)
+            height, width = config["input_size"][1:]
+            small = min(height, width) < program.smallest  # which ONNX takes, and torch.export does not
+            trained = (height, width) if small and kind == ONNX and program.kind != "segmentation" else None
+            differences = check(program, load(part, kind), picture, limit, trained)
+            cost = quantised(program, part, files, config) if files else None
+            if cost is not None:
+                check_runs(program, load(part, kind), picture)
     smallest = min(trained) if trained else program.smallest
     return Exported(out, kind, program.inputs, program.outputs, differences, limit, cost, smallest)
 

@@ -60,12 +60,11 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
         yield from _linearize(model, pictures, settings, out)
 
 
-def _linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> Iterator[str]:
-    teacher = model
-    depth = len(attention_blocks(model))
+def _linearize(teacher: Any, pictures: Pictures, settings: Settings, out: Path) -> Iterator[str]:
+    depth = len(attention_blocks(teacher))
     chosen = check_blocks(settings.blocks, depth)
-    arguments = settings.arguments(chosen, depth, _side(model, max(settings.size)))
-    student = linearized_of(copy.deepcopy(model), settings.mixer, arguments, settings.blocks).eval()
+    arguments = settings.arguments(chosen, depth, _side(teacher, max(settings.size)))
+    student = linearized_of(copy.deepcopy(teacher), settings.mixer, arguments, settings.blocks).eval()
     student.requires_grad_(False)
     _check_sizes(teacher, pictures, settings)
     if not (out / STATE).is_file():
