@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "write_csv"]
+__all__ = ["atomic_write", "write_csv", "write_json"]
 
 _LONGEST_SUFFIX = 32  # bytes: the temporary name must be short enough for any file system
 
@@ -79,6 +80,21 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write plain data, readable by eye; what is no plain data is written as text.
+
+    Args:
+        path: the file to write.
+        content: dicts, lists, texts and numbers.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+    with atomic_write(path) as part:  # names of files may be of any bytes, for which JSON has an escape
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _stat(path: Path) -> os.stat_result | None:

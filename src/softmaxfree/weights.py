@@ -15,7 +15,7 @@ from softmaxfree.models.creation import standalone
 from softmaxfree.models.record import NAME, encode
 from softmaxfree.tensors import read_tensors
 
-__all__ = ["Recorded", "complete", "read_notes", "read_record", "read_weights"]
+__all__ = ["Recorded", "complete", "read_model_config", "read_notes", "read_record", "read_weights"]
 
 _FIRST = "stages.0.embed.0.conv.weight"  # every backbone of ours has it
 _COMMON = "meta.pt"  # of Lightning's sharded checkpoints
@@ -134,11 +134,26 @@ def read_notes(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         config = Path(path).with_name("config.json")
         if "architecture" not in metadata and Path(path).name == "model.safetensors" and config.is_file():
-            try:
-                return dict(json.loads(config.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{config} is no JSON of a model: {error}") from error
+            return read_model_config(config)
         return metadata
     if Path(path).suffix == ".ckpt" and Path(path).is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {}
+
+
+def read_model_config(path: str | Path) -> dict[str, Any]:
+    """Read the `config.json` of a folder of timm, by whoever wrote it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content, where a model of timm has its `architecture`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} must be a JSON object: {error!r}") from error

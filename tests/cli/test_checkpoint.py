@@ -105,10 +105,10 @@ def test_a_picture_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", b'{"archi', "config.json must be JSON with the key architecture: JSONDecodeError"),
-        ("config.json", b"{}", "config.json must be JSON with the key architecture: KeyError"),
-        ("config.json", b"[]", "config.json must be JSON with the key architecture: TypeError"),
-        ("config.json", b"\xff", "config.json must be JSON with the key architecture: UnicodeDecodeError"),
+        ("config.json", b'{"archi', "config.json must be a JSON object: JSONDecodeError"),
+        ("config.json", b"{}", "config.json must have the key architecture, .* got None"),
+        ("config.json", b"[1]", "config.json must be a JSON object: TypeError"),
+        ("config.json", b"\xff", "config.json must be a JSON object: UnicodeDecodeError"),
         ("config.json", b'{"architecture": "resnet18"}', "cannot be loaded as resnet18: "),
         ("config.json", b'{"architecture": "soft_nano", "model_args": {"foo": 1}}', "loaded as soft_nano: TypeError: "),
         ("config.json", b'{"architecture": "soft_nano", "pretrained_cfg": "x"}', "cannot be loaded as soft_nano: "),

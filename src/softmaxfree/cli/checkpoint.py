@@ -16,7 +16,7 @@ from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.images import natural_key, resized_shape
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.models.creation import first_line, quiet_hub
-from softmaxfree.weights import read_notes, read_record, read_weights
+from softmaxfree.weights import read_model_config, read_notes, read_record, read_weights
 
 __all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_classifier", "load_task"]
 
@@ -238,11 +238,9 @@ def _differences(weights: Mapping[str, Any], expected: Mapping[str, Any]) -> str
 
 def _of_folder(folder: Path, model: str | None) -> nn.Module:
     """The model of a folder of timm's, by whoever wrote it."""
-    try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = str(content["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json must be JSON with the key architecture: {error!r}") from error
+    name = read_model_config(folder / "config.json").get("architecture")
+    if not isinstance(name, str):
+        raise InputError(f"{folder}/config.json must have the key architecture, the name of a model, got {name!r}")
     _agree(model, name, str(folder))
     try:
         net: Any = _create(f"local-dir:{folder}", pretrained=True)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_json
 from softmaxfree.cli.explain_inputs import Subject
 from softmaxfree.cli.outputs import require_free
 from softmaxfree.errors import InputError
@@ -62,9 +62,7 @@ class Outputs:
         """Writes both files, and prints a line and their names."""
         told = {"made_by": _SOFTWARE, "what": self.what, "image": str(self.image), **numbers}
         save_png(draw, self.picture, _SOFTWARE)
-        with atomic_write(self.numbers) as part:
-            text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_json(self.numbers, told)
         print(f"{line}\n{self.picture}, {self.numbers}")
 
 

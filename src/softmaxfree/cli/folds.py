@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from softmaxfree.atomic import atomic_write, write_csv
+from softmaxfree.atomic import write_csv, write_json
 from softmaxfree.cli.recipe import read_recipe
 from softmaxfree.cli.table import print_table
 from softmaxfree.errors import InputError
@@ -126,8 +126,7 @@ def _keep_settings(place: Path, recipe: str, options: Sequence[str]) -> None:
                     f"command has {now.get(key, 'it as in the recipe')}: one table is of one setting"
                 )
         return
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_json(path, now)
 
 
 def _data_option(option: str) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """`softmaxfree predict --task detection` and `--task segmentation`: pictures and JSON."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_json
 from softmaxfree.cli.checkpoint import LoadedTask
 from softmaxfree.cli.inputs import skip_or_fail
 from softmaxfree.cli.outputs import (
@@ -106,9 +105,7 @@ def predict_dense(
             large.append(min(height, width))
     if not results:
         raise InputError(f"none of the {len(images)} images can be read")
-    with atomic_write(folder / LIST) as part:
-        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escapes, for names of any bytes
+    write_json(folder / LIST, results)
     line = f"{len(results)} image{'s' if len(results) > 1 else ''} drawn into {folder}"
     if empty:
         line += f", {f'{empty} of them ' if len(results) > 1 else ''}without objects"

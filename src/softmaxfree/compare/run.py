@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from softmaxfree.atomic import atomic_write, write_csv
+from softmaxfree.atomic import write_csv, write_json
 from softmaxfree.compare.measures import check_photograph, cost, facts, grid_of
 from softmaxfree.compare.studies import Variant, variants
 from softmaxfree.compare.training import RECIPES, NotBegun, check_options, train, validate
@@ -236,8 +236,7 @@ def _keep_settings(comparison: Comparison, out: Path, photograph: np.ndarray) ->
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"out: {out} is neither empty nor a comparison; give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_json(path, now)
 
 
 def _trained(out: Path) -> bool:

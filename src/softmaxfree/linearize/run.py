@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import atomic_write, write_json
 from softmaxfree.errors import InputError
 from softmaxfree.linearize.activations import Activations
 from softmaxfree.linearize.measures import classes_of, cost, features_of, fit_probe, likeness, map_shape, summary_of
@@ -227,8 +227,7 @@ class _Run:
             "costs": costs,
             "about": describe(torch.device("cpu")),
         }
-        with atomic_write(self.out / MEASURES) as part:
-            part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_json(self.out / MEASURES, told)
         shutil.rmtree(self.out / _CACHE, ignore_errors=True)
         yield f"written    {self.out}: timm.create_model('local-dir:{self.out}', pretrained=True)"
 
@@ -318,5 +317,4 @@ def _keep_settings(settings: Settings, teacher: Any, pictures: Pictures, out: Pa
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"out: {out} is neither empty nor a run of linearize; give another folder")
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    write_json(path, now)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softmaxfree.atomic import atomic_write
+from softmaxfree.atomic import write_json
 
 __all__ = ["SETTINGS", "Parts", "note_part"]
 
@@ -41,8 +41,7 @@ def note_part(
     if not known["parts"] or known["parts"][-1] != part:
         known["parts"].append(part)
     known["settings"] |= {key: [value, why] for key, (value, why) in settings.items()}
-    with atomic_write(run_dir / SETTINGS) as file:
-        file.write_text(json.dumps(known, ensure_ascii=False, indent=1, default=str) + "\n", encoding="utf-8")
+    write_json(run_dir / SETTINGS, known)
     return known
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.creation import check_name, create_model
 from softmaxfree.tasks.sharding import is_sharded, read_sharded
-from softmaxfree.weights import read_notes, read_weights
+from softmaxfree.weights import read_model_config, read_notes, read_weights
 
 __all__ = ["Source", "read_source"]
 
@@ -88,7 +88,7 @@ def _of_file(path: Path) -> Source:
         raise InputError(f"model.init_from: {error}") from error
     notes = read_notes(path)
     if path.name == "pytorch_model.bin" and (config := path.with_name("config.json")).is_file():
-        notes = json.loads(config.read_text(encoding="utf-8"))
+        notes = read_model_config(config)
     arguments = notes.get("hyper_parameters") or _plain(notes.get("model_args"))
     names = [str(name) for name in notes.get("class_names") or notes.get("label_names") or ()]
     classes = notes.get("num_classes", arguments.get("num_classes")) or len(names) or None
