@@ -1,6 +1,5 @@
 """timm's image transforms, checked, and with a posterize that every Pillow can run."""
 
-import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,11 +9,11 @@ from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment
 from timm.data.transforms import str_to_pil_interp
 
+from softmaxfree.data.turns import AnyOrientation
 from softmaxfree.errors import InputError
 
 __all__ = ["create_eval_transform", "create_train_transform"]
 
-_TURNS = (None, *Image.Transpose)  # all seven
 _NUMBER = r"\d+(\.\d+)?"
 _AUTO_AUGMENT = {
     r"rand": rf"(m|n|mmax)\d+|p{_NUMBER}|mstd{_NUMBER}|inc[01]|t(weights|3aw?)",
@@ -76,19 +75,11 @@ def create_train_transform(data_config: dict[str, Any], augment: dict[str, Any])
             raise InputError(f"data.{key} must be a probability from 0 to 1, got {augment[key]}")
     transform: Any = create_transform(**{**data_config, **augment, "auto_augment": name, "is_training": True})
     if orientation == "any":
-        transform.transforms.insert(1, _AnyOrientation())  # of the crop, which is smaller than the image
+        transform.transforms.insert(1, AnyOrientation())  # of the crop, which is smaller than the image
     for op in _operations(transform):
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
     return transform
-
-
-class _AnyOrientation:
-    """Shows an image in one of the eight ways in which a square tile can lie, each as likely."""
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        turn = random.choice(_TURNS)
-        return image if turn is None else image.transpose(turn)
 
 
 def _operations(transform: Any) -> Iterator[AugmentOp]:

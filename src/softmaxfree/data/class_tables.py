@@ -8,16 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from softmaxfree.data.class_folders import Listing
+from softmaxfree.data.split_names import SPLIT_NAMES
 from softmaxfree.errors import InputError
 
-__all__ = ["SPLIT_NAMES", "check_labels", "list_table", "read_table", "real_paths"]
-
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-"""How splits are called, in lower case. A test split is validated where there is no other."""
+__all__ = ["check_labels", "list_table", "read_table", "real_paths"]
 
 _COLUMNS = {"image": ("image", "file", "filename", "path"), "label": ("label", "class", "target"), "split": ("split",)}
 _SHOWN = 5  # files in one message

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from softmaxfree.data.mask_folders import SPLITS
+from softmaxfree.data.split_names import SIDES
 from softmaxfree.errors import InputError
 from softmaxfree.images import is_hidden, natural_key
 from softmaxfree.printing import few
@@ -83,7 +83,7 @@ def is_coco(path: Path) -> bool:
 def _in_folder(root: Path) -> dict[str, CocoFiles]:
     coco = {split: root / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
     candidates = _candidates(root)
-    folders = {split: _roboflow(root, names) for split, names in SPLITS.items()}
+    folders = {split: _roboflow(root, names) for split, names in SIDES.items()}
     roboflow = {split: CocoFiles(path, (path.parent,)) for split, path in folders.items() if path}
     if any(path.is_file() for path in coco.values()) or (not candidates and not roboflow):
         if not (root / "annotations").is_dir() and not any((root / f"{split}2017").is_dir() for split in coco):
@@ -96,7 +96,7 @@ def _in_folder(root: Path) -> dict[str, CocoFiles]:
         return {"": roboflow["train"]} if roboflow.keys() == {"train"} else roboflow
     by_split = {
         split: [path for path in candidates if any(name in path.stem.lower() for name in names)]
-        for split, names in SPLITS.items()
+        for split, names in SIDES.items()
     }
     if len(candidates) == 1 and not roboflow:
         return {"": _near(candidates[0], root, "train")}
@@ -128,9 +128,9 @@ def _near(json: Path, root: Path | None, split: str) -> CocoFiles:
     around = [root] if root is not None else []
     around += [json.parent] if root is None or json.parent.name.lower() != "annotations" else []
     around += [json.parent.parent] if json.parent.name.lower() == "annotations" else []
-    names = ("images", *SPLITS[split], f"{split}2017")
+    names = ("images", *SIDES[split], f"{split}2017")
     inner = [folder / name for folder in around for name in names]
-    inner += [folder / "images" / name for folder in around for name in SPLITS[split]]
+    inner += [folder / "images" / name for folder in around for name in SIDES[split]]
     known = tuple(dict.fromkeys((*around, *(folder for folder in inner if folder.is_dir()))))
     there = [path for folder in around for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
     others = dict.fromkeys(path for path in there if path.is_dir() and path not in known)

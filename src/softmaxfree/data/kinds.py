@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from softmaxfree.data.coco_layout import is_coco
-from softmaxfree.data.mask_folders import SPLITS, holds_masks
+from softmaxfree.data.mask_folders import holds_masks
+from softmaxfree.data.split_names import SIDES
 from softmaxfree.errors import InputError
 from softmaxfree.images import find_images, is_hidden
 
@@ -57,7 +58,7 @@ def _has_coco(root: Path) -> bool:
 
 
 def _has_classes(root: Path) -> bool:
-    splits = {name for names in SPLITS.values() for name in names}
+    splits = {name for names in SIDES.values() for name in names}
     around = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in splits] or [root]
     inner = [path for folder in around for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
     return len({path.name for path in inner if find_images(path).files}) > 1

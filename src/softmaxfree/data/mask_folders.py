@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from softmaxfree.data.mask_images import MaskPair
+from softmaxfree.data.split_names import SIDES
 from softmaxfree.data.telling import unused_images
 from softmaxfree.errors import InputError
 from softmaxfree.images import find_images, is_hidden, natural_key
 
-__all__ = ["SPLITS", "MaskFolders", "by_name", "holds_masks", "pair_by_name"]
-
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "test")}
-"""What folders of splits are called, in any case; of those that validate the first that is there is taken."""
+__all__ = ["MaskFolders", "by_name", "holds_masks", "pair_by_name"]
 
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("masks", "labels", "annotations", "mask", "label", "annotation")
@@ -177,7 +175,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     """The folders of splits in a folder, the one that trains first."""
     there = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     out: dict[str, Path] = {}
-    for split, names in SPLITS.items():
+    for split, names in SIDES.items():
         found = [there[name] for name in names if name in there]
         if len(found) > 1 and split == "train":
             raise InputError(f"data.root: {folder} has {found[0].name} and {found[1].name}; one of them must go")

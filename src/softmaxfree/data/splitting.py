@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from softmaxfree.data.class_folders import Listing, by_class, folder_around, list_classes, list_files
-from softmaxfree.data.class_tables import SPLIT_NAMES
+from softmaxfree.data.split_names import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, is_hidden, is_of_system
 

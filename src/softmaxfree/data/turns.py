@@ -1,4 +1,4 @@
-"""Images that have no up, with their boxes or masks."""
+"""Images that have no up, alone or with their boxes or masks."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ __all__ = ["AnyOrientation"]
 class AnyOrientation(v2.Transform):
     """Mirrors vertically by chance, and turns by a quarter as often as chance says.
 
-    With horizontal mirroring before it, each of the eight ways in which a tile can lie is as likely.
+    Each of the eight ways in which a square tile can lie is as likely.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from timm.data import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import Tensor
 
-from softmaxfree.data.class_tables import SPLIT_NAMES
 from softmaxfree.data.solar import read_cells, split_cells
+from softmaxfree.data.split_names import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import convert_image, find_images, read_image
 

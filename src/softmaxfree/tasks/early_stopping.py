@@ -22,12 +22,11 @@ class LateEarlyStopping(EarlyStopping):
 
     Args:
         monitor: the metric to have most of.
-        patience: epochs without a better score; None takes a quarter of all, 10 at least.
+        patience: epochs without a better score that end the run.
     """
 
-    def __init__(self, monitor: str, patience: int | None = None) -> None:
-        if patience is not None:
-            require_whole("run.early_stopping", patience, 1)
+    def __init__(self, monitor: str, patience: int) -> None:
+        require_whole("run.early_stopping", patience, 1)
         super().__init__(monitor, mode="max", check_finite=False)  # an average precision may be nan
         self.epochs = patience
         self._best_epoch, self._best_loss = 0, math.inf
@@ -53,14 +52,13 @@ class LateEarlyStopping(EarlyStopping):
                 f"run.early_stopping leaves out the first half of trainer.max_epochs, which is {trainer.max_epochs}: "
                 f"give it a number, 1 or more{_OFF}"
             )
-        epochs = self.epochs or max(10, math.ceil(trainer.max_epochs / 4))
         every = trainer.check_val_every_n_epoch
         if every is None or trainer.val_check_interval != 1.0:
             raise InputError(
                 "run.early_stopping needs one validation an epoch: leave out trainer.val_check_interval, and give "
                 f"trainer.check_val_every_n_epoch a number{_OFF}"
             )
-        self.patience = math.ceil(epochs / every)
+        self.patience = math.ceil(self.epochs / every)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what a run that goes on knows; its patience is that of now."""
