@@ -9,4 +9,4 @@ SPLIT_NAMES = {
 }
 
 SIDES = {"train": SPLIT_NAMES["train"], "val": (*SPLIT_NAMES["val"], *SPLIT_NAMES["test"])}
-"""The two sides of a training, of whose folders the first is taken: a test split is validated where there is no other."""
+"""The two sides of a training. Of folders the first is taken: a test split validates where there is no other."""
