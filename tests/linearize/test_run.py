@@ -261,3 +261,13 @@ def test_other_pictures_of_the_same_names_and_sizes_are_others(tmp_path):
             Image.new("RGB", (20, 20), colour).save(tmp_path / "photos" / f"{i}.bmp")
         digests.add(find_pictures(str(tmp_path / "photos"), 1).digest())
     assert len(digests) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_learns_the_same_and_goes_on(folder, tmp_path):
+    run(folder, tmp_path / "cpu", label_steps=4)
+    run(folder, tmp_path / "gpu", stop=6, teacher=tiny().cuda(), label_steps=4)
+    run(folder, tmp_path / "gpu", teacher=tiny().cuda(), label_steps=4)
+    rows = [load_measures(tmp_path / device)["measures"] for device in ("cpu", "gpu")]
+    for ours, theirs in zip(*rows, strict=True):
+        assert theirs["raw"] == pytest.approx(ours["raw"], abs=1e-3)

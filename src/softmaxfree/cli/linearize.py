@@ -30,6 +30,7 @@ def run(
     probe_images: int = 256,
     bf16: bool = False,
     seed: int = 0,
+    device: str = "auto",
     threads: int | None = None,
     out: Path = Path("linearized"),
 ) -> None:
@@ -62,8 +63,9 @@ def run(
         lr: Largest learning rate end to end.
         measured: Number of held-out pictures that features are compared on.
         probe_images: Number of pictures that the probe is fitted on.
-        bf16: Linear layers learn in bfloat16, for processors that are fast at it.
+        bf16: Linear layers learn in bfloat16, for devices that are fast at it.
         seed: Of the split and the order of pictures.
+        device: cpu, cuda or cuda:N; auto is a GPU of CUDA if there is one. A run may go on on another.
         threads: Number of threads; by default that of torch.
         out: Folder of the student.
 
@@ -83,12 +85,18 @@ def run(
     import torch  # seconds
 
     from softmaxfree.cli.allocator import keep_freed_memory
+    from softmaxfree.cli.device import find_device
     from softmaxfree.linearize import Settings, find_pictures, linearize, load_measures
     from softmaxfree.linearize.page import write_page
     from softmaxfree.machine import BFLOAT16_IS_EMULATED, has_fast_bfloat16
 
     keep_freed_memory()
-    if bf16 and not has_fast_bfloat16(torch.device("cpu")):
+    place = find_device(device)
+    if place.type not in ("cpu", "cuda"):  # peaks of memory are not told by others
+        if device != "auto":
+            raise InputError(f"--device must be auto, cpu or a GPU of CUDA, got {device}")
+        place = torch.device("cpu")
+    if bf16 and not has_fast_bfloat16(place):
         print(f"caution    --bf16 is slower here than without it: {BFLOAT16_IS_EMULATED}", flush=True)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -110,7 +118,8 @@ def run(
         seed=seed,
     )
     pictures = find_pictures(data, batch_size, seed)
-    for line in linearize(_teacher(model, weights, settings.size[0]), pictures, settings, out):
+    teacher = _teacher(model, weights, settings.size[0]).to(place)
+    for line in linearize(teacher, pictures, settings, out):
         print(line, flush=True)
     write_page(load_measures(out), out)
     print(f"report     {out / 'report.html'}")

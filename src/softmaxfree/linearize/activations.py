@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from softmaxfree.atomic import atomic_write
-from softmaxfree.linearize.pictures import Pictures
+from softmaxfree.linearize.pictures import Pictures, device_of
 from softmaxfree.models.exchange import attention_blocks
 
 __all__ = ["Activations", "in_tokens"]
@@ -29,7 +29,7 @@ class Activations:
         self._teacher, self._pictures, self._folder = teacher, pictures, folder
 
     def features(self, numbers: Sequence[int], size: int) -> Tensor:
-        """Returns the final features of pictures as tokens, `(B, N, C)` float32, prefix tokens first."""
+        """Returns the final features of pictures as tokens, `(B, N, C)` float32 on the CPU, prefix tokens first."""
         return torch.stack([self._kept(i, size, "features", self._compute_features).float() for i in numbers])
 
     def attention(self, number: int, size: int, block: int) -> tuple[tuple, dict[str, Any], Tensor]:
@@ -41,10 +41,13 @@ class Activations:
             block: number of the block.
 
         Returns:
-            Arguments, whose first are tokens `(1, N, C)`, arguments by name, and the result `(1, N, C)`, float32.
+            Arguments, whose first are tokens `(1, N, C)`, arguments by name, and the result `(1, N, C)`: float32, on
+            the device of the teacher.
         """
-        args, kwargs, out = self._kept(number, size, f"attention{block}", self._compute_attention, block)
-        return _widened(args), _widened(kwargs), _widened(out)
+        kept = self._kept(number, size, f"attention{block}", self._compute_attention, block)
+        device = device_of(self._teacher)
+        args, kwargs, out = (_each(part, lambda x: x.to(device), lambda x: x.float()) for part in kept)
+        return args, kwargs, out
 
     def _kept(self, number: int, size: int, what: str, compute: Any, *asked: Any) -> Any:
         path = self._folder / str(size) / f"{number}_{what}.pt"
@@ -91,18 +94,16 @@ def in_tokens(features: Tensor) -> Tensor:
 def _halved(value: Any) -> Any:
     """Half precision where it holds the numbers. A copy, else the file holds all that a tensor is a view of."""
     most = torch.finfo(torch.half).max
-    return _each(value, lambda x: (x.half() if bool((x.abs() < most).all()) else x).detach().clone())
+    return _each(value, lambda x: x.detach().cpu().clone(), lambda x: x.half() if bool((x.abs() < most).all()) else x)
 
 
-def _widened(value: Any) -> Any:
-    return _each(value, lambda x: x.float())
-
-
-def _each(value: Any, change: Any) -> Any:
+def _each(value: Any, change: Any, change_floats: Any) -> Any:
+    """Changes the tensors in nested arguments, and further those of floating point."""
     if isinstance(value, Tensor):
-        return change(value) if value.is_floating_point() else value
+        value = change(value)
+        return change_floats(value) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: _each(own, change) for key, own in value.items()}
+        return {key: _each(own, change, change_floats) for key, own in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_each(own, change) for own in value)
+        return type(value)(_each(own, change, change_floats) for own in value)
     return value

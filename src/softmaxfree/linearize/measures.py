@@ -15,7 +15,7 @@ from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.explain.capture import capture
 from softmaxfree.explain.layers import attention_layers
 from softmaxfree.linearize.activations import in_tokens
-from softmaxfree.linearize.pictures import preparation
+from softmaxfree.linearize.pictures import device_of, preparation
 
 __all__ = ["Likeness", "Probe", "classes_of", "cost", "features_of", "fit_probe", "likeness", "map_shape", "summary_of"]
 
@@ -118,11 +118,11 @@ def map_shape(model: nn.Module, image: Tensor) -> list[tuple[float, float]]:
         if layer.mixer is None:
             weights = (q @ k.mT * (seen.scale or q.shape[-1] ** -0.5)).softmax(-1)
         else:
-            unit = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
+            unit = torch.eye(k.shape[2], device=k.device).expand(*k.shape[:2], -1, -1)
             weights = layer.mixer.mix(q, k, unit, [rows, columns])
         weights = weights[0, :, seen.prefix :, seen.prefix :]
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        places = torch.stack((y, x), -1).flatten(0, 1).float()
+        places = torch.stack((y, x), -1).flatten(0, 1).to(weights)
         sizes = weights.abs()
         distance = (sizes * torch.cdist(places, places)).sum((-2, -1)) / sizes.sum((-2, -1))
         values = torch.linalg.svdvals(weights)
@@ -146,7 +146,7 @@ def cost(teacher: Any, student: Any, size: int, repeats: int = _REPEATS) -> dict
         `teacher_ms` and `student_ms`, medians; `speedup`, the median of the ratios; `teacher_mib` and `student_mib`.
     """
     channels = preparation(teacher)["input_size"][0]
-    x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0)).to(device_of(teacher))
     peaks = [peak_bytes(partial(net.forward_features, x), x.device) / 2**20 for net in (teacher, student)]
     pairs = [[_seconds(net, x) for net in (teacher, student)] for _ in range(repeats)]
     times = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
@@ -161,8 +161,8 @@ def cost(teacher: Any, student: Any, size: int, repeats: int = _REPEATS) -> dict
 
 @torch.inference_mode()
 def features_of(model: Any, pictures: Any, numbers: Sequence[int], size: int) -> Tensor:
-    """Returns the final features of pictures as tokens, `(B, N, C)`, one picture at a time."""
-    return torch.cat([in_tokens(model.forward_features(pictures.batch([i], size, model))) for i in numbers])
+    """Returns the final features of pictures as tokens, `(B, N, C)` on the CPU, one picture at a time."""
+    return torch.cat([in_tokens(model.forward_features(pictures.batch([i], size, model))).cpu() for i in numbers])
 
 
 @torch.inference_mode()
@@ -174,4 +174,6 @@ def classes_of(model: Any, pictures: Any, numbers: Sequence[int], size: int) -> 
 def _seconds(model: Any, x: Tensor) -> float:
     start = time.perf_counter()
     model.forward_features(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
     return time.perf_counter() - start

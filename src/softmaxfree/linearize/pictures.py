@@ -17,7 +17,7 @@ from softmaxfree.data.split_names import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import convert_image, find_images, read_image
 
-__all__ = ["SOLAR", "Pictures", "find_pictures", "preparation"]
+__all__ = ["SOLAR", "Pictures", "device_of", "find_pictures", "preparation"]
 
 SOLAR = "solar_cells"
 """Names the photographs of solar cells in place of a folder."""
@@ -52,7 +52,7 @@ class Pictures(NamedTuple):
             model: of timm, whose configuration tells mean and deviation.
 
         Returns:
-            `(B, C, size, size)` float32.
+            `(B, C, size, size)` float32, on the device of the model.
 
         Raises:
             InputError: a file cannot be read as an image.
@@ -61,7 +61,7 @@ class Pictures(NamedTuple):
         channels = config["input_size"][0]
         mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         pixels = [_pixels(self.sources[i], size, "L" if channels == 1 else "RGB") for i in numbers]
-        return torch.stack([(each.float() / 255 - mean) / std for each in pixels])
+        return torch.stack([(each.float() / 255 - mean) / std for each in pixels]).to(device_of(model))
 
     def check(self, numbers: Sequence[int]) -> None:
         """Reads pictures and keeps nothing; raises InputError for a file that cannot be read as an image."""
@@ -80,6 +80,11 @@ class Pictures(NamedTuple):
             else:
                 found.update(np.ascontiguousarray(source).tobytes())
         return found.hexdigest()[:16]
+
+
+def device_of(model: Any) -> torch.device:
+    """Returns where the weights of a model are."""
+    return next(model.parameters()).device
 
 
 def preparation(model: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from softmaxfree.atomic import atomic_write, write_json
 from softmaxfree.errors import InputError
 from softmaxfree.linearize.activations import Activations
 from softmaxfree.linearize.measures import classes_of, cost, features_of, fit_probe, likeness, map_shape, summary_of
-from softmaxfree.linearize.pictures import Pictures, preparation
+from softmaxfree.linearize.pictures import Pictures, device_of, preparation
 from softmaxfree.linearize.settings import Settings
 from softmaxfree.linearize.stages import head_of, learn_block, learn_features, learners, order_of
 from softmaxfree.machine import describe
@@ -39,7 +39,7 @@ def linearize(model: Any, pictures: Pictures, settings: Settings, out: Path) -> 
     of the student, which timm loads as `local-dir:OUT` where this package is imported, and `measures.json`.
 
     Args:
-        model: of timm, trained; it stays as it is.
+        model: of timm, trained; it stays as it is. All is computed where it is, on a CPU or a GPU of CUDA.
         pictures: to learn from.
         settings: of the run.
         out: the folder.
@@ -73,7 +73,7 @@ def _linearize(teacher: Any, pictures: Pictures, settings: Settings, out: Path) 
     activations = Activations(teacher, pictures, out / _CACHE)
     state: dict[str, Any] = {"stage": "swap", "errors": [], "measures": [], "progress": {}}
     if (out / STATE).is_file():
-        state = torch.load(out / STATE, weights_only=True)
+        state = torch.load(out / STATE, map_location="cpu", weights_only=True)
         _restore(student, settings, state)
         yield f"goes on    after {len(state['errors'])} blocks, stage {state['stage']}"
     run = _Run(teacher, student, pictures, settings, activations, out, state)
@@ -141,7 +141,7 @@ class _Run:
             if new_head and not progress:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(settings.seed)
-                    self.student.reset_classifier(len(names))
+                    _new_head(self.student, len(names))
         for step, loss in learn_features(
             self.student, self.activations, self.pictures, settings, progress, labels, new_head
         ):
@@ -225,7 +225,7 @@ class _Run:
             "errors": self.state["errors"],
             "measures": self.state["measures"],
             "costs": costs,
-            "about": describe(torch.device("cpu")),
+            "about": describe(device_of(self.teacher)),
         }
         write_json(self.out / MEASURES, told)
         shutil.rmtree(self.out / _CACHE, ignore_errors=True)
@@ -271,11 +271,18 @@ def _used(pictures: Pictures, settings: Settings) -> list[int]:
 def _restore(student: Any, settings: Settings, state: dict[str, Any]) -> None:
     weights = state["weights"]
     if "head.weight" in weights and student.num_classes != len(weights["head.weight"]):
-        student.reset_classifier(len(weights["head.weight"]))
+        _new_head(student, len(weights["head.weight"]))
     own = dict(student.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
+
+
+def _new_head(student: Any, classes: int) -> None:
+    """A head that has learned nothing, where the network is: timm makes it on the CPU."""
+    device = device_of(student)
+    student.reset_classifier(classes)
+    student.to(device)
 
 
 def _check_sizes(teacher: Any, pictures: Pictures, settings: Settings) -> None:

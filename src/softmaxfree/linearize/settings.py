@@ -31,7 +31,7 @@ class Settings:
         block_images: pictures that blocks are trained on, and a quarter as many held out to tell whether they gained.
         measured: held-out pictures that features are compared on.
         probe_images: training pictures that the probe is fitted on, where there are labels.
-        bf16: whether linear layers learn in bfloat16, on processors that are fast at it.
+        bf16: whether linear layers learn in bfloat16, on devices that are fast at it.
         seed: of the split and the order of pictures.
     """
 

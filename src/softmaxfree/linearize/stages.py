@@ -146,15 +146,17 @@ def learn_features(
     with _learning(weights):
         for step in range(state.get("step", 0), steps):
             numbers, size = order[step], settings.size[step % len(settings.size)]
-            target = activations.features(numbers, size)
             x = pictures.batch(numbers, size, student)
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            target = activations.features(numbers, size).to(x.device)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.bf16):
                 features = student.forward_features(x)
                 logits = None if labels is None else student.forward_head(features)
             out = in_tokens(features).float()
-            loss = _distance(out, target, getattr(student, "num_prefix_tokens", 0), centre[size])
+            loss = _distance(out, target, getattr(student, "num_prefix_tokens", 0), centre[size].to(x.device))
             if logits is not None and labels is not None:
-                loss = loss + F.cross_entropy(logits.float(), torch.tensor([labels[i] for i in numbers]))
+                loss = loss + F.cross_entropy(
+                    logits.float(), torch.tensor([labels[i] for i in numbers], device=x.device)
+                )
             _set_rate(optimizer, settings.lr * min(1.0, (step + 1) / _WARM_UP) * _cosine(step, steps))
             _step(optimizer, loss, weights)
             state |= {"step": step + 1, "optimizer": optimizer.state_dict()}
