@@ -62,6 +62,7 @@ def run(
 
     format_of(Path(out))
     net, config, names = _load(checkpoint, model)
+    print(f"exports  {checkpoint}, and runs the file at three sizes: seconds to minutes", flush=True)
     done = export(
         net,
         out,

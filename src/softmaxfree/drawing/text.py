@@ -1,5 +1,6 @@
 """Words in pictures: a font that has their letters, cut to the room that there is, legible on any colour."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 
@@ -42,9 +43,8 @@ def shortened(text: str, size: int, width: float) -> str:
     font = font_for(text, size)
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text.rstrip()}…") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}…"
+    cut = [f"{text[:end].rstrip()}…" for end in range(len(text))]
+    return cut[max(0, bisect_right(cut, width, key=font.getlength) - 1)] if cut else text
 
 
 def contrast(ground: Colour) -> str:
