@@ -38,7 +38,7 @@ PHOTOGRAPHS = ("camera", "rocket", "coins", "moon", "clock", "brick", "grass", "
 PLANS: dict[int, dict[str, Any]] = {
     224: {"fit": 1969, "held": 655, "steps": 60, "batch": 4, "learn": 400, "grid": 12, "near": range(12)},
     518: {"fit": 500, "held": 200, "steps": 160, "batch": 2, "learn": 300, "grid": 8, "near": range(1, 5)},
-    1036: {"fit": 150, "held": 100, "steps": 80, "batch": 1, "learn": 60, "grid": 8, "near": ()},
+    1036: {"fit": 150, "held": 200, "steps": 80, "batch": 1, "learn": 60, "grid": 8, "near": ()},
 }
 
 
@@ -62,9 +62,11 @@ def probe(size: int, work: Path) -> dict[str, Any]:
     cells = find_pictures("solar_cells", 1)
     fit, held = spread(cells.train, plan["fit"]), spread(cells.held, plan["held"])
     student = student_of(size, teacher, cells, work)
-    seen = Activations(teacher, cells, work / "cells")
+    seen, own = (
+        Activations(net, cells, folder / "cells") for net, folder in ((teacher, work), (student, work / str(size)))
+    )
     model = fit_probe(summary_of(seen.features(fit, size), 1), [cells.labels[i] for i in fit])
-    ours, theirs = features_of(student, cells, held, size), seen.features(held, size)
+    ours, theirs = own.features(held, size), seen.features(held, size)
     a, b, truth = summary_of(ours, 1), summary_of(theirs, 1), [cells.labels[i] for i in held]
     photos = Pictures(list(crops(HELD_PHOTOGRAPHS, 6, seed=1)), (), (), (), range(6 * len(HELD_PHOTOGRAPHS)))
     shown = spread(photos.held, 24 if size < 1000 else 8)
