@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LINT := .venv-lint/bin
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: .venv/.train
 	$(BIN)/softmaxfree train digits --trainer.max_epochs 5  # of 16: minutes on a slow machine, too
 
 test: .venv/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(TEST) -m "not slow"
+
+test-slow: .venv/.dev
+	$(TEST) -m slow
 
 lint: .venv/.dev .venv-lint/.done
 	$(LINT)/ruff check .

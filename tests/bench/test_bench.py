@@ -45,6 +45,7 @@ def test_an_attention_is_measured(name: str):
         assert row.error <= ALLOWED_ERROR
 
 
+@pytest.mark.slow
 def test_every_inverse_is_right_and_measured():
     rows = list(bench_run.run("inverse", CPU, sizes=[49, 100]))
     assert {row.name for row in rows} == set(registry.SUITES["inverse"].contestants)

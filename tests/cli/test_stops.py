@@ -68,9 +68,15 @@ def test_while_it_imports(number, word, tmp_path):
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "word"), SIGNALS)
-@pytest.mark.parametrize(("workers", "group", "start"), [(0, False, SCRIPT), (2, False, MODULE), (2, True, MODULE)])
+@pytest.mark.parametrize(
+    ("workers", "group", "start"),
+    [
+        (0, False, SCRIPT),
+        pytest.param(2, False, MODULE, marks=pytest.mark.slow),
+        pytest.param(2, True, MODULE, marks=pytest.mark.slow),
+    ],
+)
 def test_while_it_trains(number, word, workers, group, start, tmp_path):
     arguments = train(tmp_path, start, data__num_workers=workers, model__ema_decay=0.9)
     code, _, err = stop(arguments, number, "epoch 2/50", group=group)

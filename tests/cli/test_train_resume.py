@@ -33,8 +33,7 @@ def epoch_of(path):
     return torch.load(path, weights_only=True)["epoch"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path, workers):
     killer = {"class_path": "tests.cli.killer.Killer", "init_args": {"marker": str(tmp_path / "marker")}}
     arguments = overrides(**CHANGES, data__num_workers=workers, trainer__callbacks=json.dumps([killer]))

@@ -112,7 +112,14 @@ def part(rank, masked, parts):
 
 
 # the two processes have other numbers of images and of valid cells; in the last one of them has no padding at all
-@pytest.mark.parametrize(("masked", "parts"), [(True, [[0, 1, 2], [3]]), (False, [[0], [1, 2, 3]]), (True, [[1], [2]])])
+@pytest.mark.parametrize(
+    ("masked", "parts"),
+    [
+        (True, [[0, 1, 2], [3]]),
+        pytest.param(False, [[0], [1, 2, 3]], marks=pytest.mark.slow),
+        pytest.param(True, [[1], [2]], marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_are_one(masked, parts):
     first, second = in_processes(part, 2, masked, parts)
     out, grad, grads, buffers = step(network(), [*parts[0], *parts[1]], masked)

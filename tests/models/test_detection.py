@@ -197,6 +197,7 @@ def test_threads_share_a_detector(head):
                 assert all(torch.equal(one[key], alone[key]) for key in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_threads_share_a_detector_in_training(head):
     model = detector(head, **(ALL if head == "mask_rcnn" else {}))

@@ -115,6 +115,7 @@ def test_its_attention_is_explained():
         attention(exchange(teacher("pvt_v2_b0"), "softn"), images("pvt_v2_b0", 1), (3, 5), stage=0)
 
 
+@pytest.mark.slow
 def test_it_is_exported_for_every_size(tmp_path):
     pytest.importorskip("skimage")
     from softmaxfree.export import export

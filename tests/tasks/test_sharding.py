@@ -82,8 +82,7 @@ def train_and_resume(rank, folder, whole):
     return *out, logits(resumed), logits(through)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sharded_run_is_saved_loaded_and_resumed(tmp_path, whole):
     outs = in_processes(train_and_resume, 2, str(tmp_path), whole)
     first = outs[0][0]
@@ -125,6 +124,7 @@ def refused(rank, folder):
         trainer(folder, tensor_parallel=2).fit(task(), datamodule=DigitsDataModule(img_size=32, batch_size=8))
 
 
+@pytest.mark.slow
 def test_tensors_are_not_split(tmp_path):
     in_processes(refused, 2, str(tmp_path))
 
@@ -162,6 +162,7 @@ def sharded_backbone(rank, folder):
         return model.eval()(x, mask), twin.eval()(x, mask), Path(folder, ".metadata").is_file()
 
 
+@pytest.mark.slow
 def test_torchs_own_sharding_of_a_backbone(tmp_path):
     for trained, loaded, written in in_processes(sharded_backbone, 2, str(tmp_path)):
         assert written

@@ -329,6 +329,7 @@ def test_help_and_recipes_tell_of_bags(capsys):
     assert re.search(r"^  ?mnist_bags +bags +MNIST-bags", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", [line for line in read_header(find_recipe("mnist_bags")) if line.strip().startswith("--")]
 )

@@ -17,7 +17,9 @@ from tests.models.downloads import drive
 from tests.models.downloads.authors import PUBLISHED, file_of, id_of, left, refusal, url_of
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "tiny" not in name else ()) for name in PUBLISHED]
+)
 def test_the_authors_file_is_fetched_checked_converted_and_kept(name, server, cache, monkeypatch):
     data, weights = file_of(name)
     server.content[id_of(name)] = data
