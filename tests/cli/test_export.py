@@ -33,9 +33,9 @@ def test_a_run_as_a_program(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["a.tflite"], "OUT must end in .onnx, .pt2, .aoti.pt2 or _aoti (a folder), got"),
+        (["a.tflite"], "out must end in .onnx, .pt2, .aoti.pt2 or _aoti (a folder), got"),
         (["a.onnx", "--int8"], "--int8 and --calibration DIR belong together: give both"),
-        (["a.onnx", "--opset", "3"], "--opset must be 18 to"),
+        (["a.onnx", "--opset", "3"], "opset must be 18 to"),
         (["a.onnx", "--image", "no.jpg"], "no.jpg"),
     ],
 )

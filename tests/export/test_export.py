@@ -147,11 +147,11 @@ def test_a_file_that_is_not_the_model_is_removed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (dict(out="a.tflite"), r"OUT must end in .onnx, .pt2, .aoti.pt2 or _aoti \(a folder\), got .*a.tflite"),
-        (dict(out="a.onnx", opset=7), r"--opset must be 18 to \d+, got 7"),
-        (dict(out="a.pt2", opset=18), "--opset is for .onnx"),
-        (dict(out="a.onnx", half=True, calibration="x"), "--half and --int8 exclude each other"),
-        (dict(out="a.onnx", calibration="missing"), "--calibration must be a folder of pictures, got missing"),
+        (dict(out="a.tflite"), r"out must end in .onnx, .pt2, .aoti.pt2 or _aoti \(a folder\), got .*a.tflite"),
+        (dict(out="a.onnx", opset=7), r"opset must be 18 to \d+, got 7"),
+        (dict(out="a.pt2", opset=18), "opset is for .onnx"),
+        (dict(out="a.onnx", half=True, calibration="x"), r"half and calibration \(int8\) exclude each other"),
+        (dict(out="a.onnx", calibration="missing"), "calibration must be a folder of pictures, got missing"),
         (dict(out="a.onnx", image="missing.jpg"), "missing.jpg"),
     ],
 )
@@ -168,9 +168,9 @@ def test_a_shape_that_cannot_vary_and_networks_that_cannot_be_exported(tmp_path)
         InputError, match=r"a VisionTransformer of one image size .* make it with dynamic_img_size=True"
     ):
         export(fixed, tmp_path / "a.pt2", CONFIG)
-    with pytest.raises(InputError, match=r"OUT: torch.export cannot take this model at every size: \w"):
+    with pytest.raises(InputError, match=r"out: torch.export cannot take this model at every size: \w"):
         export(MlpMixer(2, img_size=64, patch_size=32, num_blocks=1, embed_dim=32), tmp_path / "a.pt2", CONFIG)
-    with pytest.raises(InputError, match="--with-mask: VisionTransformer takes no mask"):
+    with pytest.raises(InputError, match="mask: VisionTransformer takes no mask"):
         export(fixed, tmp_path / "a.pt2", CONFIG, mask=True)
     args = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), mixer="elu_linear")
     net = Detector("retinanet", "soft_nano", 2, model_args=args, fpn_channels=32)

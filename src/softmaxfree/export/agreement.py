@@ -78,7 +78,7 @@ def quantised(program: Program, file: Path, files: Sequence[Path], config: Mappi
     products = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
     with_weights = [node.name for node in products if constants & set(node.input)]
     if not with_weights:
-        raise InputError("--int8: the model has no convolution or product with weights")
+        raise InputError("calibration (int8): the model has no convolution or product with weights")
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
@@ -126,10 +126,10 @@ def _silent() -> Iterator[None]:
 def calibration_files(folder: Path) -> list[Path]:
     """Return the pictures of a folder, at most 64; raises InputError where there are none."""
     if not folder.is_dir():
-        raise InputError(f"--calibration must be a folder of pictures, got {folder}")
+        raise InputError(f"calibration must be a folder of pictures, got {folder}")
     files = find_images(folder).files[:_MOST]
     if not files:
-        raise InputError(f"--calibration: no images in {folder}")
+        raise InputError(f"calibration: no images in {folder}")
     return files
 
 

@@ -102,7 +102,7 @@ def check(
             found.append(Difference(batch, *size, where, worst))
             if not worst <= limit:  # nan too
                 raise InputError(
-                    f"OUT: the file differs from the model by {worst:.1e} of the output's range at "
+                    f"out: the file differs from the model by {worst:.1e} of the output's range at "
                     f"{batch}x{size[0]}x{size[1]} pixels, allowed are {limit:g}; nothing was written"
                 )
     return found
@@ -114,7 +114,7 @@ def check_runs(program: Program, run: Run, image: Tensor) -> None:
         for batch in (1, 2):
             outputs = _ran(run, example(program, image, batch, size))
             if not all(out.isfinite().all() for out in outputs):
-                raise InputError(f"OUT: the file returns numbers that are not finite at {batch}x{size[0]}x{size[1]}")
+                raise InputError(f"out: the file returns numbers that are not finite at {batch}x{size[0]}x{size[1]}")
 
 
 def _ran(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -122,7 +122,7 @@ def _ran(run: Run, inputs: Sequence[Tensor]) -> list[Tensor]:
         return run(*inputs)
     except Exception as error:  # whatever a runtime raises
         batch, _, height, width = inputs[0].shape
-        raise InputError(f"OUT: the file does not run at {batch}x{height}x{width}: {error}") from error
+        raise InputError(f"out: the file does not run at {batch}x{height}x{width}: {error}") from error
 
 
 def example(program: Program, image: Tensor, batch: int, size: tuple[int, int]) -> list[Tensor]:
@@ -143,7 +143,7 @@ def listed(out: Any) -> list[Tensor]:
 
 def _part(own: Tensor, expected: Tensor) -> float:
     if own.shape != expected.shape:
-        raise InputError(f"OUT: the file returns {tuple(own.shape)} where the model returns {tuple(expected.shape)}")
+        raise InputError(f"out: the file returns {tuple(own.shape)} where the model returns {tuple(expected.shape)}")
     spread = expected.max() - expected.min()
     if expected[0].numel() == 1:  # one number has no range
         spread = torch.maximum(spread, expected.abs().max())

@@ -27,7 +27,7 @@ def format_of(out: Path) -> str:
         return AOTI
     if out.suffix in (".onnx", ".pt2"):
         return out.suffix[1:]
-    raise InputError(f"OUT must end in .onnx, .pt2, .aoti.pt2 or _aoti (a folder), got {out}")
+    raise InputError(f"out must end in .onnx, .pt2, .aoti.pt2 or _aoti (a folder), got {out}")
 
 
 def require_compiler() -> None:
@@ -38,7 +38,7 @@ def require_compiler() -> None:
         cpp_builder.get_cpp_compiler()
     except Exception as error:  # of its own kind, that has moved between versions
         raise InputError(
-            "OUT: an AOTInductor package needs a C++ compiler, and none is found: install g++ or name one in the "
+            "out: an AOTInductor package needs a C++ compiler, and none is found: install g++ or name one in the "
             "environment variable CXX"
         ) from error
 
@@ -117,7 +117,7 @@ def _write_onnx(
 
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not _OLDEST_OPSET <= opset <= newest:
-        raise InputError(f"--opset must be {_OLDEST_OPSET} to {newest}, got {opset}")
+        raise InputError(f"opset must be {_OLDEST_OPSET} to {newest}, got {opset}")
     with _told(f"torch cannot write this model as ONNX{'' if opset is None else f' of opset {opset}'}"):
         exported = torch.onnx.export(
             program.module,
@@ -132,7 +132,7 @@ def _write_onnx(
     assert exported is not None
     written = exported.model.opset_imports[""]
     if opset not in (None, written):
-        raise InputError(f"--opset: this model cannot be written in opset {opset}, only in {written}")
+        raise InputError(f"opset: this model cannot be written in opset {opset}, only in {written}")
     exported.model.metadata_props.update(notes)
     exported.save(str(out))
 
@@ -148,4 +148,4 @@ def _told(what: str) -> Any:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise InputError(f"OUT: {what}: {lines[0][:300] if lines else type(cause).__name__}") from error
+        raise InputError(f"out: {what}: {lines[0][:300] if lines else type(cause).__name__}") from error

@@ -80,7 +80,7 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
     if isinstance(model, Detector) and not features:
         raise InputError(
             "a detector cannot be exported: the choice of boxes (NMS) and, of Mask R-CNN, the regions cut out by them "
-            "(RoIAlign) are missing; --features exports the feature maps of its backbone"
+            "(RoIAlign) are missing; features exports the feature maps of its backbone"
         )
     if features and isinstance(model, Detector | Segmenter):
         model = model.network.backbone.net if isinstance(model, Detector) else model.backbone
@@ -90,7 +90,7 @@ def program_of(model: nn.Module, *, features: bool = False, mask: bool = False, 
         kind = "features"
     if mask and (kind == "segmentation" or not isinstance(net, AbstractBackbone)):
         why = "a segmenter pads its images itself" if kind == "segmentation" else "it is no backbone of this package"
-        raise InputError(f"--with-mask: {type(net).__name__} takes no mask: {why}")
+        raise InputError(f"mask: {type(net).__name__} takes no mask: {why}")
     backbone: Any = getattr(model.backbone, "model", model.backbone) if isinstance(model, Segmenter) else net
     count = 1 if kind != "features" else len(_maps_of(model))
     exact = _Outputs(model, kind).eval()

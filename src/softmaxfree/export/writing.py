@@ -94,9 +94,9 @@ def export(
     out = Path(out).expanduser()
     kind = format_of(out)
     if kind != ONNX and (opset is not None or calibration is not None):
-        raise InputError(f"{'--opset' if opset is not None else '--int8'} is for .onnx, got {out}")
+        raise InputError(f"{'opset' if opset is not None else 'calibration (int8)'} is for .onnx, got {out}")
     if half and calibration is not None:
-        raise InputError("--half and --int8 exclude each other")
+        raise InputError("half and calibration (int8) exclude each other")
     if kind == AOTI:
         require_compiler()
     files = [] if calibration is None else calibration_files(Path(calibration).expanduser())
@@ -166,9 +166,9 @@ def _place(out: Path, kind: str, notes: Mapping[str, str]) -> Iterator[Path]:
             yield part
         return
     if out.exists() and not out.is_dir():
-        raise InputError(f"OUT: {out} is a file, and a folder of that name would be written; name another place")
+        raise InputError(f"out: {out} is a file, and a folder of that name would be written; name another place")
     if out.exists() and {path.name for path in out.iterdir()} - {MODEL, NOTES}:
-        raise InputError(f"OUT: the folder {out} holds other files; name another place or move it")
+        raise InputError(f"out: the folder {out} holds other files; name another place or move it")
     folder = out.with_name(f".{secrets.token_hex(8)}")
     try:
         folder.mkdir(parents=True)
