@@ -12,6 +12,7 @@ from torch.types import Device
 
 from softmaxfree.arguments import require, require_known, require_number, require_whole
 from softmaxfree.layers.feed_forward import feed_forward
+from softmaxfree.layers.inference import is_plain_inference, is_seen
 
 _FEED_FORWARD = ("mlp_ratio", "mlp", "act", "num_features")
 
@@ -76,8 +77,8 @@ class Block(nn.Module):
             x = x + self.drop_path1(self.attn(self.norm1(x), grid, mask))
         else:
             x = self.norm1(x + self.drop_path1(self.attn(x, grid, mask)))
-        whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return self._feed_forward(x) if whole or isinstance(x, Proxy) else self._in_chunks(x)
+        in_chunks = is_plain_inference() and not self.training and not isinstance(x, Proxy)
+        return self._in_chunks(x) if in_chunks else self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.norm_first:
@@ -87,7 +88,10 @@ class Block(nn.Module):
     def _in_chunks(self, x: Tensor) -> Tensor:
         """Returns `_feed_forward`, in which tokens do not see each other, without all hidden features at once."""
         hidden_bytes = _CPU_HIDDEN_BYTES if x.device.type == "cpu" else _HIDDEN_BYTES
-        tokens = x.flatten(0, 1).split(max(1, hidden_bytes // (self._hidden_width * x.element_size())))
+        most = max(1, hidden_bytes // (self._hidden_width * x.element_size()))
+        if x.shape[0] * x.shape[1] <= most or is_seen(self.norm2, self.drop_path2, *self.mlp.modules()):
+            return self._feed_forward(x)  # a hook gets all tokens, as in training
+        tokens = x.flatten(0, 1).split(most)
         return torch.cat([self._feed_forward(chunk) for chunk in tokens]).view_as(x)
 
 

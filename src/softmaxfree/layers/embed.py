@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_whole, require_whole_numbers
+from softmaxfree.layers.inference import is_plain_inference, is_seen
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision, widen
@@ -72,8 +73,8 @@ class ConvEmbedding(nn.Sequential):
         Returns:
             `(B, C, ~h/stride, ~w/stride)`, zero in the padding.
         """
-        whole = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not whole and not isinstance(x, Proxy) and (strips := _num_strips(self, x)) > 1:
+        in_strips = is_plain_inference() and not self.training and not isinstance(x, Proxy)
+        if in_strips and (strips := _num_strips(self, x)) > 1:
             return self._in_strips(x, mask, strips)
         for layer in _layers_of(self):
             x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
@@ -126,15 +127,25 @@ def _levels(embedding: nn.Module, x: Tensor) -> list[torch.Size]:
 
 
 def _num_strips(embedding: nn.Module, x: Tensor) -> int:
-    """In how many strips inference is done; 1 where a norm is not of batches."""
+    """In how many strips inference is done; 1 where a layer is another one than `stem` and `downsample` make."""
     layers = _layers_of(embedding)
-    if not all(isinstance(layer.bn, _BatchNorm) for layer in layers):
+    if not all(_is_plain(layer.conv) and isinstance(layer.bn, _BatchNorm) for layer in layers):
+        return 1
+    if is_seen(*(part for layer in layers for part in (layer.conv, layer.bn))):
         return 1
     sizes = [
         level.numel() * layer.conv.out_channels for level, layer in zip(_levels(embedding, x)[1:], layers, strict=True)
     ]
     most = _CPU_STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES
     return -(-len(x) * max(sizes) * x.element_size() // most)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether a layer is a convolution of which strips need a border alone, and not one put in its place."""
+    if type(conv) is not nn.Conv2d:
+        return False
+    own = conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return own == ((3, 3), (1, 1), (1, 1), 1, "zeros")
 
 
 def _layer(in_dim: int, dim: int, stride: int, norm: str = "batchnorm", **factory: Any) -> ConvNormAct:

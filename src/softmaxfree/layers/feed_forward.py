@@ -6,10 +6,10 @@ import torch
 from timm.layers import Mlp, get_act_layer
 from timm.layers.activations import GELUTanh
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_known
+from softmaxfree.layers.inference import is_plain_inference, is_seen
 from softmaxfree.layers.linear import Linear, exchange_linear
 from softmaxfree.ops.linear import linear
 from softmaxfree.ops.precision import widen
@@ -93,17 +93,15 @@ class FusedMlp(Mlp):
         return self.drop2(self.fc2(linear(x, self.fc1.weight, self.fc1.bias, "gelu_tanh")))
 
     def _fuses(self, x: Tensor) -> bool:
-        passed = (self.fc1, self.act, self.drop1, self.norm)
         return (
             type(x) is Tensor
             and type(self.fc1) is Linear
             and type(self.act) is GELUTanh
-            and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and is_plain_inference()
             and type(self.drop1) is nn.Dropout
             and not (self.drop1.training and self.drop1.p)
             and type(self.norm) is nn.Identity
-            and not any(of._forward_hooks or of._forward_pre_hooks or "forward" in vars(of) for of in passed)
-            and not _has_any_global_hook()
+            and not is_seen(self.fc1, self.act, self.drop1, self.norm)
         )
 
 

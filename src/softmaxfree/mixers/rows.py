@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softmaxfree.layers.inference import is_plain_inference
 from softmaxfree.ops import transforms
 
 # of the pairs that inference holds at once: what caches hold, and what keeps a GPU busy
@@ -22,8 +23,7 @@ def in_rows(mix: Callable[[Tensor], Tensor], q: Tensor, k: Tensor) -> Tensor:
     Returns:
         `mix(q)`.
     """
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms.at_work()
-    if whole or q.numel() == 0:
+    if not is_plain_inference() or transforms.at_work() or q.numel() == 0:
         return mix(q)
     most = _CPU_PAIR_BYTES if q.device.type == "cpu" else _PAIR_BYTES
     rows = max(1, most // (4 * q.shape[0] * q.shape[1] * k.shape[2]))

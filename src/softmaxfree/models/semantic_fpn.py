@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from softmaxfree.layers.inference import is_plain_inference, is_seen
 
 _STRIP_BYTES = 1 << 26  # of the finest pyramid map that is held at once
 
@@ -44,7 +46,10 @@ def can_decode(decoder: Any) -> bool:
     return (
         isinstance(decoder, smp.decoders.fpn.decoder.FPNDecoder)
         and decoder.p2.interpolation_mode == "nearest"
-        and not (decoder.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        and is_plain_inference()
+        and not decoder.training
+        and type(decoder.seg_blocks[3].block[0].block[0]) is nn.Conv2d
+        and not is_seen(*decoder.p2.modules(), *decoder.seg_blocks[3].modules(), decoder.merge, decoder.dropout)
     )
 
 
