@@ -4,7 +4,7 @@ BIN := .venv/bin
 LINT := .venv-lint/bin
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint tables docs clean
 
 demo: .venv/.train
 	$(BIN)/softmaxfree train digits --trainer.max_epochs 5  # of 16: minutes on a slow machine, too
@@ -22,6 +22,9 @@ lint: .venv/.dev .venv-lint/.done
 	$(LINT)/pydoclint -q src
 	PYTHONPATH=src $(LINT)/lint-imports
 	$(BIN)/mypy
+
+tables: .venv/.dev
+	$(BIN)/python docs/tables.py
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

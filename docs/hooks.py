@@ -1,10 +1,8 @@
-"""What MkDocs does beside its plugins: pages that lie outside of `docs`, and tables made from the CSVs."""
+"""What MkDocs does beside its plugins: pages that lie outside of `docs`, and links to them."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-import tables
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -28,17 +26,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Make links as they are in the repository fit the site, and put tables in the places marked for them.
-
-    The line below a mark is for those who read the page in the repository.
-    """
+    """Make links as they are in the repository fit the site."""
     if page.file.src_uri == "index.md":
         markdown = markdown.replace("](docs/", "](")
     elif page.file.generated_by is None:  # of `docs`, which is the top of the site
         markdown = markdown.replace("](../", "](")
-    return re.sub(r"<!-- table: (\w+) ?(\S*) -->\n.+", _table, markdown)
-
-
-def _table(marked: re.Match[str]) -> str:
-    name, *arguments = filter(None, marked.groups())
-    return getattr(tables, name)(*arguments)
+    return markdown

@@ -1,4 +1,4 @@
-"""Tables of the site, made from the CSVs in `benchmarks`, the recipes and the mixers when the site is built."""
+"""Tables of the pages, made from the CSVs in `benchmarks`, the recipes and the mixers: `make tables` writes them."""
 
 import csv
 import re
@@ -362,7 +362,7 @@ def told(name: str, rows: Rows, constant: str = "") -> str:
     threads = f"{keys['threads']} thread{'s' * (keys['threads'] != '1')}"
     versions = " ".join(f"{key} {keys[key]}" for key in ("torch", "timm", "softmaxfree"))
     line = f"{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};"
-    return f"\n\n*{line}* [CSV](benchmarks/{name}.csv)"
+    return f"\n\n*{line}* [CSV](../benchmarks/{name}.csv)"
 
 
 def rounded(value: str) -> str:
@@ -396,3 +396,18 @@ def read(name: str) -> Rows:
 def percent(part: str) -> str:
     """A part of one, in percent with one digit."""
     return f"{100 * float(part):.1f}"
+
+
+def filled(page: str) -> str:
+    """A page with its tables, each after the mark that names it, as they are now."""
+
+    def table(marked: re.Match[str]) -> str:
+        name, *arguments = marked[1].split()
+        return f"<!-- table: {marked[1]} -->\n{globals()[name](*arguments)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w -]+) -->\n.*?<!-- end -->", table, page, flags=re.S)
+
+
+if __name__ == "__main__":
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

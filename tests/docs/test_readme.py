@@ -22,6 +22,16 @@ def rows(text):
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines]
 
 
+def test_tables_of_the_pages_are_those_of_the_files():
+    count = 0
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{page.name}: run `make tables`"
+        count += text.count("<!-- table: ")
+        assert text.count("<!-- table: ") == text.count("<!-- end -->")
+    assert count > 20
+
+
 def test_a_reader_has_five_minutes():
     lines = README.splitlines()
     assert len(lines) <= 150

@@ -30,15 +30,6 @@ def test_it_needs_no_network(site):
         assert re.findall(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+stylesheet[^>]+href="https?:', text) == []
 
 
-def test_tables_are_filled(site):
-    for page in (ROOT / "docs").glob("*.md"):
-        marked = re.findall(r"<!-- table: ", page.read_text(encoding="utf-8"))
-        html = (site / f"{page.stem}.html").read_text(encoding="utf-8")
-        assert html.count("<table>") >= len(marked)
-        assert "<!-- table" not in html
-        assert "<code>make docs</code> " not in html  # which stands in the place of a table in the repository
-
-
 def test_public_names_are_in_the_reference(site):
     import softmaxfree.compare
     import softmaxfree.data
