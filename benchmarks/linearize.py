@@ -38,7 +38,7 @@ PHOTOGRAPHS = ("camera", "rocket", "coins", "moon", "clock", "brick", "grass", "
 PLANS: dict[int, dict[str, Any]] = {
     224: {"fit": 1969, "held": 655, "steps": 60, "batch": 4, "learn": 400, "grid": 12, "near": range(12)},
     518: {"fit": 500, "held": 200, "steps": 160, "batch": 2, "learn": 300, "grid": 8, "near": range(1, 5)},
-    1036: {"fit": 150, "held": 200, "steps": 160, "batch": 1, "learn": 150, "grid": 8, "near": ()},
+    1036: {"fit": 150, "held": 200, "steps": 120, "batch": 1, "learn": 150, "grid": 8, "near": ()},
 }
 
 
