@@ -10,15 +10,18 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
 import softmaxfree  # noqa: F401  registers the models
 from softmaxfree.report.reading import read_run
+from softmaxfree.share import model_card
 from softmaxfree_cli import main
-from tests.cli.written_run import write_run
+from tests.cli.written_run import NAMES, write_run
 from tests.share.fake_hub import FakeHub
 
 pytest.importorskip("lightning")
 ROOT = Path(__file__).parents[2]
+CONFIG = {"input_size": (3, 64, 64)}
 TOKEN = "hf_fakeFAKEfakeFAKEfakeFAKEfakeFAKE00"
 
 
@@ -34,7 +37,7 @@ def hub():
     server.close()
 
 
-def test_a_folder_for_timm_and_transformers_with_a_card(run, tmp_path, capsys):
+def test_a_folder_for_timm_and_transformers_with_a_card(run, tmp_path, capsys, monkeypatch):
     assert main(["push", str(run), "anna/cracks", "--out", str(tmp_path / "a"), "--license", "mit"]) == 0
     assert "nothing was sent" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["README.md", "config.json", "model.safetensors"]
@@ -51,12 +54,23 @@ def test_a_folder_for_timm_and_transformers_with_a_card(run, tmp_path, capsys):
         "softmaxfree train",
     ):
         assert told in card
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (80, 70)).save("image.jpg")
+    exec(card.split("```python")[1].split("```")[0].replace("hf-hub:anna/cracks", f"local-dir:{tmp_path / 'a'}"), {})
+    assert capsys.readouterr().out.strip() in ("ok", "crack|", "weiß")
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "a").eval()
     x = torch.rand(1, 3, 64, 64)
     own = timm.create_model(f"local-dir:{tmp_path / 'a'}", pretrained=True).eval()
     torch.testing.assert_close(model(x).logits, own(x))
     assert model.config.id2label[1] == "crack|"
+
+
+def test_the_card_has_the_scores_of_classes(run):
+    scores = {"precision": [0.5, None, 1.0], "recall": [0.25, 0.0, 1.0]}
+    told = model_card({**read_run(run), "class_scores": scores}, "anna/cracks", CONFIG, NAMES, 1000).splitlines()
+    first = told.index("| class | precision (%) | recall (%) |")
+    assert told[first + 2 : first + 5] == ["| ok | 50.0 | 25.0 |", "| crack\\| |  | 0.0 |", "| weiß | 100.0 | 100.0 |"]
 
 
 def test_there_and_back_by_a_hub(run, hub, tmp_path):

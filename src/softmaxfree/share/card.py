@@ -50,6 +50,7 @@ def model_card(
         "started from": summary["model"]["loaded"] or ("not known" if summary["missing"] else "random weights"),
         "classes": f"{len(classes)}: {', '.join(classes[:_NAMED])}{' ...' * (len(classes) > _NAMED)}",
     }
+    mode = "L" if data_config["input_size"][0] == 1 else "RGB"
     machine = summary["machine"]
     threads = [f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"] if machine.get("threads") else []
     made = ", ".join([*([machine["device"]] if machine.get("device") else []), *threads])
@@ -73,14 +74,20 @@ def model_card(
             "## Score",
             "",
             *_score(summary),
+            *_of_classes(summary, classes),
             "",
             "## Use",
             "",
             "```python",
             "import softmaxfree  # registers the model with timm",
             "import timm",
+            "from PIL import Image",
             "",
             f'model = timm.create_model("hf-hub:{repository}", pretrained=True).eval()',
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            f'image = Image.open("image.jpg").convert("{mode}")',
+            'names = model.pretrained_cfg["label_names"]',
+            "print(names[int(model(transform(image)[None]).argmax())])",
             "```",
             "",
             "## Repeat",
@@ -117,7 +124,19 @@ def _score(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[tuple[str, str]]) -> list[str]:
+def _of_classes(summary: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    scores = summary["class_scores"]
+    if not scores:
+        return []
+    rows = [
+        (classes[i] if i < len(classes) else str(i), *("" if own is None else f"{100 * own:.1f}" for own in values))
+        for i, values in enumerate(zip(*scores.values(), strict=True))
+    ]
+    more = ["", f"{len(rows) - _NAMED} more classes."] if len(rows) > _NAMED else []
+    return ["", *_table(("class", *(f"{name} (%)" for name in scores)), rows[:_NAMED]), *more]
+
+
+def _table(head: Sequence[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
     return [f"| {' | '.join(map(_cell, cells))} |" for cells in (head, ("---",) * len(head), *rows)]
 
 
