@@ -71,6 +71,7 @@ def test_one_program_for_all_sizes(name: str, start: str):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_feature_maps():
     model = timm.create_model("soft_nano", features_only=True, **NARROW).eval()
     program = torch.export.export(model, (photograph(2, 96, 96),), dynamic_shapes={"x": shapes()}).module()
@@ -80,6 +81,7 @@ def test_feature_maps():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx(tmp_path):
     pytest.importorskip("onnxscript", reason="needs the extra `export`")
