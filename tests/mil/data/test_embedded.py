@@ -45,6 +45,7 @@ def test_only_coordinates_decide_on_the_pair():
     assert max(places) > 50  # the order of the file is by chance
 
 
+@pytest.mark.slow
 def test_trained_features_tell_digits_that_were_not_seen():
     features, labels = digit_features("trained"), read_digits()[1]
     assert features.shape == (5000, 64)
