@@ -24,7 +24,7 @@ lint: .venv/.dev .venv-lint/.done
 	$(BIN)/mypy
 
 tables: .venv/.dev
-	$(BIN)/python docs/tables.py
+	$(BIN)/python docs/fill.py
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

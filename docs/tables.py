@@ -1,15 +1,12 @@
-"""Tables of the pages, made from the CSVs in `benchmarks`, the recipes and the mixers: `make tables` writes them."""
+"""Tables of the pages, made from the CSVs in `benchmarks`, the recipes and the mixers; `fill.py` writes them."""
 
-import csv
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from cells import MACHINE, ROOT, Rows, grid, markdown, percent, read, rounded, told
+
 RECIPES = {"RetinaNet": "scenes_detection", "Mask R-CNN": "scenes_instances", "UPerNet": "scenes_segmentation"}
 HEADS = {"retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN", "upernet": "UPerNet"}
-Rows = list[dict[str, str]]
 
 
 def whole(name: str) -> str:
@@ -112,25 +109,36 @@ def exported() -> str:
 def linearized(part: str) -> str:
     """The bundled teacher and its students: `probe`, accuracy and cosines; or `cost`, time and memory."""
     rows = [row for row in read("linearize-cpu") if row["what"] == part]
+    probes = {row["size"]: row for row in read("linearize-cpu") if row["what"] == "probe"}
+    shares = {size: [percent(row[f"probe_{who}"]) for who in ("teacher", "student")] for size, row in probes.items()}
     if part == "probe":
-        scratch = max(float(row["top1"]) for row in read("solar-cpu") if row["model"] == "soft_nano" and row["top1"])
+        solar = read("solar-cpu")
         lines = []
         for row in rows:
-            shares = [percent(row[key]) for key in ("probe_teacher", "probe_student", "agreement")]
-            cosines = [f"{float(row[key]):.3f}" for key in ("cells_raw", "cells_centred", "cells_between")]
+            cosines = [f"{float(row[f'cells_{key}']):.3f}" for key in ("raw", "centred", "between")]
             natural = f"{float(row['photographs_median']):.3f}"
-            lines.append([row["size"], row["held"], *shares, *cosines, natural])
+            lines.append([
+                "student", row["size"], row["held"], *shares[row["size"]], percent(row["agreement"]), *cosines, natural
+            ])  # fmt: skip
+        scratch = max(float(row["top1"]) for row in solar if row["model"] == "soft_nano" and row["top1"])
+        lines.append(["`soft_nano`, from scratch", "112", "654", "", percent(str(scratch)), *[""] * 5])
         head = [
-            "pixels", "cells", "teacher (%)", "student (%)", "agree (%)", "cosine", "centred", "of different cells",
-            "photographs, median",
+            "network", "pixels", "cells", "teacher (%)", "right (%)", "agree (%)", "cosine", "centred",
+            "of different cells", "photographs, median",
         ]  # fmt: skip
-        constant = f"`soft_nano` from scratch, on all held-out cells: {100 * scratch:.1f} %; "
-        return markdown(head, lines) + told("linearize-cpu", rows, constant)
+        return markdown(head, lines) + told("linearize-cpu", rows)
     names = ("teacher_ms", "student_ms", "teacher_mib", "student_mib")
     lines = [
-        [row["size"], *(f"{float(row[key]):,.0f}" for key in names), f"{float(row['speedup']):.2f}"] for row in rows
-    ]
-    head = ["pixels", "teacher, ms", "student, ms", "teacher, MiB", "student, MiB", "times as fast"]
+        [
+            row["size"], *shares.get(row["size"], ["", ""]), *(f"{float(row[key]):,.0f}" for key in names),
+            f"{float(row['speedup']):.2f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = [
+        "pixels", "teacher (%)", "student (%)", "teacher, ms", "student, ms", "teacher, MiB", "student, MiB",
+        "times as fast",
+    ]  # fmt: skip
     return markdown(head, lines) + told("linearize-cpu", rows)
 
 
@@ -337,10 +345,10 @@ def _sequences(name: str) -> str:
     from softmaxfree.errors import InputError
     from softmaxfree.mixers import create_mixer
 
-    for told in OF_SEQUENCES:
+    for own in OF_SEQUENCES:
         try:
-            if 1 in create_mixer(name, dim=16, num_heads=2, **told).ndims:
-                return ", ".join(f"`{key}={value}`" for key, value in told.items()) or "yes"
+            if 1 in create_mixer(name, dim=16, num_heads=2, **own).ndims:
+                return ", ".join(f"`{key}={value}`" for key, value in own.items()) or "yes"
         except InputError:  # it has no such argument
             continue
     return "no"
@@ -352,62 +360,3 @@ OF_SEQUENCES: tuple[dict[str, Any], ...] = (
     {"ndim": 1, "landmark_grid": (16,)},
     {"block_grid": (16,)},
 )
-
-MACHINE = ("device", "threads", "torch", "timm", "softmaxfree", "commit", "date")
-
-
-def told(name: str, rows: Rows, constant: str = "") -> str:
-    """The line below a table: machine, versions, commit, and the file."""
-    keys = {key: ", ".join(dict.fromkeys(row[key] for row in rows)) for key in MACHINE if key in rows[0]}
-    threads = f"{keys['threads']} thread{'s' * (keys['threads'] != '1')}"
-    versions = " ".join(f"{key} {keys[key]}" for key in ("torch", "timm", "softmaxfree"))
-    line = f"{constant}{keys['device']}, {threads}; {versions}; commit {keys['commit']};"
-    return f"\n\n*{line}* [CSV](../benchmarks/{name}.csv)"
-
-
-def rounded(value: str) -> str:
-    """Three digits that count, as a plain number."""
-    return f"{float(f'{float(value):.3g}'):,g}"
-
-
-def grid(what: str, cells: dict[tuple[str, int], str]) -> str:
-    """A table of cells by name and count; one that was not measured is empty."""
-    counts = sorted({count for _, count in cells})
-    lines = [
-        [name, *(cells.get((name, count), "") for count in counts)] for name in dict.fromkeys(who for who, _ in cells)
-    ]
-    return markdown([what, *(f"{count:,}" for count in counts)], lines)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; cells that are numbers stand to the right."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    numeric = [all(re.fullmatch(r"[-+\d.,e]*", cell) for cell in cells) for cells in zip(*rows, strict=True)]
-    rule = ["---:" if right else "---" for right in numeric]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
-
-
-def read(name: str) -> Rows:
-    """The rows of a CSV of `benchmarks`."""
-    with (ROOT / "benchmarks" / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def percent(part: str) -> str:
-    """A part of one, in percent with one digit."""
-    return f"{100 * float(part):.1f}"
-
-
-def filled(page: str) -> str:
-    """A page with its tables, each after the mark that names it, as they are now."""
-
-    def table(marked: re.Match[str]) -> str:
-        name, *arguments = marked[1].split()
-        return f"<!-- table: {marked[1]} -->\n{globals()[name](*arguments)}\n<!-- end -->"
-
-    return re.sub(r"<!-- table: ([\w -]+) -->\n.*?<!-- end -->", table, page, flags=re.S)
-
-
-if __name__ == "__main__":
-    for path in sorted((ROOT / "docs").glob("*.md")):
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
