@@ -63,6 +63,7 @@ def test_a_released_file_is_recognised_and_keeps_its_function(name, file, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file, "a.safetensors"])
 
 
+@pytest.mark.slow
 def test_the_released_depths_of_soft_small_are_taken_from_the_file(tmp_path):
     release(tmp_path / "SOFT_Small.pth", "soft_small")
     assert main(["convert", str(tmp_path / "SOFT_Small.pth"), str(tmp_path / "a.safetensors")]) == 0

@@ -288,10 +288,10 @@ def test_a_missing_module_that_no_extra_brings_is_a_bug(name, command):
     ("hidden", "argv"),
     [
         ("matplotlib", ["train", "digits"]),
-        ("lightning", ["train", "digits"]),
-        ("jsonargparse", ["train", "digits"]),
+        pytest.param("lightning", ["train", "digits"], marks=pytest.mark.slow),
+        pytest.param("jsonargparse", ["train", "digits"], marks=pytest.mark.slow),
         ("segmentation_models_pytorch", ["train", "scenes_segmentation"]),
-        ("mlxtend", ["train", "digits"]),
+        pytest.param("mlxtend", ["train", "digits"], marks=pytest.mark.slow),
     ],
 )
 def test_a_hidden_package_is_named_with_its_extra(hidden, argv, tmp_path):

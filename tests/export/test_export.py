@@ -58,6 +58,7 @@ def test_torch_export_of_feature_maps(tmp_path):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_keeps_kernel_and_inverse_in_float32(tmp_path):
     net = small()
     done = export(net, tmp_path / "a.onnx", CONFIG | {"input_size": (3, 24, 32)}, half=True)
@@ -101,6 +102,7 @@ def test_int8_leaves_kernel_and_inverse_alone_and_tells_its_cost(tmp_path, caplo
     assert "class_names" in told
 
 
+@pytest.mark.slow
 def test_segmenter(tmp_path):
     pytest.importorskip("segmentation_models_pytorch")
     args = dict(embed_dims=(8, 8, 16, 16), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1), mixer="elu_linear")

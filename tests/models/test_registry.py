@@ -24,7 +24,9 @@ def test_names():
     assert timm.list_models("soft_*", pretrained=True) == [f"{name}.fudan_in1k" for name in published]
 
 
-@pytest.mark.parametrize("name", PYRAMIDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("huge") else ()) for name in PYRAMIDS]
+)
 def test_shapes(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=11).eval()

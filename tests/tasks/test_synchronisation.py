@@ -106,7 +106,16 @@ class Labelled(Squares):
             self.train_dataloader = lambda: torch.utils.data.DataLoader(self.samples, self.batch_size)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"mixup": 0.8, "cutmix": 1.0}, {"grad_checkpointing": True}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        *(
+            pytest.param(own, marks=pytest.mark.slow)
+            for own in ({"mixup": 0.8, "cutmix": 1.0}, {"grad_checkpointing": True})
+        ),
+    ],
+)
 def test_classification(arguments):
     module = ClassificationTask("soft_nano", 2, NANO, warmup_epochs=0, **arguments)
     assert not steps(module, Labelled(dense=False)).found

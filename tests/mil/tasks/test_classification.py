@@ -209,6 +209,7 @@ def scored(rank):
     return kept.scores, kept.labels, kept.compute()
 
 
+@pytest.mark.slow
 def test_instances_of_all_processes_are_scored_together():
     (a, b, found), (c, d, other) = in_processes(scored, 2)
     assert found == other
