@@ -86,3 +86,37 @@ def test_a_decoder_whose_finest_part_was_exchanged_or_is_seen():
         layers = decoder.seg_blocks[3].block[0].block
         layers[0] = Added(layers[0])
         assert not semantic_fpn.can_decode(decoder)
+
+
+@pytest.mark.parametrize("norm", [lambda n: nn.BatchNorm2d(n, track_running_stats=False), lambda n: nn.BatchNorm2d(n)])
+def test_a_norm_over_the_whole_map(norm, small_pieces):
+    stem = embed.stem(3, 16, width=8).eval()
+    stem[1].bn = norm(8).train()
+    torch.testing.assert_close(*both(stem, torch.rand(1, 3, 96, 80)))
+
+
+def test_a_feed_forward_part_that_mixes_tokens(small_pieces):
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean(1, keepdim=True).expand_as(x)
+
+    layer = block.Block(create_mixer("softmax", dim=16, num_heads=2)).eval()
+    layer.mlp = Mean()
+    torch.testing.assert_close(*both(layer, torch.rand(2, 400, 16), [2, 200]))
+
+
+def test_a_decoder_with_other_parts():
+    def decoder():
+        return smp.decoders.fpn.decoder.FPNDecoder([3, *[8] * 5], pyramid_channels=32, segmentation_channels=32).eval()
+
+    with torch.no_grad():
+        own = decoder()
+        own.dropout.train()
+        assert not semantic_fpn.can_decode(own)
+        own = decoder()
+        own.p2.skip_conv = nn.Identity()
+        assert not semantic_fpn.can_decode(own)
+        own = decoder()
+        own.seg_blocks[3].block[0].block[0].padding_mode = "reflect"
+        assert not semantic_fpn.can_decode(own)
+        assert semantic_fpn.can_decode(decoder())

@@ -39,7 +39,7 @@ def run(
         half: Weights and activations in float16. Kernel and inverse stay in float32.
         int8: Convolutions and products with weights in 8 bits, calibrated with --calibration. Kernel and inverse stay
             in float32. Only for `.onnx`.
-        calibration: Folder of your pictures, of which up to 64 are used.
+        calibration: Folder of your pictures, of which up to 64 are used; --int8 needs it.
         opset: Version of the operators of ONNX; by default that of torch's exporter.
         image: Picture to compare file and model on; by default a photograph that scikit-image brings.
 

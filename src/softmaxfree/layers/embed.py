@@ -22,11 +22,10 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_whole, require_whole_numbers
-from softmaxfree.layers.inference import is_plain_inference, is_seen
+from softmaxfree.layers.inference import is_fixed_norm, is_plain_conv, is_plain_inference, is_seen
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
 from softmaxfree.ops.precision import full_precision, widen
@@ -129,7 +128,7 @@ def _levels(embedding: nn.Module, x: Tensor) -> list[torch.Size]:
 def _num_strips(embedding: nn.Module, x: Tensor) -> int:
     """In how many strips inference is done; 1 where a layer is another one than `stem` and `downsample` make."""
     layers = _layers_of(embedding)
-    if not all(_is_plain(layer.conv) and isinstance(layer.bn, _BatchNorm) for layer in layers):
+    if not all(is_plain_conv(layer.conv) and is_fixed_norm(layer.bn) for layer in layers):
         return 1
     if is_seen(*(part for layer in layers for part in (layer.conv, layer.bn))):
         return 1
@@ -138,14 +137,6 @@ def _num_strips(embedding: nn.Module, x: Tensor) -> int:
     ]
     most = _CPU_STRIP_BYTES if x.device.type == "cpu" else _STRIP_BYTES
     return -(-len(x) * max(sizes) * x.element_size() // most)
-
-
-def _is_plain(conv: nn.Module) -> bool:
-    """Whether a layer is a convolution of which strips need a border alone, and not one put in its place."""
-    if type(conv) is not nn.Conv2d:
-        return False
-    own = conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-    return own == ((3, 3), (1, 1), (1, 1), 1, "zeros")
 
 
 def _layer(in_dim: int, dim: int, stride: int, norm: str = "batchnorm", **factory: Any) -> ConvNormAct:

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from softmaxfree.layers.inference import is_plain_inference, is_seen
+from softmaxfree.layers.inference import is_plain_conv, is_plain_inference, is_seen
 
 _STRIP_BYTES = 1 << 26  # of the finest pyramid map that is held at once
 
@@ -43,13 +43,20 @@ def can_decode(decoder: Any) -> bool:
     """Returns whether `decode` is for this decoder, as it is now."""
     import segmentation_models_pytorch as smp
 
+    own = smp.decoders.fpn.decoder
+    if type(decoder) is not own.FPNDecoder or not is_plain_inference():
+        return False
+    finest = decoder.seg_blocks[3].block
     return (
-        isinstance(decoder, smp.decoders.fpn.decoder.FPNDecoder)
+        type(decoder.p2) is own.FPNBlock
+        and type(decoder.merge) is own.MergeBlock
         and decoder.p2.interpolation_mode == "nearest"
-        and is_plain_inference()
-        and not decoder.training
-        and type(decoder.seg_blocks[3].block[0].block[0]) is nn.Conv2d
-        and not is_seen(*decoder.p2.modules(), *decoder.seg_blocks[3].modules(), decoder.merge, decoder.dropout)
+        and is_plain_conv(decoder.p2.skip_conv, 1)
+        and len(finest) == 1
+        and is_plain_conv(finest[0].block[0])
+        and not any(part.training for part in decoder.modules())
+        and not is_seen(decoder, decoder.merge, decoder.dropout, decoder.seg_blocks[3])
+        and not is_seen(*decoder.p2.modules(), *finest.modules())
     )
 
 
@@ -57,7 +64,7 @@ def _finest(p2: Any, layers: Any, p3: Tensor, c2: Tensor) -> Tensor:
     """Returns `layers(p2(p3, c2))`, convolution, norm and activation, from strips of rows of the pyramid map."""
     conv, norm, act = layers
     height, width = c2.shape[-2:]
-    rows = max(2, _STRIP_BYTES // (len(c2) * p3.shape[1] * width * c2.element_size()))
+    rows = max(2, _STRIP_BYTES // max(1, len(c2) * p3.shape[1] * width * c2.element_size()))
     out: Tensor | None = None
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
