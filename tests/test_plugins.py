@@ -1,142 +1,87 @@
-"""Our backbones in other people's code, as their users would write it."""
+"""Mixers and solvers that other packages bring."""
+
+from pathlib import Path
 
 import pytest
-import segmentation_models_pytorch as smp
 import timm
 import torch
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from transformers import (
-    DetrConfig,
-    DetrForObjectDetection,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    TimmBackbone,
-    TimmBackboneConfig,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
 
-import softmaxfree  # noqa: F401  registers the models
+from softmaxfree import ops, plugins
+from softmaxfree.mixers import list_mixers, registry
+from softmaxfree.ops.pinv import solvers
 
-SLIM = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 1, 1, 1)}
-CHANNELS = list(SLIM["embed_dims"])
-IMAGES = torch.rand(2, 3, 64, 96)
-NARROW: dict = {
-    **{arch: {"decoder_channels": 16} for arch in ("deeplabv3", "deeplabv3plus", "pan", "upernet")},
-    **{arch: {"decoder_channels": (16,) * 5} for arch in ("unet", "unetplusplus", "manet")},
-    "dpt": {
-        "encoder_depth": 4,
-        "decoder_readout": "ignore",  # there is no class token to read
-        "decoder_intermediate_channels": (16,) * 4,
-        "decoder_fusion_channels": 16,
-    },
-}
+_MODULE = '''
+import dataclasses
+import softmaxfree.models  # a plug-in may use all of the package
+from softmaxfree.mixers import ReluLinearAttention, register
+from softmaxfree.ops import AbstractPinvSolver, register_solver
+
+@register
+class Plugged(ReluLinearAttention):
+    """The same by another name."""
+    name = "plugged"
+
+@register_solver
+@dataclasses.dataclass(frozen=True)
+class Scaled(AbstractPinvSolver):
+    """The inverse, or a multiple of it."""
+    name = "scaled"
+    factor: float = 1.0
+    exact: bool = True
+    def validate(self): pass
+    def compute(self, gram): return self.factor * gram.inverse()
+    def flops(self, num_landmarks): return 2 * num_landmarks**3
+'''
 
 
-@pytest.mark.parametrize("last_stage", ["softmax", "softmax_free"])
-def test_timm_features(last_stage):
-    net = timm.create_model("soft_nano", features_only=True, out_indices=(1, 3), last_stage=last_stage, **SLIM)
-    assert net.feature_info.channels() == CHANNELS[1::2]
-    assert net.feature_info.reduction() == [8, 32]
-    assert [tuple(m.shape) for m in net(IMAGES)] == [(2, 16, 8, 12), (2, 32, 2, 3)]
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Puts an installed package with one module on the path."""
+
+    def put(module: str, text: str) -> None:
+        (tmp_path / f"{module}.py").write_text(text)
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nmine = {module}\n")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
+    monkeypatch.setattr(solvers, "_SOLVERS", dict(solvers._SOLVERS))
+    plugins.load_plugins.cache_clear()
+    solvers.solver_from_json.cache_clear()
+    yield put
+    plugins.load_plugins.cache_clear()
+    solvers.solver_from_json.cache_clear()
 
 
-@pytest.mark.parametrize("arch", smp.MODEL_ARCHITECTURES_MAPPING)
-def test_segmentation_models_pytorch(arch):
-    narrow = NARROW.get(arch, {})
-    net = smp.create_model(arch, "tu-soft_nano", encoder_weights=None, classes=5, **SLIM, **narrow).eval()
-    images = torch.rand(2, 3, 128, 128)  # the least that PAN takes
-    with torch.no_grad():
-        assert net(images).shape == (2, 5, 128, 128)
+def test_mixer_and_solver_of_an_installed_package(install):
+    install("plugged_package", _MODULE)
+    assert "plugged" in list_mixers()
+    model = timm.create_model("soft_nano", mixer="plugged", num_classes=3).eval()
+    peer = timm.create_model("soft_nano", mixer="relu_linear", num_classes=3).eval()
+    # the same weights, but the record tells them apart
+    with pytest.raises(ValueError, match="plugged"):
+        peer.load_state_dict(model.state_dict())
+
+    gram = torch.eye(4).expand(1, 1, 4, 4) * 2
+    solver = ops.as_solver({"name": "scaled", "factor": 3.0, "exact": False})
+    torch.testing.assert_close(ops.pinv(gram, solver), gram.inverse() * 3)
+    assert ops.as_solver(solver.json) == solver
+    soft = timm.create_model("soft_nano", solver={"name": "scaled", "factor": 2.0}, num_classes=3)
+    assert soft(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
 
-@pytest.mark.parametrize(("arch", "output_stride"), [("deeplabv3", 8), ("deeplabv3", 16), ("pan", 16), ("pan", 32)])
-def test_segmentation_models_pytorch_with_an_output_stride(arch, output_stride):
-    net = smp.create_model(
-        arch, "tu-soft_nano", encoder_weights=None, encoder_output_stride=output_stride, decoder_channels=16, **SLIM
-    )
-    features = net.encoder(IMAGES)
-    assert features[-1].shape == (2, 32, 64 // output_stride, 96 // output_stride)
-    features[-1].sum().backward()
-    assert net.encoder.model.model.stages[0].blocks[0].attn.q.weight.grad.any()
+def test_one_that_cannot_be_imported_is_left_out_and_told(install):
+    install("broken_package", "import a_module_that_is_not_there")
+    with pytest.warns(UserWarning, match=r"plug-in 'mine' \(broken_package\) .*a_module_that_is_not_there"):
+        assert "soft" in list_mixers()
 
 
-def test_torchvision_detection():
-    body = timm.create_model("soft_nano", features_only=True, feature_cls="list", **SLIM)
-    layers = {"stages_1": "0", "stages_2": "1", "stages_3": "2"}
-    backbone = BackboneWithFPN(body, layers, CHANNELS[1:], 16, LastLevelP6P7(CHANNELS[-1], 16))
-    net = RetinaNet(backbone, num_classes=4, min_size=64, max_size=96)
-    targets = [
-        {"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([2])},
-        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
-    ]
-    losses = net(list(IMAGES), targets)
-    sum(losses.values()).backward()
-    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
-    assert {"boxes", "labels", "scores"} == set(net.eval()(list(IMAGES))[0])
-
-
-def timm_config(**kwargs):
-    return TimmBackboneConfig(backbone="soft_nano", use_pretrained_backbone=False, **kwargs)
-
-
-def test_transformers_backbone():
-    backbone = TimmBackbone(timm_config(out_indices=[0, 1, 2, 3]))
-    assert backbone.channels == [32, 64, 128, 192]
-    maps = backbone(IMAGES).feature_maps
-    assert [tuple(m.shape[-2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-
-
-def test_transformers_upernet(tmp_path):
-    config = UperNetConfig(
-        backbone_config=timm_config(out_indices=[0, 1, 2, 3]), num_labels=5, hidden_size=16, auxiliary_channels=16
-    )
-    net = UperNetForSemanticSegmentation(config)
-    out = net(IMAGES, labels=torch.randint(5, (2, 64, 96)))
-    out.loss.backward()
-    assert out.logits.shape == (2, 5, 64, 96)
-    net.save_pretrained(tmp_path)
-    again = UperNetForSemanticSegmentation.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(again(IMAGES).logits, net.eval()(IMAGES).logits)
-
-
-def test_transformers_mask2former():
-    config = Mask2FormerConfig(
-        backbone_config=timm_config(out_indices=[0, 1, 2, 3]),
-        feature_size=32,
-        mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        dim_feedforward=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=6,
-        num_labels=5,
-    )
-    with torch.no_grad():
-        out = Mask2FormerForUniversalSegmentation(config).eval()(IMAGES)
-    assert out.class_queries_logits.shape == (2, 6, 6)
-    assert out.masks_queries_logits.shape[:2] == (2, 6)
-
-
-def test_transformers_detr():
-    config = DetrConfig(
-        backbone_config=timm_config(out_indices=[3]),
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        num_queries=6,
-        num_labels=5,
-    )
-    with torch.no_grad():
-        out = DetrForObjectDetection(config).eval()(IMAGES)
-    assert out.logits.shape == (2, 6, 6)
-    assert out.pred_boxes.shape == (2, 6, 4)
+def test_solver_of_a_name_that_is_taken():
+    with pytest.raises(ValueError, match="name of Newton must be a word that no other solver has, got 'newton'"):
+        ops.register_solver(type("Newton", (ops.Newton.__base__,), {"name": "newton", "__dataclass_fields__": {}}))
+    with pytest.raises(ValueError, match="Plain must be a frozen dataclass"):
+        ops.register_solver(type("Plain", (ops.Newton.__base__,), {"name": "plain"}))
+    with pytest.raises(ValueError, match="subclass of AbstractPinvSolver"):
+        ops.register_solver(torch.inverse)

@@ -11,6 +11,7 @@ from pathlib import Path
 from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from softmaxfree import plugins
 from softmaxfree.cli.recipe import load_job
 from softmaxfree_cli import commands, keys, main, recipes
 
@@ -22,7 +23,12 @@ SHELL = {".", "export", "pre-commit"}  # of the shell and of git; nothing of our
 
 def pages() -> list[Path]:
     """The README and every page of the site."""
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "src").rglob("*.md")),
+    ]
 
 
 def run_blocks(page: Path) -> Document:
@@ -35,6 +41,7 @@ def run_blocks(page: Path) -> Document:
         PythonCodeBlockParser(),
         CodeBlockParser("bash", _shell),
         CodeBlockParser("yaml", _recipe),
+        CodeBlockParser("toml", _project),
         CodeBlockParser("cpp", _cpp),
     ]
     document = Sybil(parsers).parse(page)
@@ -53,6 +60,12 @@ def _recipe(example: Example) -> None:
     path = Path("photos.yaml")  # by this name the pages call it
     path.write_text(example.parsed, encoding="utf-8")
     keys.check_keys(recipes.read_recipe(str(path)), ())
+
+
+def _project(example: Example) -> None:
+    project = tomllib.loads(example.parsed)
+    assert project["project"]["entry-points"].keys() == {plugins.GROUP}
+    assert [*project["project"]["entry-points"][plugins.GROUP].values()] == project["tool"]["setuptools"]["py-modules"]
 
 
 def _cpp(example: Example) -> None:

@@ -6,6 +6,7 @@ pytest.importorskip("sybil")
 pytest.importorskip("segmentation_models_pytorch")
 
 from softmaxfree.mixers import registry
+from softmaxfree.ops.pinv import solvers
 from tests.docs.blocks import ROOT, count, pages, run_blocks
 
 
@@ -14,5 +15,6 @@ from tests.docs.blocks import ROOT, count, pages, run_blocks
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))  # a page may register one of its own
+    for module, name in ((registry, "_MIXERS"), (solvers, "_SOLVERS")):  # a page may register one of its own
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     assert len(list(run_blocks(page).examples())) == count(page)

@@ -7,6 +7,7 @@ from timm.layers import register_notrace_module
 from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mixers.mixer import AbstractMixer, own_arguments
+from softmaxfree.plugins import load_plugins
 
 _RESERVED = ("class_token",)  # the released last stage
 _MIXERS: dict[str, type[AbstractMixer]] = {}
@@ -36,7 +37,8 @@ def register(mixer: type[AbstractMixer]) -> type[AbstractMixer]:
 
 
 def list_mixers() -> list[str]:
-    """Returns the names of all mixers."""
+    """Returns the names of all mixers, those of plug-ins included."""
+    load_plugins()
     return sorted(_MIXERS)
 
 

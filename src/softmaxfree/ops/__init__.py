@@ -6,7 +6,7 @@ Shape letters, used everywhere: `B` images, `H` heads, `N` tokens, `M` landmarks
 
 from softmaxfree.ops.gaussian import gaussian_gram, gaussian_product
 from softmaxfree.ops.nystrom import gaussian_attention, nystrom_attention
-from softmaxfree.ops.pinv import AbstractPinvSolver, Cholesky, Eigh, Newton, as_solver, pinv, residual
+from softmaxfree.ops.pinv import AbstractPinvSolver, Cholesky, Eigh, Newton, as_solver, pinv, register_solver, residual
 from softmaxfree.ops.stablemax import stablemax_logits
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "gaussian_product",
     "nystrom_attention",
     "pinv",
+    "register_solver",
     "residual",
     "stablemax_logits",
 ]

@@ -9,15 +9,20 @@ from types import ModuleType
 from torch import Tensor
 
 from softmaxfree.errors import InputError
-from softmaxfree.ops.gaussian import blocked, fused, naive
-from softmaxfree.ops.pinv.newton import fused as fused_newton
-from softmaxfree.ops.pinv.newton import spectral, steps
 
-# in order of preference: the first that can run does, and the last can always
-IMPLEMENTATIONS: dict[str, dict[str, ModuleType]] = {
-    "gaussian": {"fused": fused, "blocked": blocked, "naive": naive},
-    "newton": {"fused": fused_newton, "spectral": spectral, "steps": steps},
-}
+# of each op its modules by name, as `register` got them
+IMPLEMENTATIONS: dict[str, dict[str, ModuleType]] = {}
+
+
+def register(op: str, **modules: ModuleType) -> None:
+    """Makes the implementations of an op known.
+
+    Args:
+        op: its name.
+        **modules: in order of preference: the first that can run does, and the last can always. Each has a function
+            `not_supported_reasons`, which gets the op's tensors.
+    """
+    IMPLEMENTATIONS[op] = modules
 
 
 def choose(op: str, *tensors: Tensor) -> ModuleType:

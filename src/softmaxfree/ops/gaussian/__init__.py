@@ -7,12 +7,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from softmaxfree.ops import dispatch, transforms
 from softmaxfree.ops.gaussian import (
+    blocked,
+    fused,
     naive,
     tied,  # noqa: F401  registers torch.ops.softmaxfree.gaussian_tied_product
 )
 from softmaxfree.ops.precision import compute_dtype, full_precision, widen
 
 __all__ = ["gaussian_gram", "gaussian_product"]
+
+dispatch.register("gaussian", fused=fused, blocked=blocked, naive=naive)
 
 
 def gaussian_product(

@@ -12,11 +12,12 @@ from softmaxfree.ops.pinv.solvers import (
     Eigh,
     Newton,
     as_solver,
+    register_solver,
     solver_from_json,
 )
 from softmaxfree.ops.precision import full_precision, widen
 
-__all__ = ["AbstractPinvSolver", "Cholesky", "Eigh", "Newton", "as_solver", "pinv", "residual"]
+__all__ = ["AbstractPinvSolver", "Cholesky", "Eigh", "Newton", "as_solver", "pinv", "register_solver", "residual"]
 
 _DEFAULT = Newton()
 

@@ -20,13 +20,18 @@ from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
 from softmaxfree.ops.pinv.finite import finite_matrices
 from softmaxfree.ops.pinv.newton import steps
+from softmaxfree.plugins import load_plugins
 
 _ROUNDING = 1e-3  # of the largest eigenvalue, which a small one may lie below 0
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractPinvSolver(abc.ABC):
-    """Computes a regularised inverse of a symmetric positive matrix, each image on its own."""
+    """Computes a regularised inverse of a symmetric positive matrix, each image on its own.
+
+    One of your own is a frozen dataclass that derives from this and is decorated with `register_solver`. Its fields are
+    numbers, booleans and plain words.
+    """
 
     name: ClassVar[str]
     json: str = dataclasses.field(init=False, repr=False, compare=False, default="")
@@ -34,7 +39,7 @@ class AbstractPinvSolver(abc.ABC):
     def __post_init__(self) -> None:
         self.validate()
         # the string that the op takes; by hand, since torch.compile cannot trace json.dumps
-        items = (f'"{k}": "{v}"' if isinstance(v, str) else f'"{k}": {v}' for k, v in self.to_dict().items())
+        items = (f'"{k}": {_json(v)}' for k, v in self.to_dict().items())
         object.__setattr__(self, "json", "{" + ", ".join(items) + "}")
 
     @abc.abstractmethod
@@ -184,7 +189,33 @@ class Eigh(AbstractPinvSolver):
         return 11 * num_landmarks**3  # tridiagonalisation, QL with vectors, reassembly
 
 
-SOLVERS: dict[str, type[AbstractPinvSolver]] = {cls.name: cls for cls in (Newton, Cholesky, Eigh)}
+_SOLVERS: dict[str, type[AbstractPinvSolver]] = {cls.name: cls for cls in (Newton, Cholesky, Eigh)}
+
+
+def register_solver(solver: type[AbstractPinvSolver]) -> type[AbstractPinvSolver]:
+    """Makes a solver known by its `name`; a class decorator, above that of the dataclass.
+
+    Args:
+        solver: the class.
+
+    Returns:
+        The same.
+
+    Raises:
+        InputError: it is no frozen dataclass, has no name, or another solver has it.
+    """
+    if not (isinstance(solver, type) and issubclass(solver, AbstractPinvSolver)):
+        raise InputError(f"a solver must be a subclass of AbstractPinvSolver, got {solver!r}")
+    if "__dataclass_fields__" not in vars(solver):
+        raise InputError(f"{solver.__qualname__} must be a frozen dataclass: @dataclasses.dataclass(frozen=True)")
+    name = getattr(solver, "name", None)
+    known = _SOLVERS.get(name, solver) if isinstance(name, str) else solver
+    again = (known.__module__, known.__qualname__) == (solver.__module__, solver.__qualname__)  # a notebook's cell
+    if not isinstance(name, str) or not name.isidentifier() or not again:
+        raise InputError(f"name of {solver.__qualname__} must be a word that no other solver has, got {name!r}")
+    _SOLVERS[name] = solver
+    solver_from_json.cache_clear()
+    return solver
 
 
 def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractPinvSolver:
@@ -204,12 +235,14 @@ def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractP
     require(isinstance(solver, str | Mapping), "solver", solver, "a solver, its to_dict(), that as JSON, or its name")
     spec = dict(_parse(solver) if isinstance(solver, str) else solver)
     name = spec.pop("name", None)
-    if not isinstance(name, str) or name not in SOLVERS:
-        raise InputError(f"solver {name!r} is not one of {', '.join(SOLVERS)}")
-    fields = {f.name for f in dataclasses.fields(SOLVERS[name]) if f.init}
+    if isinstance(name, str) and name not in _SOLVERS:
+        load_plugins()
+    if not isinstance(name, str) or name not in _SOLVERS:
+        raise InputError(f"solver {name!r} is not one of {', '.join(_SOLVERS)}")
+    fields = {f.name for f in dataclasses.fields(_SOLVERS[name]) if f.init}
     if not spec.keys() <= fields:
         raise InputError(f"solver {name!r} takes {sorted(fields)}, got {sorted(spec)}")
-    return SOLVERS[name](**spec)
+    return _SOLVERS[name](**spec)
 
 
 @functools.cache
@@ -225,10 +258,14 @@ def add_ridge(gram: Tensor, ridge: float) -> Tensor:
     return gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
+def _json(value: bool | float | str) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _parse(text: str) -> Mapping[str, Any]:
     if not text.lstrip().startswith("{"):
         return {"name": text}
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"solver must be JSON or one of {', '.join(SOLVERS)}, got {text!r}: {error}") from error
+        raise InputError(f"solver must be JSON or one of {', '.join(_SOLVERS)}, got {text!r}: {error}") from error
