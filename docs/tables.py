@@ -235,6 +235,17 @@ def landmarks_digits() -> str:
     return accuracy("landmarks-digits-cpu", "landmarks")
 
 
+def landmarks_larger() -> str:
+    """Scores of `soft` over the number of landmarks, on data of larger images."""
+    rows = read("landmarks-larger-cpu")
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    scores = {(row["data"], row["name"].split()[0]): percent(row["score"]) for row in rows}
+    counts = sorted({count for _, count in scores}, key=int)
+    lines = [[count, *(scores.get((name, count), "") for name in data)] for count in counts]
+    metrics = {"solar_cells": "solar cells, top-1 (%)", "scenes": "scenes, mIoU (%)"}
+    return markdown(["landmarks", *(metrics[name] for name in data)], lines) + told("landmarks-larger-cpu", rows)
+
+
 def studies() -> str:
     """Scores of the ways of `soft`, one study after the other: digits over seeds, and scenes."""
     rows = read("studies-cpu")

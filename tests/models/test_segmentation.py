@@ -232,6 +232,18 @@ def test_classes_are_those_of_the_largest_logits(head):
     assert torch.equal(net.predict_classes(whole_numbers), net.predict_classes(whole_numbers / 255))
 
 
+@pytest.mark.parametrize("part", ["head", "head.0", "head.1", "head.1.0"])
+def test_hooks_of_the_head_count(part):
+    net, (image,) = network(), images((70, 93))
+    with torch.no_grad():
+        (plain,) = net([image])
+        net.get_submodule(part).register_forward_hook(lambda module, given, out: out - 1)
+        (hooked,) = net([image])
+        assert not torch.equal(hooked, plain)
+        torch.testing.assert_close(net.predict_classes(image).long(), hooked.argmax(0))
+    torch.testing.assert_close(hooked, net([image])[0], rtol=1e-4, atol=1e-5)  # with a graph, all is as it is written
+
+
 def test_many_classes_are_told_in_wider_numbers():
     net = Segmenter("semantic_fpn", "soft_nano", 300, head_args=SLIM["semantic_fpn"]).eval()
     (image,) = images((64, 64))

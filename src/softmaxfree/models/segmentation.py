@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from softmaxfree.errors import InputError
+from softmaxfree.layers.inference import is_seen
 from softmaxfree.models.creation import check_name, check_start, create_model
 from softmaxfree.models.features import SoftmaxFreeFeatures, backbone_groups, backbone_no_weight_decay, slim_width
 from softmaxfree.models.inputs import mask_of_sizes
@@ -211,7 +212,7 @@ class Segmenter(nn.Module):
 
     def _coarse_logits(self, maps: list[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The logits before the head enlarges them, and how it does; `maps` may be empty afterwards."""
-        if not isinstance(self.head, nn.Sequential):
+        if not isinstance(self.head, nn.Sequential) or is_seen(self.head, self.head[1]):
             return self.head(maps), nn.Identity()
         decoder, segmentation_head = self.head
         convolution, *rest = segmentation_head.children()
