@@ -1,5 +1,6 @@
 """Mixers and solvers that other packages bring."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Puts an installed package with one module on the path."""
 
     def put(module: str, text: str) -> None:
+        sys.modules.pop(module, None)
         (tmp_path / f"{module}.py").write_text(text)
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
@@ -46,12 +48,12 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nmine = {module}\n")
 
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(registry, "_MIXERS", dict(registry._MIXERS))
     monkeypatch.setattr(solvers, "_SOLVERS", dict(solvers._SOLVERS))
-    plugins.load_plugins.cache_clear()
+    monkeypatch.setattr(plugins, "_loaded", set())
     solvers.solver_from_json.cache_clear()
     yield put
-    plugins.load_plugins.cache_clear()
     solvers.solver_from_json.cache_clear()
 
 
@@ -76,6 +78,53 @@ def test_one_that_cannot_be_imported_is_left_out_and_told(install):
     install("broken_package", "import a_module_that_is_not_there")
     with pytest.warns(UserWarning, match=r"plug-in 'mine' \(broken_package\) .*a_module_that_is_not_there"):
         assert "soft" in list_mixers()
+
+
+def test_one_that_asks_for_mixers_while_it_is_imported(install):
+    install("asking_package", "from softmaxfree.mixers import list_mixers\nassert 'soft' in list_mixers()\n")
+    assert "soft" in list_mixers()
+
+
+def test_one_that_ends_the_program_is_left_out(install):
+    install("leaving_package", "raise SystemExit(3)")
+    with pytest.warns(UserWarning, match="SystemExit: 3"):
+        assert "soft" in list_mixers()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), (1, 2), 'a"b', "a\\b", "a\nb"])
+def test_fields_of_a_solver_that_no_record_holds(install, value):
+    install("plugged_package", _MODULE)
+    list_mixers()
+    with pytest.raises(ValueError, match="factor must be a finite number, True, False, None or a plain word, got"):
+        ops.as_solver({"name": "scaled", "factor": value})
+
+
+def test_a_solver_that_is_not_registered_or_returns_something_else(install):
+    install("plugged_package", _MODULE)
+    scaled = type(ops.as_solver("scaled"))
+    with pytest.raises(ValueError, match="Twice is not known as a solver: decorate it with register_solver"):
+        type("Twice", (scaled,), {"compute": lambda self, gram: 2 * gram})()
+    with pytest.raises(ValueError, match="Other is not known as a solver"):
+        type("Other", (ops.Newton,), {})()
+    gram = torch.eye(4).expand(1, 1, 4, 4)
+    for wrong in (lambda self, gram: gram[..., :1], lambda self, gram: gram.double()):
+        setattr(scaled, "compute", wrong)  # noqa: B010  of a frozen dataclass
+        with pytest.raises(ValueError, match=r"scaled must compute \(1, 1, 4, 4\) torch.float32, and returned"):
+            ops.pinv(gram, scaled())
+
+
+def test_an_argument_of_a_solver_that_is_missing(install):
+    install("plugged_package", _MODULE.replace("factor: float = 1.0", "factor: float").replace("= True", ""))
+    with pytest.raises(ValueError, match=r"solver 'scaled': .*factor"):
+        ops.as_solver("scaled")
+
+
+def test_solver_by_name():
+    gram = torch.eye(4).expand(1, 1, 4, 4) + 0.1
+    assert torch.equal(ops.pinv(gram, "cholesky"), ops.pinv(gram, ops.Cholesky()))
+    q, landmarks = torch.rand(1, 2, 9, 4), torch.rand(1, 2, 3, 4)
+    by_name = ops.nystrom_attention(q, q, q, landmarks, solver="cholesky")
+    assert torch.equal(by_name, ops.nystrom_attention(q, q, q, landmarks, solver=ops.Cholesky()))
 
 
 def test_solver_of_a_name_that_is_taken():

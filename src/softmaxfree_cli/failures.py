@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from softmaxfree_cli.errors import InputError
 
-__all__ = ["mendable", "notes"]
+__all__ = ["mendable", "notes", "whose"]
 
 _MENDABLE = {
     "lightning.fabric.utilities.exceptions": "MisconfigurationException",  # arguments of the Trainer
@@ -15,6 +15,7 @@ _MENDABLE = {
 
 # Packages whose import name is not their name; `-` for `_` aside.
 _IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn", "grad-cam": "pytorch_grad_cam"}
+_PLUGINS = "softmaxfree.plugins"  # group of entry points, see `softmaxfree.plugins`
 _OF_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*\n[\w.]+: ", re.DOTALL)  # torch adds the traceback
 
 
@@ -45,6 +46,26 @@ def notes(error: BaseException | None) -> Iterator[str]:
     while error is not None:
         yield from getattr(error, "__notes__", ())
         error = error.__cause__ or error.__context__
+
+
+def whose(error: BaseException) -> str:
+    """Return a line that says whose code failed: that of the last plug-in on the way, or this package's.
+
+    Args:
+        error: one that is not mendable.
+
+    Returns:
+        The line.
+    """
+    found = "this is a bug in softmaxfree; please report it with these lines"
+    plugins = {entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=_PLUGINS)}
+    place = error.__traceback__
+    while place is not None:
+        name = place.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        if name in plugins:
+            found = f"the plug-in {name!r} failed, {place.tb_frame.f_code.co_filename}, line {place.tb_lineno}"
+        place = place.tb_next
+    return found
 
 
 def _checked_by_trainer(error: BaseException) -> bool:

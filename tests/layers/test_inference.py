@@ -105,6 +105,21 @@ def test_a_feed_forward_part_that_mixes_tokens(small_pieces):
     torch.testing.assert_close(*both(layer, torch.rand(2, 400, 16), [2, 200]))
 
 
+@pytest.mark.parametrize("part", ["norm", "act", "drop1", "fc2", "drop2"])
+def test_a_part_of_the_feed_forward_part_that_mixes_tokens(part, small_pieces):
+    class Centred(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x - x.mean(1, keepdim=True))
+
+    layer = block.Block(create_mixer("softmax", dim=16, num_heads=2)).eval()
+    setattr(layer.mlp, part, Centred(getattr(layer.mlp, part)))
+    torch.testing.assert_close(*both(layer, torch.rand(2, 400, 16), [2, 200]))
+
+
 def test_a_decoder_with_other_parts():
     def decoder():
         return smp.decoders.fpn.decoder.FPNDecoder([3, *[8] * 5], pyramid_channels=32, segmentation_channels=32).eval()
@@ -115,6 +130,15 @@ def test_a_decoder_with_other_parts():
         assert not semantic_fpn.can_decode(own)
         own = decoder()
         own.p2.skip_conv = nn.Identity()
+        assert not semantic_fpn.can_decode(own)
+        own = decoder()
+        own.dropout = nn.Dropout(0.1).eval()
+        assert not semantic_fpn.can_decode(own)
+        own = decoder()
+        own.seg_blocks[3] = nn.Sequential(own.seg_blocks[3])
+        assert not semantic_fpn.can_decode(own)
+        own = decoder()
+        own.seg_blocks[3].block[0] = nn.Sequential(own.seg_blocks[3].block[0])
         assert not semantic_fpn.can_decode(own)
         own = decoder()
         own.seg_blocks[3].block[0].block[0].padding_mode = "reflect"

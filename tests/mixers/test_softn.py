@@ -104,3 +104,18 @@ def test_arguments_out_of_range():
     ):
         with pytest.raises(InputError, match=message):
             mix(*points(), **own)
+
+
+@pytest.mark.parametrize("exact_keys", [0, 16])
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e6])
+def test_far_padding_leaves_no_trace(exact_keys, size):
+    mixer = create_mixer("softn", dim=16, num_heads=2, exact_keys=exact_keys)
+    mask = torch.zeros(1, 5, 6, dtype=torch.bool)
+    mask[:, :3, :3] = True
+    for seed in range(8):
+        torch.manual_seed(seed)
+        q, k, v = torch.randn(3, 1, 2, 30, 8).unbind()
+        valid = mask.flatten(1)[:, None, :, None]
+        near, far = (mixer.mix(q, torch.where(valid, k, pad), v, [5, 6], mask) for pad in (0.0, size))
+        torch.testing.assert_close(far.masked_fill(~valid, 0), near.masked_fill(~valid, 0))
+        assert far.isfinite().all()

@@ -244,6 +244,38 @@ def test_hooks_of_the_head_count(part):
     torch.testing.assert_close(hooked, net([image])[0], rtol=1e-4, atol=1e-5)  # with a graph, all is as it is written
 
 
+@pytest.mark.parametrize("activation", ["softmax2d", "tanh", "sigmoid"])
+@pytest.mark.parametrize("head", ["semantic_fpn", "unet"])
+def test_classes_of_a_head_with_an_activation(head, activation):
+    net, (image,) = network(head, head_args={**SLIM[head], "activation": activation}), images((64, 96))
+    with torch.no_grad():
+        assert (net.predict_classes(image) == net([image])[0].argmax(0)).float().mean() > 0.999
+
+
+def test_last_layers_that_were_exchanged_or_added():
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    (image,) = images((64, 96))
+    net = network()
+    with torch.no_grad():
+        (plain,) = net([image])
+        net.head[1] = Doubled(net.head[1])
+        torch.testing.assert_close(net([image])[0], 2 * plain, rtol=1e-4, atol=1e-5)
+        net.head.append(torch.nn.Conv2d(5, 3, 1))
+        (logits,) = net([image])
+        assert logits.shape == (3, 64, 96)
+        assert torch.equal(net.predict_classes(image).long(), logits.argmax(0))
+        net = network()
+        net.head[1].append(torch.nn.Conv2d(5, 3, 1))
+        assert torch.equal(net.predict_classes(image).long(), net([image])[0].argmax(0))
+
+
 def test_many_classes_are_told_in_wider_numbers():
     net = Segmenter("semantic_fpn", "soft_nano", 300, head_args=SLIM["semantic_fpn"]).eval()
     (image,) = images((64, 64))

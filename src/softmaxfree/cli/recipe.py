@@ -31,6 +31,8 @@ from softmaxfree_cli.recipes import Own, own_values, read_recipe
 __all__ = ["Job", "as_list", "class_of", "create_trainer", "load_job", "read_recipe"]
 
 _SOME_CLASSES = 2
+_TYPED_LEVELS = 2  # of a key that the parser reads as numbers
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # without a point YAML takes it for a text
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def load_job(
         config = parser.parse_args(["--recipe", yaml.safe_dump(sections), *overrides])
     except ArgumentError as error:
         raise InputError(in_plain_words(str(error), content)) from error
+    _type_nested(config, overrides)
     seed_everything(config.run.seed, workers=True, verbose=False)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -127,6 +130,18 @@ def _for_network(
     why = f"the recipe has it for {model.get('name')}"
     told = {f"model.model_args.{key}": Setting("left out", why) for key in arguments if key not in shared}
     return {**content, "model": {**model, "model_args": kept}}, told
+
+
+def _type_nested(config: Any, overrides: Sequence[str]) -> None:
+    """Reads options inside of a dict in a dict, such as `model.model_args.mixer_args.ratio`, which stayed texts."""
+    for option in overrides:
+        key, _, text = option.removeprefix("--").partition("=")
+        *path, name = key.split(".")
+        place = config
+        for part in path:
+            place = place.get(part) if hasattr(place, "get") else None
+        if len(path) > _TYPED_LEVELS and isinstance(place, dict) and place.get(name) == text:
+            place[name] = float(text) if _EXPONENT.fullmatch(text) else yaml.safe_load(text)
 
 
 def _plain(section: Any) -> dict[str, Any]:

@@ -82,12 +82,14 @@ def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
     """
     grid, tokens = list(grid), math.prod(grid)
     mixer = _mixer(variant)
+    mixer.config()  # which refuses one that has not kept its arguments
     x = torch.randn(1, tokens, mixer.dim, generator=torch.Generator().manual_seed(0))
     mixer.check(x, grid, None)
     if not mixer.linear and 4 * _HEADS * tokens**2 > _MOST_BYTES:
         raise InputError(f"{variant.mixer} is quadratic and may take more than {_MOST_BYTES >> 30} GiB")
     with torch.no_grad():
         q, k, v = mixer.project(x)
+        _check_result(mixer, mixer.mix(q, k, v, grid), v)
     tied = k is q
     leaves = [tensor.detach().requires_grad_() for tensor in ((q, v) if tied else (q, k, v))]
 
@@ -133,10 +135,14 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
     """
     tokens = _tokens(image)
     mixer = _mixer(variant)
+    mixer.config()  # which refuses one that has not kept its arguments
     if "landmark_sampling" in own_arguments(type(mixer)):  # a random convolution finds none: the result would be near 0
         mixer = _mixer(variant, landmark_sampling="mean")
     mixer.eval()
-    network: Any = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments), device="meta")
+    with torch.inference_mode():
+        q, k, v = mixer.project(tokens)
+        _check_result(mixer, mixer.mix(q, k, v, list(_GRID)), v)
+    network: Any = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments)).to("meta")
     size = network.pretrained_cfg["input_size"][-2:]
     row: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -151,6 +157,13 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
         row |= _to_exact(mixer, tokens) | {"padding_error": _padding_error(mixer, tokens)}
         row |= {"residual": _residual(mixer, tokens) if isinstance(mixer, SoftmaxFreeAttention) else ""}
     return row | {"bfloat16_error": _digits((narrow - exact).norm() / exact.norm())}
+
+
+def _check_result(mixer: AbstractMixer, out: Tensor, v: Tensor) -> None:
+    if out.shape != v.shape:
+        raise InputError(
+            f"mix of {mixer.name} must return (B, H, N, E), {tuple(v.shape)}, and returned {tuple(out.shape)}"
+        )
 
 
 def _to_exact(mixer: AbstractMixer, tokens: Tensor) -> dict[str, Any]:

@@ -20,9 +20,9 @@ PAGE = "report.html"
 
 _Rows = list[dict[str, Any]]
 _FACTS = {
-    "name": "mixer", "linear": "linear", "parameters": "parameters", "gmacs": "GMACs", "approximates": "comes near to",
-    "error_to_exact": "error to it", "padding_error": "padding error", "bfloat16_error": "error in bfloat16",
-    "residual": "residual of the inverse", "landmarks": "landmarks by", "not_measured": "not measured",
+    "name": "mixer", "not_measured": "not measured", "linear": "linear", "parameters": "parameters", "gmacs": "GMACs",
+    "approximates": "comes near to", "error_to_exact": "error to it", "padding_error": "padding error",
+    "bfloat16_error": "error in bfloat16", "residual": "residual of the inverse", "landmarks": "landmarks by",
 }  # fmt: skip
 _FACTS_ARE = (
     "Errors are those of a single mixer with random weights, not of a trained one, on the patches of one photograph. "
@@ -60,7 +60,8 @@ def write_page(out: Path) -> Path:
         if len(own) > 1:
             title = f"{own[0]['metric'].removeprefix('val/')} on {data} against seconds of training"
             figures.append((title, _svg(partial(_draw_scores, own), title)))
-    facts_shown = [[_shown(row.get(key, "")) for key in _FACTS] for row in facts]
+    columns = {key: name for key, name in _FACTS.items() if key != "not_measured" or any(row.get(key) for row in facts)}
+    facts_shown = [[_shown(row.get(key, "")) for key in columns] for row in facts]
     passes = [(f"{what.capitalize()}: milliseconds (MiB)", _COSTS_ARE, *_pivot(cost, what)) for what in _PASSES if cost]
     page = out / PAGE
     about = next(iter([*facts, *cost, *accuracy]), {})
@@ -75,7 +76,7 @@ def write_page(out: Path) -> Path:
         guesses=_guesses(scores),
         transfer=accuracies(transfer, by=("img_size",)),
         slopes=slopes(cost),
-        tables=[("Facts", _FACTS_ARE, list(_FACTS.values()), facts_shown), *passes],
+        tables=[("Facts", _FACTS_ARE, list(columns.values()), facts_shown), *passes],
     )
     return page
 

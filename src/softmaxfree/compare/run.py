@@ -7,7 +7,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ class _Trial:
     key: dict[str, str]  # columns that tell it from the others of its table
     run: Callable[[], list[dict[str, Any]]]
     told: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns
+    code: str = ""  # digest of the mixer's file, where another package brings it
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        """Returns whether a row is this trial's."""
+        return all(row.get(key) == value for key, value in self.key.items())
+
+    def done(self, table: Sequence[Mapping[str, Any]]) -> bool:
+        """Returns whether a table has its rows, measured with the code that there is now."""
+        own = [row for row in table if self.has(row)]
+        return bool(own) and not any(row.get("not_measured") or row.get("code", "") != self.code for row in own)
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -80,7 +90,8 @@ class _Trial:
 def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterator[str]:
     """Does what is missing in the tables of a folder, and tells of each trial in a line.
 
-    A row is written as soon as it is there: a comparison that was stopped goes on where it was.
+    A row is written as soon as it is there: a comparison that was stopped goes on where it was. What could not be
+    measured is tried again, and so is a mixer of another package whose file has changed since.
 
     Args:
         comparison: what to compare.
@@ -112,7 +123,10 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
 
 def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[str]:
     tables = {name: read_table(out, name) for name in TABLES}
-    trials = [trial for trial in _trials(comparison, rows, out, photograph) if not _done(trial, tables[trial.table])]
+    trials = [trial for trial in _trials(comparison, rows, out, photograph) if not trial.done(tables[trial.table])]
+    again = sum(any(map(trial.has, tables[trial.table])) for trial in trials)
+    if again:
+        yield f"{again} trials were not measured before, or the code of their mixer has changed: they are tried again"
     about = describe(torch.device("cpu"))
     start = time.monotonic()
     seconds: dict[tuple[str, ...], list[float]] = {}
@@ -130,10 +144,15 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
             not_begun.append(str(error))
             yield _line(trial, [{"not done": error}], _to_go(trials[i + 1 :], seconds))
             continue
-        except (InputError, RuntimeError) as error:
-            found = [{"not_measured": str(error).partition("\n")[0]}]
+        except Exception as error:
+            if not (trial.code or isinstance(error, InputError | RuntimeError)):
+                raise
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            found = [{"not_measured": f"{kind}{error}".partition("\n")[0]}]
         seconds.setdefault(trial.kind, []).append(time.monotonic() - began)
-        tables[trial.table] += [{**trial.key, **trial.told, "not_measured": "", **row, **about, **row} for row in found]
+        kept = [row for row in tables[trial.table] if not trial.has(row)]
+        told = trial.told | ({"code": trial.code} if trial.code else {})
+        tables[trial.table] = kept + [{**trial.key, **told, "not_measured": "", **row, **about, **row} for row in found]
         _write(out / f"{trial.table}.csv", tables[trial.table])
         yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
     if not_begun:
@@ -153,20 +172,23 @@ def read_table(out: Path, name: str) -> list[dict[str, Any]]:
 def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[_Trial]:
     for variant in rows:
         name = {"name": variant.label}
-        yield _Trial("facts", name, partial(_facts, variant, photograph))
+        yield _Trial("facts", name, partial(_facts, variant, photograph), code=variant.code)
     for tokens in dict.fromkeys(comparison.tokens):
         grid = grid_of(tokens)
         for variant in rows:
             key = {"name": variant.label, "asked": str(tokens)}
-            yield _Trial("cost", key, partial(cost, variant, grid), {"tokens": math.prod(grid)})
+            yield _Trial("cost", key, partial(cost, variant, grid), {"tokens": math.prod(grid)}, variant.code)
     for data in comparison.data:
         for seed in comparison.seeds:
             for variant in rows:
                 key = {"name": variant.label, "data": data, "seed": str(seed)}
-                folder = out / "runs" / _folder_of(data) / variant.label.replace(" ", "_") / str(seed)
-                yield _Trial("accuracy", key, partial(_train, variant, data, seed, folder, comparison.options))
+                label = "-".join(filter(None, (variant.label.replace(" ", "_"), variant.code)))
+                folder = out / "runs" / _folder_of(data) / label / str(seed)
+                training = partial(_train, variant, data, seed, folder, comparison.options)
+                yield _Trial("accuracy", key, training, code=variant.code)
                 for size in dict.fromkeys(comparison.sizes):
-                    yield _Trial("transfer", {**key, "img_size": str(size)}, partial(_validate, folder, size))
+                    transfer = partial(_validate, folder, size)
+                    yield _Trial("transfer", {**key, "img_size": str(size)}, transfer, code=variant.code)
 
 
 def _places(data: Sequence[str]) -> list[str]:
@@ -211,10 +233,6 @@ def _train(*arguments: Any) -> list[dict[str, Any]]:
 
 def _validate(folder: Path, size: int) -> list[dict[str, Any]]:
     return [validate(folder, size)]
-
-
-def _done(trial: _Trial, table: Sequence[dict[str, Any]]) -> bool:
-    return any(all(row.get(key) == value for key, value in trial.key.items()) for row in table)
 
 
 def _keep_settings(comparison: Comparison, out: Path, photograph: np.ndarray) -> None:

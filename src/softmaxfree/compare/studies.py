@@ -9,6 +9,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.mixers import list_mixers, mixer_class
 from softmaxfree.mixers.mixer import own_arguments
 from softmaxfree.ops import Cholesky, Newton
+from softmaxfree.plugins import code_of
 
 __all__ = ["STUDIES", "Variant", "variants"]
 
@@ -28,6 +29,11 @@ class Variant:
     label: str
     mixer: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """A digest of the file of a mixer that another package brings, else ""."""
+        return code_of(mixer_class(self.mixer))
 
 
 def _plain(name: str) -> Variant:

@@ -18,6 +18,7 @@ __all__ = ["RECIPES", "Failed", "NotBegun", "check_options", "train", "validate"
 
 _OWN = ("run.seed", "data.root", "model.model_args")  # set for each training
 _MENDABLE = 2  # exit code of a command for what the user can mend
+_FAILED = "failed.txt"
 _STOPPED, _KILLED = (130, 143, -2, -15), (137, -9)
 _OF_MIXERS = ("last_stage", "landmark_sampling", "landmark_grid", "solver", "normalize", "mixer", "mixer_args")
 
@@ -30,13 +31,14 @@ class Failed(InputError):
     """A command ended with an error.
 
     Args:
-        message: with its last line.
+        message: with the line that tells most.
         code: its exit code.
+        lines: all that it said.
     """
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, lines: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.lines = code, lines
 
 
 class NotBegun(InputError):
@@ -84,7 +86,7 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
         trained with.
 
     Raises:
-        Failed: the training fails; tells its last line.
+        Failed: the training fails; tells the last line, and leaves all of them in `failed.txt` in the folder.
         NotBegun: it cannot begin, or leaves no score, with these settings; or it was killed.
     """
     run = _finished(folder)
@@ -108,7 +110,9 @@ def train(variant: Variant, data: str, seed: int, folder: Path, options: Mapping
         except Failed as error:
             if error.code == _MENDABLE and not _begun(folder):
                 raise NotBegun(str(error)) from error
-            raise
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _FAILED).write_text(error.lines, encoding="utf-8")
+            raise Failed(f"{error}; all lines are in {folder / _FAILED}", error.code, error.lines) from error
         run = _finished(folder)
         if run is None:
             raise NotBegun("the training left no summary; see trainer.fast_dev_run in options")
@@ -189,6 +193,10 @@ def _call(command: list[str]) -> str:
             raise KeyboardInterrupt
         if done.returncode in _KILLED:
             raise NotBegun(f"{' '.join(command[2:5])} was killed; the system does that where memory does not suffice")
-        lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no word"]
-        raise Failed(f"{' '.join(command[2:5])} ended with {done.returncode}: {lines[-1]}", done.returncode)
+        said = done.stderr.strip() or done.stdout.strip() or "no word"
+        name = " ".join(command[2:5])
+        lines = said.splitlines()
+        # under a traceback stands a note of the command, and above it what happened
+        last = lines[-2] if len(lines) > 1 and lines[-1].startswith(f"{' '.join(command[2:4])}: ") else lines[-1]
+        raise Failed(f"{name} ended with {done.returncode}: {last}", done.returncode, said)
     return done.stdout

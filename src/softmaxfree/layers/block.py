@@ -11,7 +11,7 @@ from torch.fx import Proxy
 from torch.types import Device
 
 from softmaxfree.arguments import require, require_known, require_number, require_whole
-from softmaxfree.layers.feed_forward import FusedMlp, KernelMlp, feed_forward
+from softmaxfree.layers.feed_forward import feed_forward, sees_tokens_apart
 from softmaxfree.layers.inference import is_plain_inference, is_seen
 
 _FEED_FORWARD = ("mlp_ratio", "mlp", "act", "num_features")
@@ -89,7 +89,7 @@ class Block(nn.Module):
         """Returns `_feed_forward`, in which tokens do not see each other, without all hidden features at once."""
         hidden_bytes = _CPU_HIDDEN_BYTES if x.device.type == "cpu" else _HIDDEN_BYTES
         most = max(1, hidden_bytes // (self._hidden_width * x.element_size()))
-        own = type(self.mlp) in (FusedMlp, KernelMlp) and type(self.norm2) is nn.LayerNorm
+        own = sees_tokens_apart(self.mlp) and type(self.norm2) is nn.LayerNorm
         whole = not own or self.drop_path2.training or is_seen(self.norm2, self.drop_path2, *self.mlp.modules())
         if whole or x.shape[0] * x.shape[1] <= most:  # a hook gets all tokens, as in training
             return self._feed_forward(x)

@@ -105,6 +105,17 @@ class FusedMlp(Mlp):
         )
 
 
+_OF_EACH_TOKEN = (
+    FusedMlp, KernelMlp, PolyNorm, Linear, nn.Linear, nn.Identity, nn.Dropout, nn.LayerNorm,
+    *(get_act_layer(name) for name in _ACTS if name != "polynorm"),
+)  # fmt: skip
+
+
+def sees_tokens_apart(mlp: nn.Module) -> bool:
+    """Returns whether a feed-forward part gives a token the same whatever others are there, as far as is known."""
+    return type(mlp) in (FusedMlp, KernelMlp) and all(type(part) in _OF_EACH_TOKEN for part in mlp.modules())
+
+
 def feed_forward(kind: str, dim: int, hidden: int, act: str, num_features: int, **factory: Any) -> nn.Module:
     """Makes the feed-forward part of a block.
 

@@ -81,7 +81,7 @@ class AbstractMixer(nn.Module, abc.ABC):
         Args:
             q: queries `(B, H, N, D)`, any float dtype.
             k: keys `(B, H, N, D)`.
-            v: values `(B, H, N, E)`.
+            v: values `(B, H, N, E)`; of `activator`, `spatial_reduction` and `ttt`, `E` is `D`.
             grid: sizes of the token grid, one or two; the last `prod(grid)` of the `N` tokens lie on it.
             mask: `(B, *grid)` bool, True where a token is valid, the first of each axis. The others must be finite.
 

@@ -7,7 +7,7 @@ from timm.layers import register_notrace_module
 from softmaxfree.arguments import require_known
 from softmaxfree.errors import InputError
 from softmaxfree.mixers.mixer import AbstractMixer, own_arguments
-from softmaxfree.plugins import load_plugins
+from softmaxfree.plugins import is_again, load_plugins
 
 _RESERVED = ("class_token",)  # the released last stage
 _MIXERS: dict[str, type[AbstractMixer]] = {}
@@ -29,9 +29,10 @@ def register(mixer: type[AbstractMixer]) -> type[AbstractMixer]:
         raise InputError(f"a mixer must be a subclass of AbstractMixer, got {mixer!r}")
     name = mixer.name
     known = _MIXERS.get(name, mixer) if isinstance(name, str) else mixer
-    again = (known.__module__, known.__qualname__) == (mixer.__module__, mixer.__qualname__)  # a notebook's cell
+    again = is_again(known, mixer)
     if not isinstance(name, str) or not name or name in _RESERVED or not again:
-        raise InputError(f"name of {mixer.__qualname__} must be a text that no other mixer has, got {name!r}")
+        other = "" if again else f", which {known.__module__}.{known.__qualname__} has"
+        raise InputError(f"name of {mixer.__qualname__} must be a text that no other mixer has, got {name!r}{other}")
     _MIXERS[mixer.name] = register_notrace_module(mixer)  # what a mixer computes depends on sizes
     return mixer
 
@@ -54,7 +55,10 @@ def mixer_class(name: str) -> type[AbstractMixer]:
     Raises:
         InputError: there is none, with the nearest names.
     """
-    require_known("mixer", name, list_mixers())
+    try:
+        require_known("mixer", name, list_mixers())
+    except InputError as error:
+        raise InputError(f"{error}; one of another package is known once that package is installed") from None
     return _MIXERS[name]
 
 

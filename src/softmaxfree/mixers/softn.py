@@ -194,7 +194,10 @@ class RowNormalizedAttention(AbstractAttention):
         of_grid = k[:, :, prefix:]
         places, there = self._heaviest(q_mean - k_mean, of_grid, mask)
         # means, maps and scale go to the few points: no token is changed
-        landmarks = _mapped(self.landmarks(of_grid, grid, mask) - k_mean, self.k_map)
+        landmarks = self.landmarks(of_grid, grid, mask) - k_mean
+        if valid is not None:  # those of the padding may be far away, and would cost the others their digits
+            landmarks = landmarks.masked_fill(~valid[:, None, :, None], 0.0)
+        landmarks = _mapped(landmarks, self.k_map)
         q_mean = _mapped(q_mean, self.q_map)
         unit = self.scale * _LOG2_E  # makes logits to base 2, whose exponential is faster
         halves = landmarks.square().sum(-1) * (unit / 2)

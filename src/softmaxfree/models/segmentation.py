@@ -4,7 +4,7 @@ UPerNet is that of transformers (mmsegmentation's, with its auxiliary head); all
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ STRIDE = 32
 
 _AUXILIARY_MAP = 2  # the third feature map, as mmsegmentation
 
+_OF_EACH_CLASS = (nn.Identity, nn.Upsample, nn.Sigmoid, nn.Tanh)
 _Modules = tuple[nn.Module, nn.Module, nn.Module | None]  # encoder, head, auxiliary head
 
 
@@ -203,18 +204,20 @@ class Segmenter(nn.Module):
             stride = stride or (max(1, window[0] * 2 // 3), max(1, window[1] * 2 // 3))
             return torch.cat([largest(band) for band in bands(self, image, window, stride)])
         coarse, finish = self._coarse_logits(self._maps([image]))
-        # class by class, as interpolation does not mix them
+        if not _keeps_classes_apart(finish):
+            coarse, finish = finish(coarse), nn.Identity()
         return largest(_cropped(finish(one), [image])[0][0] for one in coarse.split(1, 1))
 
     def _logits(self, maps: list[Tensor]) -> Tensor:
         coarse, finish = self._coarse_logits(maps)
         return finish(coarse)
 
-    def _coarse_logits(self, maps: list[Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _coarse_logits(self, maps: list[Tensor]) -> tuple[Tensor, nn.Module]:
         """The logits before the head enlarges them, and how it does; `maps` may be empty afterwards."""
-        if not isinstance(self.head, nn.Sequential) or is_seen(self.head, self.head[1]):
-            return self.head(maps), nn.Identity()
-        decoder, segmentation_head = self.head
+        head: Any = self.head
+        if not _is_of_smp(head):
+            return head(maps), nn.Identity()
+        decoder, segmentation_head = head
         convolution, *rest = segmentation_head.children()
         return convolution(decode(decoder, maps) if can_decode(decoder) else decoder(maps)), nn.Sequential(*rest)
 
@@ -267,6 +270,24 @@ class Segmenter(nn.Module):
                 )
             if min(shape[1:]) < minimum:
                 raise InputError(f"images[{i}] must be at least {minimum}x{minimum} pixels, got {shape[1:]}")
+
+
+def _is_of_smp(head: nn.Module) -> bool:
+    """Whether a head is decoder and last layers as segmentation_models_pytorch has them, and none looks at it."""
+    from segmentation_models_pytorch.base import SegmentationHead
+
+    return (
+        type(head) is nn.Sequential
+        and len(head) == 2
+        and type(head[1]) is SegmentationHead
+        and not is_seen(head, head[1])
+    )
+
+
+def _keeps_classes_apart(layers: nn.Module) -> bool:
+    """Whether what stands behind the last convolution can be done class by class."""
+    own = [layer for layer in layers.modules() if not [*layer.children()]]
+    return all(type(layer) in _OF_EACH_CLASS for layer in own) and not is_seen(*layers.modules())
 
 
 def _slim(head: str, backbone: str, model_args: dict[str, Any]) -> dict[str, Any]:

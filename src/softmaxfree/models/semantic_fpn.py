@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from softmaxfree.layers.inference import is_plain_conv, is_plain_inference, is_seen
 
@@ -46,13 +46,19 @@ def can_decode(decoder: Any) -> bool:
     own = smp.decoders.fpn.decoder
     if type(decoder) is not own.FPNDecoder or not is_plain_inference():
         return False
-    finest = decoder.seg_blocks[3].block
+    last = decoder.seg_blocks[3]
+    if type(last) is not own.SegmentationBlock or [type(part) for part in last.block] != [own.Conv3x3GNReLU]:
+        return False
+    finest = last.block
     return (
         type(decoder.p2) is own.FPNBlock
+        and type(decoder.dropout) is nn.Dropout2d
+        and type(finest) is type(finest[0].block) is nn.Sequential
+        and len(finest[0].block) == 3
+        and not finest[0].upsample
         and type(decoder.merge) is own.MergeBlock
         and decoder.p2.interpolation_mode == "nearest"
         and is_plain_conv(decoder.p2.skip_conv, 1)
-        and len(finest) == 1
         and is_plain_conv(finest[0].block[0])
         and not any(part.training for part in decoder.modules())
         and not is_seen(decoder, decoder.merge, decoder.dropout, decoder.seg_blocks[3])

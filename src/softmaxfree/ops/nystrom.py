@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from softmaxfree.ops import gaussian, pinv
-from softmaxfree.ops.pinv import AbstractPinvSolver, Newton
+from softmaxfree.ops.pinv import AbstractPinvSolver, Newton, as_solver
 from softmaxfree.ops.precision import compute_dtype, full_precision
 
 __all__ = ["gaussian_attention", "nystrom_attention"]
@@ -19,7 +19,7 @@ def nystrom_attention(
     v: Float[Tensor, "B H K E"],
     landmarks: Float[Tensor, "B H M D"],
     *,
-    solver: AbstractPinvSolver = _DEFAULT,
+    solver: AbstractPinvSolver | str = _DEFAULT,
     normalize: bool = False,
     mask: Bool[Tensor, "B K"] | None = None,
     landmark_mask: Bool[Tensor, "B M"] | None = None,
@@ -36,7 +36,7 @@ def nystrom_attention(
         k: keys `(B, H, K, D)`.
         v: values `(B, H, K, E)`.
         landmarks: `(B, H, M, D)`.
-        solver: how `A` is inverted; weights are trained for one solver.
+        solver: how `A` is inverted, or its name; weights are trained for one solver.
         normalize: SOFT++: `D^(-1/2) A+ D^(-1/2)` in place of `A+`, with `D` the row sums of `A`.
         mask: `(B, K)`, True where a key is valid. Padded tokens must be finite.
         landmark_mask: `(B, M)`, True where a landmark is valid.
@@ -53,7 +53,7 @@ def nystrom_attention(
         raise NotImplementedError(
             "causal=True is not possible: every landmark sees all tokens, so K(q, l) A+ K(l, k) has no causal form"
         )
-    return nystrom(q, None if k is q else k, v, landmarks, solver.json, normalize, mask, landmark_mask)
+    return nystrom(q, None if k is q else k, v, landmarks, as_solver(solver).json, normalize, mask, landmark_mask)
 
 
 def nystrom(

@@ -32,7 +32,8 @@ class ClassificationTask(AbstractTask):
     Args:
         name: Name of the model, any of timm's or ours; `softmaxfree models` lists ours.
         num_classes: Number of classes in the data.
-        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`, and of our networks `mixer`,
+            `mixer_args` and `solver`; null for none.
         mixup: Strength (alpha) of mixup, which blends two images; 0 for none.
         cutmix: Strength (alpha) of CutMix, which pastes a part of one image into another; 0 for none.
         mixup_prob: Probability that a batch is mixed, 0 to 1.

@@ -40,7 +40,8 @@ class DetectionTask(AbstractTask):
         name: Name of the backbone, any model of timm's or ours; `softmaxfree models` lists ours.
         num_classes: Number of classes in the data, without the background.
         head: Kind of the detector: "retinanet" finds boxes, "mask_rcnn" boxes and masks.
-        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`, and of our networks `mixer`,
+            `mixer_args` and `solver`; null for none.
         detector_args: Further arguments of `softmaxfree.models.detection.Detector`, such as `fpn_channels`; null for
             none. The image size is not among them where the data tell it.
         grad_checkpointing: Whether the backbone's blocks are computed again in the backward pass, which saves memory

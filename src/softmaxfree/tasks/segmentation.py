@@ -32,7 +32,8 @@ class SegmentationTask(AbstractTask):
         name: Name of the backbone, any model of timm's or ours; `softmaxfree models` lists ours.
         num_classes: Number of classes in the labels, without what is ignored.
         head: Kind of the head: "upernet", "semantic_fpn" or a decoder of segmentation_models_pytorch such as "unet".
-        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`; null for none.
+        model_args: Further arguments of `timm.create_model`, such as `drop_path_rate`, and of our networks `mixer`,
+            `mixer_args` and `solver`; null for none.
         head_args: Further arguments of the head, see `softmaxfree.models.segmentation.Segmenter`; null for none, "auto"
             for a head that is as slim as the backbone.
         auxiliary_weight: Weight of the auxiliary head's loss, where the head has one.

@@ -22,7 +22,7 @@ __all__ = ["AbstractPinvSolver", "Cholesky", "Eigh", "Newton", "as_solver", "pin
 _DEFAULT = Newton()
 
 
-def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver = _DEFAULT) -> Float[Tensor, "B H M M"]:
+def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver | str = _DEFAULT) -> Float[Tensor, "B H M M"]:
     """Inverts symmetric kernel matrices, each image on its own.
 
     Computed in float32 (float64 for float64), also under autocast. The gradient is `-Y^T G Y^T` (SOFT++, theorem on
@@ -30,7 +30,7 @@ def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver = _DEFAULT) 
 
     Args:
         gram: symmetric positive matrices `(B, H, M, M)`.
-        solver: how, and with which regularisation.
+        solver: how, and with which regularisation; also a name, see `as_solver`.
 
     Returns:
         `(B, H, M, M)`, float32 or float64.
@@ -40,7 +40,7 @@ def pinv(gram: Float[Tensor, "B H M M"], solver: AbstractPinvSolver = _DEFAULT) 
     """
     if gram.ndim != 4 or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must be (B, H, M, M), got {tuple(gram.shape)}")
-    return inverse(widen(gram), solver.json)
+    return inverse(widen(gram), as_solver(solver).json)
 
 
 def inverse(gram: Tensor, solver: str) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
+from softmaxfree.errors import InputError
 from softmaxfree.ops.pinv.solvers import solver_from_json
 from softmaxfree.ops.precision import full_precision
 
@@ -11,7 +12,12 @@ from softmaxfree.ops.precision import full_precision
 @library.custom_op("softmaxfree::pinv", mutates_args=())
 def _pinv(gram: Tensor, solver: str) -> Tensor:
     with full_precision(gram):
-        return solver_from_json(solver).compute(gram).contiguous()
+        own = solver_from_json(solver)
+        out = own.compute(gram)
+    if out.shape != gram.shape or out.dtype != gram.dtype:
+        expected = f"{tuple(gram.shape)} {gram.dtype}"
+        raise InputError(f"{own.name} must compute {expected}, and returned {tuple(out.shape)} {out.dtype}")
+    return out.contiguous()
 
 
 @_pinv.register_fake

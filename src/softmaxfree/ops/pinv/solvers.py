@@ -20,7 +20,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.ops import dispatch
 from softmaxfree.ops.pinv.finite import finite_matrices
 from softmaxfree.ops.pinv.newton import steps
-from softmaxfree.plugins import load_plugins
+from softmaxfree.plugins import is_again, load_plugins
 
 _ROUNDING = 1e-3  # of the largest eigenvalue, which a small one may lie below 0
 
@@ -30,16 +30,21 @@ class AbstractPinvSolver(abc.ABC):
     """Computes a regularised inverse of a symmetric positive matrix, each image on its own.
 
     One of your own is a frozen dataclass that derives from this and is decorated with `register_solver`. Its fields are
-    numbers, booleans and plain words.
+    finite numbers, booleans, None and plain words.
+
+    Raises:
+        InputError: a field is something else, or the class is not registered.
     """
 
     name: ClassVar[str]
     json: str = dataclasses.field(init=False, repr=False, compare=False, default="")
 
     def __post_init__(self) -> None:
+        if _SOLVERS.get(getattr(type(self), "name", "")) is not type(self):
+            raise InputError(f"{type(self).__name__} is not known as a solver: decorate it with register_solver")
         self.validate()
         # the string that the op takes; by hand, since torch.compile cannot trace json.dumps
-        items = (f'"{k}": {_json(v)}' for k, v in self.to_dict().items())
+        items = (f'"{k}": {_json(k, v)}' for k, v in self.to_dict().items())
         object.__setattr__(self, "json", "{" + ", ".join(items) + "}")
 
     @abc.abstractmethod
@@ -50,7 +55,8 @@ class AbstractPinvSolver(abc.ABC):
     def compute(self, gram: Tensor) -> Tensor:
         """Returns the inverse `(B, H, M, M)` of `gram (B, H, M, M)`, float32 or float64; batched, no host sync.
 
-        A matrix that is not finite, or whose inverse fails, gives NaN and leaves the others alone.
+        Writes nothing into `gram`, and returns a tensor of its shape and dtype that is not `gram` itself. A matrix that
+        is not finite, or whose inverse fails, gives NaN and leaves the others alone.
         """
 
     @abc.abstractmethod
@@ -210,9 +216,12 @@ def register_solver(solver: type[AbstractPinvSolver]) -> type[AbstractPinvSolver
         raise InputError(f"{solver.__qualname__} must be a frozen dataclass: @dataclasses.dataclass(frozen=True)")
     name = getattr(solver, "name", None)
     known = _SOLVERS.get(name, solver) if isinstance(name, str) else solver
-    again = (known.__module__, known.__qualname__) == (solver.__module__, solver.__qualname__)  # a notebook's cell
+    if any(field.name == "name" for field in dataclasses.fields(solver)):
+        raise InputError(f"name of {solver.__qualname__} must be no field: write name = {name!r} without a type")
+    again = is_again(known, solver)
     if not isinstance(name, str) or not name.isidentifier() or not again:
-        raise InputError(f"name of {solver.__qualname__} must be a word that no other solver has, got {name!r}")
+        other = "" if again else f", which {known.__module__}.{known.__qualname__} has"
+        raise InputError(f"name of {solver.__qualname__} must be a word that no other solver has, got {name!r}{other}")
     _SOLVERS[name] = solver
     solver_from_json.cache_clear()
     return solver
@@ -238,11 +247,17 @@ def as_solver(solver: AbstractPinvSolver | Mapping[str, Any] | str) -> AbstractP
     if isinstance(name, str) and name not in _SOLVERS:
         load_plugins()
     if not isinstance(name, str) or name not in _SOLVERS:
-        raise InputError(f"solver {name!r} is not one of {', '.join(_SOLVERS)}")
+        raise InputError(
+            f"solver {name!r} is not one of {', '.join(_SOLVERS)}; one of another package is known once that package "
+            "is installed"
+        )
     fields = {f.name for f in dataclasses.fields(_SOLVERS[name]) if f.init}
     if not spec.keys() <= fields:
         raise InputError(f"solver {name!r} takes {sorted(fields)}, got {sorted(spec)}")
-    return _SOLVERS[name](**spec)
+    try:
+        return _SOLVERS[name](**spec)
+    except TypeError as error:  # one that has no default
+        raise InputError(f"solver {name!r}: {error}") from error
 
 
 @functools.cache
@@ -258,8 +273,16 @@ def add_ridge(gram: Tensor, ridge: float) -> Tensor:
     return gram + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
-def _json(value: bool | float | str) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+def _json(name: str, value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return f"{value}"
+    word = isinstance(value, str) and value.isprintable() and '"' not in value and "\\" not in value
+    require(word, name, value, "a finite number, True, False, None or a plain word")
+    return f'"{value}"'
 
 
 def _parse(text: str) -> Mapping[str, Any]:
