@@ -6,12 +6,11 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
+from softmaxfree_cli.failures import PLUGINS as GROUP
+
 __all__ = ["GROUP", "code_of", "is_again", "load_plugins"]
 
-GROUP = "softmaxfree.plugins"
-
-
-_loaded: set[str] = set()
+_loaded: set[str] = set()  # groups
 
 
 def load_plugins() -> None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from softmaxfree_cli.failures import mendable, notes, whose
+from softmaxfree_cli.failures import mendable, notes, who_failed
 from softmaxfree_cli.stops import Signals
 
 __all__ = ["COMMANDS", "main"]
@@ -106,7 +106,7 @@ def _failed(label: str, name: str | None, error: BaseException, *, traceback: bo
         return 141
     message = mendable(error, name or "")
     if message is None and isinstance(error, Exception):
-        error.add_note(f"{label}: {whose(error)}")
+        error.add_note(f"{label}: {who_failed(error)}")
     if message is None or traceback:
         raise error
     print(f"{label}: {message}", file=sys.stderr)

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 from softmaxfree_cli.errors import InputError
 
-__all__ = ["mendable", "notes", "whose"]
+__all__ = ["PLUGINS", "mendable", "notes", "who_failed"]
+
+PLUGINS = "softmaxfree.plugins"
+"""Group of entry points of other packages' modules."""
 
 _MENDABLE = {
     "lightning.fabric.utilities.exceptions": "MisconfigurationException",  # arguments of the Trainer
@@ -15,7 +18,6 @@ _MENDABLE = {
 
 # Packages whose import name is not their name; `-` for `_` aside.
 _IMPORTED_AS = {"scikit-image": "skimage", "scikit-learn": "sklearn", "grad-cam": "pytorch_grad_cam"}
-_PLUGINS = "softmaxfree.plugins"  # group of entry points, see `softmaxfree.plugins`
 _OF_WORKER = re.compile(r"\ACaught \w+ in DataLoader worker.*\n[\w.]+: ", re.DOTALL)  # torch adds the traceback
 
 
@@ -48,7 +50,7 @@ def notes(error: BaseException | None) -> Iterator[str]:
         error = error.__cause__ or error.__context__
 
 
-def whose(error: BaseException) -> str:
+def who_failed(error: BaseException) -> str:
     """Return a line that says whose code failed: that of the last plug-in on the way, or this package's.
 
     Args:
@@ -58,7 +60,7 @@ def whose(error: BaseException) -> str:
         The line.
     """
     found = "this is a bug in softmaxfree; please report it with these lines"
-    plugins = {entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=_PLUGINS)}
+    plugins = {entry.module.partition(".")[0] for entry in importlib.metadata.entry_points(group=PLUGINS)}
     place = error.__traceback__
     while place is not None:
         name = place.tb_frame.f_globals.get("__name__", "").partition(".")[0]

@@ -290,3 +290,21 @@ def test_data_of_some_of_the_classes_are_measured_and_others_refused(photos, fin
     shutil.copytree(photos / "brick", other / "brick")
     with pytest.raises(InputError, match=r"classes that the weights do not know: lion; they know brick, grass"):
         validate.run(str(finished[0]), [f"--data.root={other}"])
+
+
+@pytest.mark.parametrize(
+    ("mixer", "name", "text", "value"),
+    [
+        ("softplus", "power", "3", 3),
+        ("softn", "floor", "1e-3", 1e-3),
+        ("soft", "normalize", "true", True),
+        ("soft", "landmark_grid", "[2, 2]", [2, 2]),
+        ("soft", "landmark_sampling", "mean", "mean"),
+    ],
+)
+def test_options_inside_of_an_argument_have_their_type(mixer, name, text, value):
+    own = ["--model.name=soft_nano", *NARROW, f"--model.model_args.mixer={mixer}"]
+    job = load_job("digits", [*own, f"--model.model_args.mixer_args.{name}={text}"])
+    found = job.task.hparams["model_args"]["mixer_args"][name]
+    assert (found, type(found)) == (value, type(value))
+    assert yaml.safe_load(job.config)["model"]["model_args"]["mixer_args"][name] == value

@@ -251,11 +251,14 @@ def test_a_training_that_fails_on_its_way_is_noted(fake, tmp_path):
     def fail(run):
         run.mkdir(parents=True)
         (run / "config.yaml").touch()
-        raise training.Failed("train digits ended with 2: the loss is not finite", 2)
+        raise training.Failed("train digits ended with 2: the loss is not finite", 2, "all\nlines")
 
     fake.act = fail
     assert train_digits(tmp_path / "c") == 0
-    assert "not finite" in read_table(tmp_path / "c", "accuracy")[0]["not_measured"]
+    told = read_table(tmp_path / "c", "accuracy")[0]["not_measured"]
+    (path,) = (tmp_path / "c" / "runs").rglob("failed.txt")
+    assert told == f"train digits ended with 2: the loss is not finite; all lines are in {path}"
+    assert path.read_text() == "all\nlines"
 
 
 def test_options_are_those_of_the_trainings(fake, tmp_path, capsys):

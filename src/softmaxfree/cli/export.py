@@ -25,9 +25,9 @@ def run(
 
     The file takes normalised images `x (batch, channels, height, width)` of any batch and size from 33 pixels. It
     carries the names of the classes, and size, mean and deviation of the images. Before it gets its name it runs on a
-    photograph in batches of one and two, at three sizes: that from which landmarks become no more, a smaller and a
-    larger one. A difference of more than 1e-4 of the output's range (with --half 2e-2) is an error, and no file is
-    left. Needs `pip install ".[export]"`.
+    photograph in batches of one and two, at three sizes: that from which on the number of landmarks stays the same, a
+    smaller and a larger one. A difference of more than 1e-4 of the output's range (with --half 2e-2) is an error, and
+    no file is left. Needs `pip install ".[export]"`.
 
     Args:
         checkpoint: The weights, as `predict --checkpoint` takes them: the folder of a run, a `.ckpt`, a `.safetensors`,

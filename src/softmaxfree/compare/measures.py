@@ -82,20 +82,18 @@ def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
     """
     grid, tokens = list(grid), math.prod(grid)
     mixer = _mixer(variant)
-    mixer.config()  # which refuses one that has not kept its arguments
     x = torch.randn(1, tokens, mixer.dim, generator=torch.Generator().manual_seed(0))
     mixer.check(x, grid, None)
     if not mixer.linear and 4 * _HEADS * tokens**2 > _MOST_BYTES:
         raise InputError(f"{variant.mixer} is quadratic and may take more than {_MOST_BYTES >> 30} GiB")
     with torch.no_grad():
         q, k, v = mixer.project(x)
-        _check_result(mixer, mixer.mix(q, k, v, grid), v)
     tied = k is q
     leaves = [tensor.detach().requires_grad_() for tensor in ((q, v) if tied else (q, k, v))]
 
     def infer() -> object:
         with torch.inference_mode():
-            return mixer.mix(q, k, v, grid)
+            return _mixed(mixer, q, k, v, grid)
 
     def learn() -> object:
         keys = leaves[0 if tied else 1]
@@ -135,13 +133,11 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
     """
     tokens = _tokens(image)
     mixer = _mixer(variant)
-    mixer.config()  # which refuses one that has not kept its arguments
     if "landmark_sampling" in own_arguments(type(mixer)):  # a random convolution finds none: the result would be near 0
         mixer = _mixer(variant, landmark_sampling="mean")
     mixer.eval()
     with torch.inference_mode():
-        q, k, v = mixer.project(tokens)
-        _check_result(mixer, mixer.mix(q, k, v, list(_GRID)), v)
+        _mixed(mixer, *mixer.project(tokens), list(_GRID))  # before a network fails of what it returns
     network: Any = timm.create_model(NETWORK, mixer=variant.mixer, mixer_args=dict(variant.arguments)).to("meta")
     size = network.pretrained_cfg["input_size"][-2:]
     row: dict[str, Any] = {
@@ -159,11 +155,13 @@ def facts(variant: Variant, image: np.ndarray) -> dict[str, Any]:
     return row | {"bfloat16_error": _digits((narrow - exact).norm() / exact.norm())}
 
 
-def _check_result(mixer: AbstractMixer, out: Tensor, v: Tensor) -> None:
+def _mixed(mixer: AbstractMixer, q: Tensor, k: Tensor, v: Tensor, grid: list[int]) -> Tensor:
+    out = mixer.mix(q, k, v, grid)
     if out.shape != v.shape:
         raise InputError(
             f"mix of {mixer.name} must return (B, H, N, E), {tuple(v.shape)}, and returned {tuple(out.shape)}"
         )
+    return out
 
 
 def _to_exact(mixer: AbstractMixer, tokens: Tensor) -> dict[str, Any]:
@@ -201,7 +199,9 @@ def _mixer(variant: Variant, **otherwise: Any) -> AbstractMixer:
         own.setdefault("value_kernel", 0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return create_mixer(variant.mixer, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own)
+        mixer = create_mixer(variant.mixer, dim=_HEADS * _WIDTH, num_heads=_HEADS, **own)
+    mixer.config()  # which refuses one that has not kept its arguments
+    return mixer
 
 
 def _tokens(image: np.ndarray) -> Tensor:

@@ -126,7 +126,7 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
     trials = [trial for trial in _trials(comparison, rows, out, photograph) if not trial.done(tables[trial.table])]
     again = sum(any(map(trial.has, tables[trial.table])) for trial in trials)
     if again:
-        yield f"{again} trials were not measured before, or the code of their mixer has changed: they are tried again"
+        yield f"tried again, as not measured before or with other code of the mixer: {again} of {len(trials)} trials"
     about = describe(torch.device("cpu"))
     start = time.monotonic()
     seconds: dict[tuple[str, ...], list[float]] = {}

@@ -274,14 +274,11 @@ class Segmenter(nn.Module):
 
 def _is_of_smp(head: nn.Module) -> bool:
     """Whether a head is decoder and last layers as segmentation_models_pytorch has them, and none looks at it."""
+    if type(head) is not nn.Sequential or len(head) != 2:
+        return False
     from segmentation_models_pytorch.base import SegmentationHead
 
-    return (
-        type(head) is nn.Sequential
-        and len(head) == 2
-        and type(head[1]) is SegmentationHead
-        and not is_seen(head, head[1])
-    )
+    return type(head[1]) is SegmentationHead and not is_seen(head, head[1])
 
 
 def _keeps_classes_apart(layers: nn.Module) -> bool:
