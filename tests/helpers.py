@@ -1,5 +1,9 @@
 """Every tolerance and every odd size of the test suite."""
 
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -41,3 +45,10 @@ def assert_no_worse_than(
 
 def _distance(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).norm().item()
+
+
+def slow_but(quick: Collection[Any], cases: Sequence[Any]) -> list[Any]:
+    """Returns the cases of a parametrised test, of which all but a few are among the slow ones."""
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if case in quick else pytest.mark.slow for case in cases]
+    return [pytest.param(*own, marks=mark) for own, mark in zip(values, marks, strict=True)]

@@ -98,6 +98,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_ends_when_the_benchmark_is_killed():
     killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True)
     process = int(killed.stdout)
@@ -174,6 +175,7 @@ def test_slope_of_a_square():
     assert results.slope(rows[:2], "median_ms") is None
 
 
+@pytest.mark.slow
 def test_command_measures_and_reports(tmp_path, capsys):
     arguments = ["bench", "attention", "--size", "784", "--out", str(tmp_path)]
     assert main([*arguments, "--only", "soft, as released", "published formulation"]) == 0

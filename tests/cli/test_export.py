@@ -16,6 +16,7 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.slow
 def test_a_run_as_a_program(run, tmp_path, capsys):
     out = tmp_path / "cracks.pt2"
     assert main(["export", str(run), str(out)]) == 0

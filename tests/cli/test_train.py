@@ -117,6 +117,7 @@ def test_another_seed_is_another_run(run_dir, tmp_path):
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_by_the_longer_schedule(tmp_path):
     train.run("digits", overrides(), out=str(tmp_path))
     run = train.run("digits", overrides(trainer__max_epochs=4), resume="last", out=str(tmp_path))

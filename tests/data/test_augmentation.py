@@ -52,6 +52,7 @@ def shipped():
     return list(sets.values())
 
 
+@pytest.mark.slow
 def test_shipped_augmentations():
     assert shipped()
     for arguments in shipped():

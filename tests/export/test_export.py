@@ -31,6 +31,7 @@ def small():
     return net
 
 
+@pytest.mark.slow
 def test_onnx_with_a_mask_tells_classes_and_preparation(tmp_path):
     done = export(small(), tmp_path / "a.onnx", CONFIG, NAMES, mask=True)
     assert done.inputs == ("x", "mask")
@@ -137,6 +138,7 @@ def test_adaptive_pooling_is_exact_at_every_size(tmp_path):
         torch.testing.assert_close(own, torch.nn.functional.adaptive_avg_pool2d(x, 3))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_the_model_is_removed(tmp_path, monkeypatch):
     monkeypatch.setitem(checking.LIMITS, "float", 1e-12)
     (tmp_path / "a.pt2").write_bytes(b"before")

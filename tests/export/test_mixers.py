@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from softmaxfree.mixers import create_mixer, list_mixers
+from tests.helpers import slow_but
 
 pytest.importorskip("onnxscript", reason="needs the extra `export`")
 runtime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+
+
+CASES = [*((name, {}) for name in list_mixers()), ("soft", {"landmark_sampling": "random"})]
 
 
 class OnMap(torch.nn.Module):
@@ -20,9 +24,7 @@ class OnMap(torch.nn.Module):
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    ("name", "own"), [(name, {}) for name in list_mixers()] + [("soft", {"landmark_sampling": "random"})]
-)
+@pytest.mark.parametrize(("name", "own"), slow_but([("mala", {}), ("soft", {}), ("softmax", {})], CASES))
 def test_onnx_is_the_mixer(name, own, tmp_path):
     model, dim = OnMap(name, **own).eval(), torch.export.Dim
     least = max(5, model.mixer.min_grid)

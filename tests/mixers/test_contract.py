@@ -9,6 +9,7 @@ import torch
 
 from softmaxfree.errors import InputError
 from softmaxfree.mixers import AbstractMixer, create_mixer, list_mixers, mixer_class
+from tests.helpers import slow_but
 
 NAMES = list_mixers()
 DIM, HEADS = 24, 3
@@ -213,7 +214,7 @@ def test_half_precision(name, dtype):
     assert (auto.float() - exact).norm() / exact.norm() < 40 * eps
 
 
-@every_mixer
+@pytest.mark.parametrize("name", slow_but(("mala", "soft", "softmax"), NAMES))
 def test_compiles_in_one_graph(name):
     torch._dynamo.reset()
     mixer = make(name, torch.float32)

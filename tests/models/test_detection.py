@@ -179,6 +179,7 @@ def test_half_precision_predicts_boxes_in_float32(head):
     assert loss.isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_threads_share_a_detector(head):
     """No call leaves anything on the network that another one reads."""

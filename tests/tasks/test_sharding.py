@@ -82,6 +82,7 @@ def train_and_resume(rank, folder, whole):
     return *out, logits(resumed), logits(through)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_sharded_run_is_saved_loaded_and_resumed(tmp_path, whole):
     outs = in_processes(train_and_resume, 2, str(tmp_path), whole)

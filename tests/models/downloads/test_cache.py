@@ -40,6 +40,7 @@ def test_a_damaged_file_of_the_cache_is_named(damage, server, cache):
     assert "delete it" in message
 
 
+@pytest.mark.slow
 def test_processes_fetch_once(server, cache):
     server.behave = drive.slow
     code = (
