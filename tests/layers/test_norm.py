@@ -78,6 +78,17 @@ def test_half_maps_have_statistics_in_float32(dtype):
     torch.testing.assert_close(out, wide.to(dtype))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_map_loses_no_digits_in_float32(layout):
+    """A plain float32 sum of a million squares is wrong in the fourth digit."""
+    x = torch.randn(2, 4, 1024, 512, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=layout)
+    mask = torch.ones(2, 1024, 512, dtype=torch.bool)
+    mask[1, :, 500:] = False
+    out = batch_norm(nn.BatchNorm2d(4), x, mask)
+    exact = batch_norm(nn.BatchNorm2d(4).double(), x.double(), mask)
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5)
+
+
 def network():
     torch.manual_seed(0)
     arguments = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 1, 1, 1), normalize=True)

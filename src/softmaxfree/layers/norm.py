@@ -70,13 +70,14 @@ class _Normalise(torch.autograd.Function):
         centred = x - _column(mean)
         if valid is not None:
             centred.mul_(valid)
-        variance = _sum_of_all(torch.linalg.vector_norm(centred, dim=_CELLS).square(), group) / count
+        out = centred.square()  # a sum of it is faster than a norm in channels_last
+        variance = _sum_of_all(out.sum(_CELLS), group) / count
         inverse = (variance + eps).rsqrt()
         scale = inverse if weight is None else inverse * weight
         if bias is None:
-            out = centred * _column(scale)
+            torch.mul(centred, _column(scale), out=out)
         else:
-            out = torch.addcmul(_column(bias.to(x.dtype)), centred, _column(scale))
+            torch.addcmul(_column(bias.to(x.dtype)), centred, _column(scale), out=out)
             if valid is not None:
                 out.mul_(valid)
         ctx.group = group
