@@ -15,6 +15,7 @@ from softmaxfree.arguments import require, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.linear import Linear
+from softmaxfree.ops.depthwise import depthwise
 from softmaxfree.ops.precision import compute_dtype
 
 _COMMON = ("self", "dim", "num_heads", "device", "dtype")  # told by the network, or by the weights' shapes
@@ -191,14 +192,9 @@ class AbstractMixer(nn.Module, abc.ABC):
         prefix = v.shape[2] - math.prod(grid)
         image = feature_map(v.transpose(1, 2).flatten(2)[:, prefix:], grid)
         weight, bias = self.value_filters()
-        if len(grid) == 1:
-            weight = (
-                weight if weight.ndim == 3 else weight[:, :, weight.shape[2] // 2]
-            )  # a sequence sees the middle row
-            image = F.conv1d(image, weight, bias, padding="same", groups=image.shape[1])
-        else:
-            image = F.conv2d(image, weight, bias, padding="same", groups=image.shape[1])
-        out = image.flatten(2).transpose(1, 2)
+        if len(grid) == 1 and weight.ndim == 4:
+            weight = weight[:, :, weight.shape[2] // 2]  # a sequence sees the middle row
+        out = depthwise(image, weight, bias).flatten(2).transpose(1, 2)
         return F.pad(out, (0, 0, prefix, 0)) if prefix else out
 
 
