@@ -9,8 +9,8 @@ from softmaxfree.ops.depthwise import depthwise
 
 def made(axes, dtype):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 6, *(9, 7)[:axes], generator=generator).to(dtype)
-    return x, torch.randn(6, 1, *(5,) * axes, generator=generator).to(dtype), torch.randn(6, generator=generator).to(dtype)
+    shapes = (2, 6, *(9, 7)[:axes]), (6, 1, *(5,) * axes), (6,)
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def torchs(x, weight, bias):

@@ -10,8 +10,8 @@ from softmaxfree.ops.precision import full_precision
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolves each channel with a filter of its own; sizes stay.
 
-    On a CPU, where gradients are needed, it computes in float32 what is narrower, also under autocast: there the gradient
-    of the filters takes oneDNN up to four times as long in bfloat16.
+    On a CPU, where gradients are needed, it computes in float32 what is narrower, also under autocast: in bfloat16 the
+    gradient of the filters takes oneDNN up to four times as long.
 
     Args:
         x: `(B, C, X)` or `(B, C, Y, X)`, any float dtype.
