@@ -9,11 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from softmaxfree.bench.memory import peak_bytes
 from softmaxfree.bench.registry import SUITES
 from softmaxfree.bench.trial import Trial
+from softmaxfree.timing import Timer
 
 __all__ = ["Worker"]
 

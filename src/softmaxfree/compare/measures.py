@@ -9,7 +9,6 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 
 from softmaxfree.bench.macs import macs
 from softmaxfree.bench.memory import peak_bytes
@@ -19,6 +18,7 @@ from softmaxfree.mixers import AbstractMixer, SoftmaxFreeAttention, create_mixer
 from softmaxfree.mixers.mixer import own_arguments
 from softmaxfree.ops import gaussian_gram, pinv
 from softmaxfree.ops.pinv import residual
+from softmaxfree.timing import Timer
 
 __all__ = ["NETWORK", "check_photograph", "cost", "facts", "grid_of"]
 
