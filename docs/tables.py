@@ -187,13 +187,25 @@ def defaults() -> str:
 
 
 def bfloat16() -> str:
-    """Time and memory of `soft_tiny` and other networks under bfloat16 autocast."""
-    return forward("defaults-cpu", "pixels a side", "bfloat16")
+    """Time of `soft_tiny` and other networks in float32 and under bfloat16 autocast, by processor."""
+    times: dict[tuple[str, str, str], dict[str, str]] = {}
+    both = read("defaults-cpu") + read("bfloat16-cpu")
+    for row in both:
+        if (row["what"], row["batch"]) == ("forward", "1"):
+            times.setdefault((row["device"], row["name"], row["size"]), {})[row["dtype"]] = row["median_ms"]
+    lines = []
+    for (device, name, size), each in times.items():
+        if len(each) == 2:
+            wide, narrow = each["float32"], each["bfloat16"]
+            times_as_fast = f"{float(wide) / float(narrow):.2f}"
+            lines.append([device, f"`{name}`", size, rounded(wide), rounded(narrow), times_as_fast])
+    head = ["processor", "network", "pixels a side", "float32, ms", "bfloat16, ms", "times as fast"]
+    return markdown(head, lines) + told("bfloat16-cpu", [row for row in both if row["dtype"] == "bfloat16"])
 
 
-def forward(name: str, unit: str, dtype: str = "float32") -> str:
+def forward(name: str, unit: str) -> str:
     """Forward passes of one image: milliseconds and MiB by size."""
-    rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", dtype)]
+    rows = [row for row in read(name) if (row["what"], row["batch"], row["dtype"]) == ("forward", "1", "float32")]
     parts = [
         grid(f"{what} by {unit}", {(row["name"], int(row["size"])): rounded(row[key]) for row in rows if row[key]})
         for key, what in (("median_ms", "ms"), ("peak_mib", "MiB"))

@@ -68,9 +68,7 @@ def test_a_mistake_is_told_and_tried_again_when_it_is_mended(write, tmp_path, ca
     write("out")
     capsys.readouterr()
     tables = compare(out)
-    assert (
-        "tried again, as not measured before or with other code of the mixer: 2 of 2 trials" in capsys.readouterr().out
-    )
+    assert "tried again, as not measured before, or with other code or images: 2 of 2 trials" in capsys.readouterr().out
     assert tables["facts"]["foreign"]["not_measured"] == ""
     assert float(tables["facts"]["foreign"]["padding_error"]) < 1e-5
     assert int(tables["facts"]["foreign"]["parameters"]) > int(tables["facts"]["mala"]["parameters"]) - 1e6

@@ -12,6 +12,7 @@ from softmaxfree.compare import Comparison, compare
 from softmaxfree.compare.page import PAGE, write_page
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image
+from softmaxfree_cli.stops import Stop
 
 __all__ = ["run"]
 
@@ -83,9 +84,13 @@ def run(
         budget_minutes=budget_minutes,
     )
     folder = Path(out)
-    for line in compare(comparison, folder, _photograph(image)):
-        print(line, flush=True)
-        write_page(folder)
+    try:
+        for line in compare(comparison, folder, _photograph(image)):
+            print(line, flush=True)
+            write_page(folder)
+    except Stop as stop:
+        stop.add_note("the same command goes on")
+        raise
     write_page(folder)
     print(f"report    {folder / PAGE}")
 

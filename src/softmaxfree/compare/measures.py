@@ -20,7 +20,10 @@ from softmaxfree.ops import gaussian_gram, pinv
 from softmaxfree.ops.pinv import residual
 from softmaxfree.timing import Timer
 
-__all__ = ["NETWORK", "check_photograph", "cost", "facts", "grid_of"]
+__all__ = ["NETWORK", "PASSES", "check_photograph", "cost", "facts", "grid_of"]
+
+PASSES = ("forward", "forward+backward")
+"""What time and memory are measured of."""
 
 NETWORK = "soft_tiny"
 """Its parameters and multiply-adds are told."""
@@ -102,7 +105,7 @@ def cost(variant: Variant, grid: Sequence[int]) -> list[dict[str, Any]]:
 
     return [
         {"grid": f"{grid[0]}x{grid[1]}", "what": what, **_timed(step)}
-        for what, step in (("forward", infer), ("forward+backward", learn))
+        for what, step in zip(PASSES, (infer, learn), strict=True)
     ]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from softmaxfree.compare.run import read_table
-from softmaxfree.compare.summary import accuracies, slopes
+from softmaxfree.compare.measures import PASSES
+from softmaxfree.compare.run import read_settings, read_table
+from softmaxfree.compare.summary import accuracies, slopes, told_apart
 from softmaxfree.report.figures import to_svg
 from softmaxfree.report.page import ABSENT, render
 
@@ -29,7 +30,6 @@ _FACTS_ARE = (
     "Landmarks are then found by the mean, as a convolution that finds them has to be learned first."
 )
 _COSTS_ARE = "A single mixer of 2 heads of 32 channels with random weights, without its projections, on one image."
-_PASSES = ("forward", "forward+backward")
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -42,9 +42,11 @@ def write_page(out: Path) -> Path:
     Returns:
         The page.
     """
-    facts, cost, accuracy, transfer = (read_table(out, name) for name in ("facts", "cost", "accuracy", "transfer"))
+    tables = (read_table(out, name) for name in ("facts", "cost", "accuracy", "transfer"))
+    facts, cost, accuracy, transfer = map(told_apart, tables)
+    settings = read_settings(out)
     figures = []
-    for what in _PASSES:
+    for what in PASSES:
         for column, label in (("milliseconds", "time, ms"), ("peak_mib", "memory, MiB")):
             curves = _curves(cost, what, column)
             if any(len(points) > 1 for points in curves.values()):
@@ -62,13 +64,13 @@ def write_page(out: Path) -> Path:
             figures.append((title, _svg(partial(_draw_scores, own), title)))
     columns = {key: name for key, name in _FACTS.items() if key != "not_measured" or any(row.get(key) for row in facts)}
     facts_shown = [[_shown(row.get(key, "")) for key in columns] for row in facts]
-    passes = [(f"{what.capitalize()}: milliseconds (MiB)", _COSTS_ARE, *_pivot(cost, what)) for what in _PASSES if cost]
+    passes = [(f"{what.capitalize()}: milliseconds (MiB)", _COSTS_ARE, *_pivot(cost, what)) for what in PASSES if cost]
     page = out / PAGE
     about = next(iter([*facts, *cost, *accuracy]), {})
     render(
         "mixers.html",
         page,
-        title=f"{len({row['name'] for row in [*facts, *cost, *accuracy]})} ways to mix tokens, compared",
+        title=_title(len({row["name"] for row in [*facts, *cost, *accuracy]}), settings),
         version=about.get("softmaxfree", ""),
         about=about,
         figures=figures,
@@ -79,6 +81,12 @@ def write_page(out: Path) -> Path:
         tables=[("Facts", _FACTS_ARE, list(columns.values()), facts_shown), *passes],
     )
     return page
+
+
+def _title(count: int, settings: dict[str, Any]) -> str:
+    if not settings.get("study"):
+        return f"{count} ways to mix tokens, compared"
+    return f"Study of {settings['study']}: {count} ways of {settings.get('mixers', 'one mixer')}, compared"
 
 
 def _guesses(scores: _Rows) -> list[str]:

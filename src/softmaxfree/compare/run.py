@@ -17,18 +17,20 @@ import torch
 from filelock import FileLock, Timeout
 
 from softmaxfree.atomic import write_csv, write_json
-from softmaxfree.compare.measures import check_photograph, cost, facts, grid_of
+from softmaxfree.compare.measures import PASSES, check_photograph, cost, facts, grid_of
 from softmaxfree.compare.studies import Variant, variants
 from softmaxfree.compare.training import RECIPES, NotBegun, check_options, train, validate
 from softmaxfree.data.labelled import find_splits
 from softmaxfree.errors import InputError
 from softmaxfree.machine import describe
 
-__all__ = ["TABLES", "Comparison", "compare", "read_table"]
+__all__ = ["TABLES", "Comparison", "compare", "read_settings", "read_table"]
 
 SETTINGS = "settings.json"
 TABLES = ("cost", "facts", "accuracy", "transfer")
 """Names of the CSV files of a comparison."""
+
+_NUMBERS = ("score", "seconds", "guess", "validated", "milliseconds", "peak_mib", "tokens", "residual")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,10 @@ class Comparison:
 
         Of the options only the trainings depend.
         """
-        return {"study": self.study, "options": dict(self.options), "threads": torch.get_num_threads()}
+        ways = {"study": self.study}
+        if self.study:
+            ways["mixers"] = ", ".join(dict.fromkeys(row.mixer for row in variants(self.mixers, self.study)))
+        return {**ways, "options": dict(self.options), "threads": torch.get_num_threads()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +76,24 @@ class _Trial:
     run: Callable[[], list[dict[str, Any]]]
     told: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns
     code: str = ""  # digest of the mixer's file, where another package brings it
+    images: str = ""  # digest of the files of a folder of images
+    passes: frozenset[str] = frozenset()  # has a row for each
+
+    @property
+    def version(self) -> dict[str, str]:
+        """Columns that tell what was measured from what may be there now."""
+        return {key: value for key, value in (("code", self.code), ("images", self.images)) if value}
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Returns whether a row is this trial's."""
         return all(row.get(key) == value for key, value in self.key.items())
 
     def done(self, table: Sequence[Mapping[str, Any]]) -> bool:
-        """Returns whether a table has its rows, measured with the code that there is now."""
+        """Returns whether a table has all its rows, measured with the code and the images that there are now."""
         own = [row for row in table if self.has(row)]
-        return bool(own) and not any(row.get("not_measured") or row.get("code", "") != self.code for row in own)
+        old = any(row.get("code", "") != self.code or row.get("images") not in (None, "", self.images) for row in own)
+        whole = bool(own) and self.passes <= {row.get("what") for row in own}
+        return whole and not old and not any(row.get("not_measured") for row in own)
 
     @property
     def kind(self) -> tuple[str, ...]:
@@ -91,7 +105,8 @@ def compare(comparison: Comparison, out: Path, photograph: np.ndarray) -> Iterat
     """Does what is missing in the tables of a folder, and tells of each trial in a line.
 
     A row is written as soon as it is there: a comparison that was stopped goes on where it was. What could not be
-    measured is tried again, and so is a mixer of another package whose file has changed since.
+    measured is tried again, and so is what was measured of a mixer of another package whose file has changed since, or
+    of a folder whose images have.
 
     Args:
         comparison: what to compare.
@@ -126,7 +141,7 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
     trials = [trial for trial in _trials(comparison, rows, out, photograph) if not trial.done(tables[trial.table])]
     again = sum(any(map(trial.has, tables[trial.table])) for trial in trials)
     if again:
-        yield f"tried again, as not measured before or with other code of the mixer: {again} of {len(trials)} trials"
+        yield f"tried again, as not measured before, or with other code or images: {again} of {len(trials)} trials"
     about = describe(torch.device("cpu"))
     start = time.monotonic()
     seconds: dict[tuple[str, ...], list[float]] = {}
@@ -151,7 +166,7 @@ def _run(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph:
             found = [{"not_measured": f"{kind}{error}".partition("\n")[0]}]
         seconds.setdefault(trial.kind, []).append(time.monotonic() - began)
         kept = [row for row in tables[trial.table] if not trial.has(row)]
-        told = trial.told | ({"code": trial.code} if trial.code else {})
+        told = trial.told | trial.version
         tables[trial.table] = kept + [{**trial.key, **told, "not_measured": "", **row, **about, **row} for row in found]
         _write(out / f"{trial.table}.csv", tables[trial.table])
         yield _line(trial, found, _to_go(trials[i + 1 :], seconds))
@@ -165,8 +180,26 @@ def read_table(out: Path, name: str) -> list[dict[str, Any]]:
     path = out / f"{name}.csv"
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin it with a mark
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if rows and not {"name", "device"} <= {*(reader.fieldnames or ())}:
+        raise InputError(f"out: {path} has no columns name and device between commas; put it back or delete it")
+    for number, row in enumerate(rows, 2):
+        for key, value in row.items():
+            if key is None or value is None:
+                raise InputError(f"out: line {number} of {path} has other cells than columns; put it back or delete it")
+            if key in _NUMBERS and value and not _is_number(value):
+                raise InputError(f"out: {key} in line {number} of {path} must be a number, got {value!r}")
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photograph: np.ndarray) -> Iterator[_Trial]:
@@ -177,18 +210,21 @@ def _trials(comparison: Comparison, rows: Sequence[Variant], out: Path, photogra
         grid = grid_of(tokens)
         for variant in rows:
             key = {"name": variant.label, "asked": str(tokens)}
-            yield _Trial("cost", key, partial(cost, variant, grid), {"tokens": math.prod(grid)}, variant.code)
+            told = {"tokens": math.prod(grid)}
+            yield _Trial("cost", key, partial(cost, variant, grid), told, variant.code, passes=frozenset(PASSES))
     for data in comparison.data:
+        images = _images_of(data)
         for seed in comparison.seeds:
             for variant in rows:
                 key = {"name": variant.label, "data": data, "seed": str(seed)}
                 label = "-".join(filter(None, (variant.label.replace(" ", "_"), variant.code)))
-                folder = out / "runs" / _folder_of(data) / label / str(seed)
+                folder = out / "runs" / _folder_of(data, images) / label / str(seed)
                 training = partial(_train, variant, data, seed, folder, comparison.options)
-                yield _Trial("accuracy", key, training, code=variant.code)
+                yield _Trial("accuracy", key, training, code=variant.code, images=images)
                 for size in dict.fromkeys(comparison.sizes):
                     transfer = partial(_validate, folder, size)
-                    yield _Trial("transfer", {**key, "img_size": str(size)}, transfer, code=variant.code)
+                    sized = {**key, "img_size": str(size)}
+                    yield _Trial("transfer", sized, transfer, code=variant.code, images=images)
 
 
 def _places(data: Sequence[str]) -> list[str]:
@@ -218,9 +254,19 @@ def _check_images(places: Sequence[str], options: dict[str, Any]) -> None:
                 raise InputError(f"data: {str(error).removeprefix('data.root: ')}") from error
 
 
-def _folder_of(data: str) -> str:
-    """Where its runs are: folders of one name are told apart by a digest of their paths."""
-    return data if data in RECIPES else f"{Path(data).name}-{hashlib.sha256(data.encode()).hexdigest()[:8]}"
+def _images_of(data: str) -> str:
+    """A digest of the names and sizes of all files of a folder, "" for embedded data."""
+    if data in RECIPES:
+        return ""
+    files = sorted(path for path in Path(data).rglob("*") if path.is_file())
+    listed = "\n".join(f"{path.relative_to(data).as_posix()} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _folder_of(data: str, images: str) -> str:
+    """Where its runs are: folders of one name are told apart by a digest of their paths, and of what is in them."""
+    digest = hashlib.sha256(f"{data} {images}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return data if data in RECIPES else f"{Path(data).name}-{digest}"
 
 
 def _facts(variant: Variant, photograph: np.ndarray) -> list[dict[str, Any]]:
@@ -240,7 +286,7 @@ def _keep_settings(comparison: Comparison, out: Path, photograph: np.ndarray) ->
     digest = hashlib.sha256(photograph.tobytes()).hexdigest()[:16]
     now = {**json.loads(json.dumps(comparison.fixed)), "image": digest}
     if path.is_file():
-        there = {"image": digest, **json.loads(path.read_text(encoding="utf-8"))}  # earlier versions did not keep it
+        there = {**now, **read_settings(out)}  # earlier versions kept less
         if not comparison.data:
             now["options"] = there.get("options", {})
         elif not _trained(out):
@@ -255,6 +301,20 @@ def _keep_settings(comparison: Comparison, out: Path, photograph: np.ndarray) ->
         raise InputError(f"out: {out} is neither empty nor a comparison; give another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Returns what all rows of a comparison depend on, by name; nothing where it is not begun."""
+    path = out / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"out: {path} is no JSON ({error}); give another folder") from error
+    if not isinstance(found, dict):
+        raise InputError(f"out: {path} must hold settings by name; give another folder")
+    return found
 
 
 def _trained(out: Path) -> bool:

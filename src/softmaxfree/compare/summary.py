@@ -5,9 +5,33 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["accuracies", "slopes"]
+__all__ = ["accuracies", "slopes", "told_apart"]
 
 _Row = dict[str, Any]
+
+
+def told_apart(rows: Sequence[_Row]) -> list[_Row]:
+    """Returns rows in which what was measured with other code, or other images, has a name of its own.
+
+    Args:
+        rows: of a table; columns `code` and `images` tell what they were measured with.
+
+    Returns:
+        The rows; where a name has several versions, it has them behind it.
+    """
+    versions: dict[tuple, set[tuple]] = {}
+    for row in rows:
+        versions.setdefault((row["name"], row.get("data")), set()).add((row.get("code"), row.get("images")))
+    out = []
+    for row in rows:
+        known = versions[row["name"], row.get("data")]
+        parts = [
+            f"{what} {row.get(what) or 'not noted'}"
+            for i, what in enumerate(("code", "images"))
+            if len({version[i] or "" for version in known}) > 1
+        ]
+        out.append({**row, "name": f"{row['name']} ({', '.join(parts)})"} if parts else row)
+    return out
 
 
 def accuracies(rows: Sequence[_Row], by: Sequence[str] = ()) -> list[_Row]:
