@@ -4,6 +4,7 @@ import csv
 import random
 import shutil
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,20 @@ def test_equal_files_on_both_sides_are_told(photos):
     }
     assert told == data.also_trained_on == sum(content in contents["train"] for content in contents["val"])
     assert data.remarks == [str(caught[0].message)]
+
+
+def test_an_image_in_two_classes_is_told_on_whichever_side(photos):
+    (first, *_), (second, *_) = (sorted((photos / name).glob("*.*")) for name in ("kind 2/inner", "kind 10"))
+    copy = second.with_name(f"copy{first.suffix}")
+    shutil.copy(first, copy)
+    for seed in range(4):  # both to train, or one of them to validate
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = found(photos, seed=seed)
+        (told,) = (str(w.message) for w in caught if "several classes" in str(w.message))
+        assert told in data.remarks
+        pair = {f"{copy} is the same file as {first}", f"{first} is the same file as {copy}"}
+        assert told.removeprefix(f"{photos}: 1 image is in several classes, of which one at most is right: ") in pair
 
 
 @pytest.mark.parametrize("names", ["train val", "Train VALIDATION", "training dev", "train valid", "TRAIN test"])

@@ -101,7 +101,9 @@ def read_table(path: Path, argument: str) -> tuple[list[str], list[tuple[int, li
             reader = csv.reader(file, delimiter=max(",;\t|", key=first.count), strict=True, skipinitialspace=True)
             rows = [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
     except UnicodeDecodeError as error:
-        raise InputError(f"{argument}: {path} is not in UTF-8 ({error.reason} at byte {error.start})") from error
+        raise InputError(
+            f"{argument}: {path} is not in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except csv.Error as error:
         raise InputError(f"{argument}: {path} is no CSV file: {error}") from error
     if len(rows) < 2:

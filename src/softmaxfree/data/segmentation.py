@@ -73,7 +73,10 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_lists)
         most = max_size if max_size != "auto" else math.inf
         if img_size != "auto" and not MIN_SIDE <= img_size <= most:
-            raise InputError(f"data.img_size must be from {MIN_SIDE} to data.max_size = {max_size}, got {img_size}")
+            raise InputError(
+                f"data.img_size must be from {MIN_SIDE} to data.max_size = {max_size}, got {img_size}; "
+                "for larger ones give data.max_size, too"
+            )
         if not 0 < scale[0] <= scale[1]:
             raise InputError(f"data.scale needs two positive numbers in order, got {scale}")
         for key, value in (("hflip", hflip), ("photometric", photometric)):

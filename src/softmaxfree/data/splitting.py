@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,10 @@ from softmaxfree.data.split_names import SPLIT_NAMES
 from softmaxfree.errors import InputError
 from softmaxfree.images import HIDDEN, IMAGE_SUFFIXES, is_hidden, is_of_system
 
-__all__ = ["equal_files", "head_digest", "list_folder"]
+__all__ = ["equal_files", "equal_in_two_classes", "head_digest", "list_folder"]
+
+_Image = tuple[Listing, int]  # the second tells which of it
+_Sides = dict[str, list[_Image]]  # by split, or by class
 
 _SHOWN = 10  # folders in one message
 _NAMES = [name for names in SPLIT_NAMES.values() for name in names]
@@ -36,6 +39,8 @@ def list_folder(root: Path) -> tuple[dict[str, Listing], str]:
     """
     if root.is_file() and root.suffix.lower() == ".tar":
         return _list_tar(root)
+    if root.is_file():
+        raise InputError(f"data.root: {root} is a file; it must be a folder of images, a tar file or a table")
     if not root.is_dir():
         raise FileNotFoundError(f"data.root: there is no folder {root}")
     entries = [path for path in sorted(root.iterdir()) if not is_of_system(path.name)]
@@ -123,12 +128,28 @@ def equal_files(train: Listing, val: Listing) -> list[tuple[str, str]]:
     Returns:
         For each validation image with equals in training, the first of these and itself.
     """
-    sides = (train, val)
-    groups = [tuple([(listing, i) for i in range(len(listing.names))] for listing in sides)]
-    for step in (Listing.size, head_digest, _digest):
-        groups = [part for group in groups for part in _parted(group, step)]
-    pairs = [(left[0], image) for left, right in groups for image in right]
-    return [tuple(str(listing.root / listing.names[i]) for listing, i in pair) for pair in pairs]  # type: ignore[misc]
+    groups = _equal({side: list(_images(listing)) for side, listing in (("train", train), ("val", val))})
+    return [(_path(group["train"][0]), _path(image)) for group in groups for image in group["val"]]
+
+
+def equal_in_two_classes(listings: Sequence[Listing]) -> list[tuple[str, str]]:
+    """Find files of the same content in different classes, as `equal_files` does.
+
+    Args:
+        listings: images.
+
+    Returns:
+        The first file of each content and another one, for each further class that has it.
+    """
+    classes = dict[str, list[_Image]]()
+    for listing in listings:
+        for image in _images(listing):
+            classes.setdefault(listing.classes[image[1]], []).append(image)
+    return [
+        (_path(first), _path(other))
+        for (first, *_), *others in (group.values() for group in _equal(classes))
+        for other, *_ in others
+    ]
 
 
 def head_digest(listing: Listing, index: int) -> bytes:
@@ -136,14 +157,31 @@ def head_digest(listing: Listing, index: int) -> bytes:
     return _digest(listing, index, _HEAD)
 
 
-def _parted(group: tuple, key: Callable[[Listing, int], Hashable]) -> list[tuple]:
-    """Parts a group of images of both sides by a key; only parts with both sides remain."""
-    parts: dict[Hashable, tuple[list, list]] = defaultdict(lambda: ([], []))
-    for side, images in enumerate(group):
+def _images(listing: Listing) -> Iterator[_Image]:
+    return ((listing, i) for i in range(len(listing.names)))
+
+
+def _path(image: _Image) -> str:
+    listing, index = image
+    return str(listing.root / listing.names[index])
+
+
+def _equal(sides: _Sides) -> list[_Sides]:
+    """Groups of images of one content; only those with images of several sides."""
+    groups = [sides]
+    for step in (Listing.size, head_digest, _digest):
+        groups = [part for group in groups for part in _parted(group, step)]
+    return groups
+
+
+def _parted(group: _Sides, key: Callable[[Listing, int], Hashable]) -> list[_Sides]:
+    """Parts a group of images by a key; only parts with several sides remain."""
+    parts: dict[Hashable, _Sides] = defaultdict(dict)
+    for side, images in group.items():
         for image in images:
             with suppress(OSError):  # what cannot be read is told when it is trained on
-                parts[key(*image)][side].append(image)
-    return [part for part in parts.values() if all(part)]
+                parts[key(*image)].setdefault(side, []).append(image)
+    return [part for part in parts.values() if len(part) > 1]
 
 
 def _digest(listing: Listing, index: int, most: int = -1) -> bytes:

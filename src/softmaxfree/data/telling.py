@@ -1,17 +1,17 @@
 """What there is to tell of images: which are unused, and which are on both sides."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from softmaxfree.data.class_folders import Listing
-from softmaxfree.data.splitting import equal_files
+from softmaxfree.data.splitting import equal_files, equal_in_two_classes
 from softmaxfree.images import IMAGE_SUFFIXES, find_images, is_hidden
 from softmaxfree.printing import few
 
-__all__ = ["MOST_COMPARED", "equal_images", "unused_images"]
+__all__ = ["MOST_COMPARED", "contradictions", "equal_images", "unused_images"]
 
 MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _FOLDERS = 5  # in one message
@@ -37,6 +37,23 @@ def equal_images(train: Listing, val: Listing) -> tuple[int, str]:
         f"{len(pairs)} validation image{'s are' if len(pairs) > 1 else ' is'} also trained on, which makes the score "
         f"too good: {same}"
     )
+
+
+def contradictions(listings: Sequence[Listing]) -> str:
+    """Return in words how many images are in several classes, byte for byte.
+
+    Args:
+        listings: all images.
+
+    Returns:
+        One line; empty if there are none, if there are too many images to compare, and in all processes but the first.
+    """
+    few = sum(len(listing.names) for listing in listings) <= MOST_COMPARED
+    if not few or rank_zero_only.rank != 0 or not (pairs := equal_in_two_classes(listings)):  # type: ignore[attr-defined]
+        return ""
+    first, second = pairs[0]
+    count = f"{len(pairs)} image{'s are in several classes each' if len(pairs) > 1 else ' is in several classes'}"
+    return f"{count}, of which one at most is right: {second} is the same file as {first}"
 
 
 def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:

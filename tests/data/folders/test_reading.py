@@ -90,7 +90,7 @@ def test_an_error_in_a_transform_counts_as_unreadable(root, workers):
 
 def test_a_split_without_readable_images(root):
     for path in (root / "val").rglob("*.jpg"):
-        path.write_text("text")
+        path.write_text(f"text of {path}")
     data = module(root, on_error="skip", batch_size=6)
     data.setup("fit")
     with pytest.raises(InputError, match=r"none of the 6 images can be read; the first: .*cat/0.jpg"):
