@@ -76,7 +76,7 @@ class ConvEmbedding(nn.Sequential):
         if in_strips and (strips := _num_strips(self, x)) > 1:
             return self._in_strips(x, mask, strips)
         for layer in _layers_of(self):
-            x, mask = layer.conv(x), at_stride(mask, layer.conv.stride[0])
+            x, mask = _convolved(layer.conv, x), at_stride(mask, layer.conv.stride[0])
             if isinstance(layer.bn, _EVO_NORMS):
                 require(mask is None, "mask", "one", "None: EvoNorm takes statistics over the padding, too")
                 x = layer.bn(x)
@@ -123,6 +123,18 @@ def _levels(embedding: nn.Module, x: Tensor) -> list[torch.Size]:
     for layer in _layers_of(embedding):
         levels.append(torch.Size(-(-size // layer.conv.stride[0]) for size in levels[-1]))
     return levels
+
+
+def _convolved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolves; what is learned from a narrow map in float32 on a CPU, also under autocast.
+
+    oneDNN's AMX kernels leave the gradient of those columns of the filter that see padding alone as it was in memory.
+    """
+    learned = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and not isinstance(x, Proxy)
+    if learned and x.device.type == "cpu" and is_plain_conv(conv) and x.shape[-1] <= conv.kernel_size[1] // 2:
+        with full_precision(x):
+            return conv(x.to(conv.weight.dtype))
+    return conv(x)
 
 
 def _num_strips(embedding: nn.Module, x: Tensor) -> int:
