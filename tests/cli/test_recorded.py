@@ -260,8 +260,7 @@ def dense(tmp_path_factory):
             out = tmp_path_factory.mktemp(task)
             quick = ["--data.train=4", "--data.val=2", "--data.batch_size=2", "--data.img_size=64"]
             quick += ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--model.ema_decay=null"]
-            # a run is validated in the precision of its training, `validate` in float32
-            quick += ["--trainer.log_every_n_steps=1", "--trainer.precision=32-true"]
+            quick += ["--trainer.log_every_n_steps=1", "--trainer.precision=32-true"]  # in which `validate` computes
             found[task] = train.run(recipe, quick, out=str(out)), recipe
         yield found
 

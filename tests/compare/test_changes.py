@@ -4,9 +4,11 @@ import csv
 
 import pytest
 
+from softmaxfree.cli import compare as command
 from softmaxfree.compare.run import read_table
 from softmaxfree.compare.summary import accuracies, told_apart
 from softmaxfree_cli import main
+from softmaxfree_cli.stops import Stop
 
 
 @pytest.fixture
@@ -91,3 +93,13 @@ def test_a_table_that_a_spreadsheet_has_saved(tmp_path, capsys):
     (tmp_path / "settings.json").write_text('{"study"')
     assert compare(tmp_path) == 2
     assert "settings.json is no JSON" in capsys.readouterr().err
+
+
+def test_who_interrupts_is_told_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise Stop(2)
+
+    monkeypatch.setattr(command, "compare", interrupted)
+    with pytest.raises(Stop) as caught:
+        command.run(mixers=["softmax"], out=str(tmp_path / "c"))
+    assert caught.value.__notes__ == ["the same command goes on"]

@@ -70,7 +70,7 @@ class _Normalise(torch.autograd.Function):
         centred = x - _column(mean)
         if valid is not None:
             centred.mul_(valid)
-        out = centred.square()  # a sum of it is faster than a norm in channels_last
+        out = centred.square()  # torch's norm loses digits over many cells, and is slower
         variance = _sum_of_all(out.sum(_CELLS), group) / count
         inverse = (variance + eps).rsqrt()
         scale = inverse if weight is None else inverse * weight

@@ -119,6 +119,9 @@ def test_a_source_of_timm(root):
 def test_a_missing_root(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.root: there is no folder .*nowhere"):
         module(tmp_path / "nowhere").setup("fit")
+    (tmp_path / "cat.jpg").touch()
+    with pytest.raises(InputError, match=r"data.root: .*cat.jpg is a file; it must be a folder of images"):
+        module(tmp_path / "cat.jpg").setup("fit")
 
 
 def test_a_missing_split(root):
