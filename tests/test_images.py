@@ -305,3 +305,18 @@ def test_links_are_followed_once(tmp_path):
 )
 def test_resized_shape(shape, size, wanted):
     assert resized_shape(*shape, size) == wanted
+
+
+def test_one_image_of_few_bits_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("softmaxfree.images._told_of_few_bits", [])
+    for name, white in (("full.png", 65535), ("dark.png", 4095), ("other.png", 1023)):
+        png16(np.rint(RAMP * white)).save(tmp_path / name)
+    png16(np.zeros((2, 2))).save(tmp_path / "black.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("full.png", "black.png"):
+            grey(tmp_path / name)
+    with pytest.warns(UserWarning, match=r"dark\.png has 16 bits and no value above 4095 of 65535") as told:
+        read = [grey(tmp_path / name) for name in ("dark.png", "other.png", "dark.png")]
+    assert len(told) == 1
+    assert [image.max() for image in read] == [16, 4, 16]

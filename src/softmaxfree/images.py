@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ _BITS, _COMPRESSION, _PHOTOMETRIC, _PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258
 
 _NUMBER = re.compile(r"(\d+)")
 _limit = threading.Lock()
+_told_of_few_bits: list[str] = []  # one image is named, not each of a folder
 
 
 @dataclass(frozen=True)
@@ -364,6 +366,13 @@ def _eight_bits(values: np.ndarray, image: Image.Image, name: str) -> np.ndarray
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):  # not `<` and `>`: NaN must be caught too
         raise InputError(f"{name} has values from {low:g} to {high:g}, allowed are 0 to {white:g}; {hint}")
+    if white == 2**16 - 1 and 0 < high < 2**12 and not _told_of_few_bits:
+        _told_of_few_bits.append(name)
+        warnings.warn(
+            f"{name} has 16 bits and no value above {high:g} of 65535, so it is read as almost black; if its camera "
+            "has 10 or 12 bits, multiply the values to the full range first. Other images like it are not named",
+            stacklevel=3,
+        )
     scaled = np.rint(values * (255 / white))
     if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow turns only 8 bits round
         scaled = 255 - scaled

@@ -48,6 +48,18 @@ def test_runs_of_other_seeds_have_a_mean_and_a_spread(two):
     assert float(sd) == pytest.approx(100 * abs(first - 0.5) / 2**0.5, abs=0.006)
 
 
+def test_images_that_cannot_be_read_are_not_counted(two):
+    file = two[1] / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["data"] |= {"num_images": {"train": 4000, "val": 1000}, "found": ""}
+    summary["data"]["left_out"] = {"train": {"images": 40, "first": ["a.png: cut off"]}}
+    file.write_text(json.dumps(summary))
+    (row,) = re.findall(r"<tr><td>trained on</td>(.*?)</tr>", compare(two).read_text(encoding="utf-8"), re.DOTALL)
+    assert re.findall(r"<td>([\d,.\s]+) images</td>", row) == ["4,000", "3,960"]
+    own = compare([two[1]]).read_text(encoding="utf-8")
+    assert "3,960 to train on, 1,000 to validate" in own
+
+
 def test_nothing_is_compared_across_tasks(two):
     file = two[1] / "summary.json"
     summary = json.loads(file.read_text())

@@ -16,7 +16,7 @@ from softmaxfree.data.kinds import hinting_at_kind, kind_hint
 from softmaxfree.data.mask_folders import holds_masks
 from softmaxfree.data.splits import EVERY, draw_split, read_split, val_share
 from softmaxfree.data.splitting import list_folder
-from softmaxfree.data.telling import MOST_COMPARED, contradictions, equal_images
+from softmaxfree.data.telling import MOST_COMPARED, contradictions, equal_images, similar_names
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
 from softmaxfree.printing import few, printable
@@ -230,8 +230,8 @@ def _check(
     shared, equal = equal_images(train, val)
     if shared:
         remarks.append(f"{where}: {equal}")
-    if wrong := contradictions([train, val]):
-        remarks.append(f"{where}: {wrong}")
+    for told in (contradictions([train, val]), similar_names(class_to_idx)):
+        remarks += [f"{where}: {told}"] if told else []
     for remark in remarks:
         rank_zero_warn(remark)
     return remarks, shared

@@ -1,7 +1,7 @@
 """What there is to tell of images: which are unused, and which are on both sides."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -11,7 +11,7 @@ from softmaxfree.data.splitting import equal_files, equal_in_two_classes
 from softmaxfree.images import IMAGE_SUFFIXES, find_images, is_hidden
 from softmaxfree.printing import few
 
-__all__ = ["MOST_COMPARED", "contradictions", "equal_images", "unused_images"]
+__all__ = ["MOST_COMPARED", "contradictions", "equal_images", "similar_names", "unused_images"]
 
 MOST_COMPARED = 100_000  # files; to ask for the size of more takes minutes on a shared disk
 _FOLDERS = 5  # in one message
@@ -54,6 +54,22 @@ def contradictions(listings: Sequence[Listing]) -> str:
     first, second = pairs[0]
     count = f"{len(pairs)} image{'s are in several classes each' if len(pairs) > 1 else ' is in several classes'}"
     return f"{count}, of which one at most is right: {second} is the same file as {first}"
+
+
+def similar_names(classes: Iterable[str]) -> str:
+    """Return in words which classes have names that differ in case or spaces alone; empty if there are none.
+
+    Args:
+        classes: their names.
+
+    Returns:
+        One line.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault("".join(name.casefold().split()), []).append(name)
+    alike = [" and ".join(map(repr, sorted(names))) for names in groups.values() if len(names) > 1]
+    return f"classes whose names differ in case or spaces alone count as two: {few(alike, _FOLDERS)}" if alike else ""
 
 
 def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:

@@ -2,10 +2,10 @@
 
 import torch
 from timm.layers import BatchNormAct2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-__all__ = ["is_fixed_norm", "is_plain_conv", "is_plain_inference", "is_seen"]
+__all__ = ["is_fixed_norm", "is_plain_conv", "is_plain_inference", "is_seen", "narrowed"]
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 
@@ -13,6 +13,17 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNormAct2d)
 def is_plain_inference() -> bool:
     """Returns whether nothing is differentiated, compiled, exported or traced."""
     return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def narrowed(x: Tensor) -> Tensor:
+    """Returns what runs from block to block: under bfloat16 autocast on a CPU, inference keeps it in bfloat16.
+
+    Autocast itself would widen it at each norm and narrow it again for each linear layer.
+    """
+    narrow = x.device.type == "cpu" and x.dtype is torch.float32 and torch.is_autocast_enabled("cpu")
+    if narrow and torch.get_autocast_dtype("cpu") is torch.bfloat16 and is_plain_inference():
+        return x.to(torch.bfloat16)
+    return x
 
 
 def is_seen(*modules: nn.Module) -> bool:

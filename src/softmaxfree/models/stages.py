@@ -14,6 +14,7 @@ from torch.types import Device
 
 from softmaxfree.layers import Block, ConvEmbedding, PositionTable, block_arguments
 from softmaxfree.layers.embed import feature_map
+from softmaxfree.layers.inference import narrowed
 from softmaxfree.layers.linear import exchange_linear
 from softmaxfree.layers.padding import at_stride, valid_mean, zero_padding
 from softmaxfree.mixers import AbstractMixer
@@ -63,7 +64,7 @@ class Stage(nn.Module):
         x = _channels_last(x)
         x, mask = self.embed(x, mask), at_stride(mask, self.embed.stride)
         grid = [x.shape[-2], x.shape[-1]]
-        tokens = x.flatten(2).transpose(1, 2) + self.pos_embed(grid[0], grid[1], mask)
+        tokens = x.flatten(2).transpose(1, 2) + narrowed(self.pos_embed(grid[0], grid[1], mask))
         for block in self.blocks:
             tokens = checkpoint(block, tokens, grid, mask) if self.grad_checkpointing else block(tokens, grid, mask)
         x = feature_map(tokens, grid)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from softmaxfree.printing import few
-from softmaxfree.report.summary import Summary
+from softmaxfree.report.summary import Summary, readable_images
 
 __all__ = ["confusion_counts", "counts_of", "findings", "unit_of"]
 
@@ -196,7 +196,7 @@ def _small_validation(summary: Summary) -> str:
 
 def _small_dense_validation(summary: Summary) -> str:
     data, score = summary["data"], summary["labels"].get(summary["monitor"])
-    images = data["num_images"].get("val", 0) - (data["left_out"].get("val") or {"images": 0})["images"]
+    images = readable_images(summary).get("val", 0)
     if not score or not summary["metrics"] or not 0 < images < _FEW_IMAGES:
         return ""
     boxes = data["num_boxes"].get("val")

@@ -16,7 +16,7 @@ from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curv
 from softmaxfree.report.figures import to_svg
 from softmaxfree.report.findings import confusion_counts, counts_of, findings, unit_of
 from softmaxfree.report.meanings import meaning, meaning_of_column
-from softmaxfree.report.summary import Summary, title_of
+from softmaxfree.report.summary import Summary, readable_images, title_of
 
 __all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_text", "value_text"]
 
@@ -42,7 +42,7 @@ def render(template: str, page: Path, **content: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"thousands": _thousands, "duration": duration}
+    environment.filters |= {"thousands": _thousands, "duration": duration, "readable_images": readable_images}
     text = environment.get_template(template).render(**content)
     with atomic_write(page) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files of any bytes

@@ -20,7 +20,10 @@ from softmaxfree.report.parts import Parts
 from softmaxfree.tasks import SegmentationTask
 from softmaxfree.tasks.loading import load_task
 
-__all__ = ["SUMMARY", "Summary", "collect", "data_name", "read_config", "shown_labels", "title_of", "write_summary"]
+__all__ = [
+    "SUMMARY", "Summary", "collect", "data_name", "read_config", "readable_images", "shown_labels", "title_of",
+    "write_summary",
+]  # fmt: skip
 
 SUMMARY = "summary.json"
 """Its name in the folder of a run."""
@@ -148,6 +151,15 @@ def title_of(summary: Summary) -> str:
     model, data = summary["model"], summary["data"]["name"]
     head = f" + {model['head']}" if model["head"] else ""
     return f"{model['name']}{head} on {data}" if data else f"{model['name']}{head}"
+
+
+def readable_images(summary: Summary) -> dict[str, int]:
+    """Return the number of images of each split without those that could not be read."""
+    left_out = summary["data"]["left_out"]
+    return {
+        split: images - (left_out.get(split) or {"images": 0})["images"]
+        for split, images in summary["data"]["num_images"].items()
+    }
 
 
 def data_name(config: Mapping[str, Any]) -> str:

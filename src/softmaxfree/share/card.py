@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softmaxfree.report.summary import title_of
+from softmaxfree.report.summary import readable_images, title_of
 from softmaxfree.version import __version__
 
 __all__ = ["MADE_WITH", "model_card"]
@@ -39,7 +39,7 @@ def model_card(
         Markdown, with the hub's head.
     """
     data = summary["data"]
-    counts = ", ".join(f"{number} images ({split})" for split, number in data["num_images"].items())
+    counts = ", ".join(f"{number} images ({split})" for split, number in readable_images(summary).items())
     facts = {
         "data": _data(data["name"], data["found"]),
         "images": counts or "not known",
