@@ -2,7 +2,9 @@
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
+from skimage import data
 from torch import nn
 
 from softmaxfree.layers import block, embed
@@ -144,3 +146,35 @@ def test_a_decoder_with_other_parts():
         own.seg_blocks[3].block[0].block[0].padding_mode = "reflect"
         assert not semantic_fpn.can_decode(own)
         assert semantic_fpn.can_decode(decoder())
+
+
+@pytest.fixture(scope="module")
+def seen_photo():
+    """A network whose statistics are those of a photograph, and the photograph, larger than it learned."""
+    torch.manual_seed(0)
+    net = timm.create_model("soft_tiny", num_classes=0)
+    x = torch.from_numpy(data.astronaut()[:, 64:448].copy()).movedim(-1, 0)[None] / 128.0 - 1
+    with torch.no_grad():
+        for _ in range(20):
+            net(x[..., 100:324, 80:304])
+    return net.eval(), x
+
+
+def test_bfloat16_runs_from_block_to_block_on_a_cpu(seen_photo):
+    net, x = seen_photo
+    norms = {}
+    for name, module in net.named_modules():
+        if type(module) is nn.LayerNorm and name.startswith(("stages.0.blocks.0.norm", "stages.1.blocks.1.norm")):
+            module.register_forward_hook(lambda *given, name=name: norms.update({name: given[2].dtype}))
+    with torch.inference_mode():
+        exact = net.forward_features(x)
+        assert exact.dtype == torch.float32
+        assert set(norms.values()) == {torch.float32}
+        with torch.autocast("cpu", torch.bfloat16):
+            narrow = net.forward_features(x)
+    assert set(norms.values()) == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):  # with gradients, as autocast has it
+        plain = net.forward_features(x)
+    assert set(norms.values()) == {torch.float32}
+    errors = [((out.detach().float() - exact).norm() / exact.norm()).item() for out in (narrow, plain)]
+    assert 1e-3 < errors[1] < errors[0] * 1.5 < 0.05, errors

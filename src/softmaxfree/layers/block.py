@@ -13,7 +13,6 @@ from torch.types import Device
 from softmaxfree.arguments import require, require_known, require_number, require_whole
 from softmaxfree.layers.feed_forward import feed_forward, sees_tokens_apart
 from softmaxfree.layers.inference import is_plain_inference, is_seen
-from softmaxfree.layers.norm import layer_norm
 
 _FEED_FORWARD = ("mlp_ratio", "mlp", "act", "num_features")
 
@@ -77,14 +76,14 @@ class Block(nn.Module):
         if self.norm_first:
             x = x + self.drop_path1(self.attn(self.norm1(x), grid, mask))
         else:
-            x = layer_norm(self.norm1, x + self.drop_path1(self.attn(x, grid, mask)))
+            x = self.norm1(x + self.drop_path1(self.attn(x, grid, mask)))
         in_chunks = is_plain_inference() and not self.training and not isinstance(x, Proxy)
         return self._in_chunks(x) if in_chunks else self._feed_forward(x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.norm_first:
             return x + self.drop_path2(self.mlp(self.norm2(x)))
-        return layer_norm(self.norm2, x + self.drop_path2(self.mlp(x)))
+        return self.norm2(x + self.drop_path2(self.mlp(x)))
 
     def _in_chunks(self, x: Tensor) -> Tensor:
         """Returns `_feed_forward`, in which tokens do not see each other, without all hidden features at once."""

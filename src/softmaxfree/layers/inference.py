@@ -16,11 +16,11 @@ def is_plain_inference() -> bool:
 
 
 def narrowed(x: Tensor) -> Tensor:
-    """Returns what runs from block to block: under bfloat16 autocast on a CPU, inference keeps it in bfloat16.
+    """Returns positions as they are added to tokens: in bfloat16 in inference under its autocast on a CPU.
 
-    Autocast itself would widen it at each norm and narrow it again for each linear layer.
+    The tokens then stay in bfloat16 through all blocks of a stage. In float32, each layer would narrow them again.
     """
-    narrow = x.device.type == "cpu" and x.dtype is torch.float32 and torch.is_autocast_enabled("cpu")
+    narrow = x.dtype is torch.float32 and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if narrow and torch.get_autocast_dtype("cpu") is torch.bfloat16 and is_plain_inference():
         return x.to(torch.bfloat16)
     return x

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from softmaxfree.layers.inference import is_plain_inference
 from softmaxfree.layers.padding import zero_padding
-from softmaxfree.ops.precision import full_precision
 
 _CELLS = (0, 2, 3)
 
@@ -36,14 +34,6 @@ def batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor
         out = norm(x)
         return out if mask is None else zero_padding(out, mask)
     return _normalised(norm, x, mask, group)
-
-
-def layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Applies a norm to tokens `(B, N, C)`; what `narrowed` made narrow stays so, and is normalised in float32."""
-    if x.dtype is not torch.bfloat16 or x.device.type != "cpu" or not is_plain_inference():
-        return norm(x)
-    with full_precision(x):
-        return norm(x)
 
 
 def _processes(norm: nn.Module) -> Any:

@@ -153,7 +153,7 @@ def title_of(summary: Summary) -> str:
     return f"{model['name']}{head} on {data}" if data else f"{model['name']}{head}"
 
 
-def readable_images(summary: Summary) -> dict[str, int]:
+def readable_images(summary: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of images of each split without those that could not be read."""
     left_out = summary["data"]["left_out"]
     return {
