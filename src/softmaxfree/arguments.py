@@ -8,7 +8,7 @@ from typing import Any
 from softmaxfree.errors import InputError
 from softmaxfree.printing import few
 
-__all__ = ["require", "require_known", "require_number", "require_whole", "require_whole_numbers"]
+__all__ = ["require", "require_known", "require_number", "require_odd", "require_whole", "require_whole_numbers"]
 
 _MOST_NAMES = 40  # that a message lists
 
@@ -33,6 +33,12 @@ def require_whole(name: str, given: Any, least: int) -> None:
     whole = isinstance(given, int) and not isinstance(given, bool)
     require(whole, name, given, f"a whole number, {least} or more")
     require(given >= least, name, given, f"{least} or more")
+
+
+def require_odd(name: str, side: int) -> None:
+    """Raises InputError unless the side of a filter is odd, or 0."""
+    require_whole(name, side, 0)
+    require(side == 0 or side % 2 == 1, name, side, "odd, or 0 for none")
 
 
 def require_whole_numbers(name: str, given: Any, count: int, least: int) -> None:

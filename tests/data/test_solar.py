@@ -1,9 +1,13 @@
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from softmaxfree.data import SolarCellsDataModule
+from softmaxfree.data.cracks import draw_cracks
 from softmaxfree.data.solar import read_cells, split_cells
 from softmaxfree.errors import InputError
 
@@ -49,6 +53,47 @@ def test_soft_targets_are_the_probabilities_of_a_defect():
     assert torch.allclose(targets.sum(1), torch.ones(1970))
     assert targets[:, 1].unique().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert data._sets["val"][0][1].ndim == 0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_cracks_are_drawn_into_functional_cells_of_the_training_alone(soft):
+    random.seed(5)
+    data = SolarCellsDataModule(img_size=32, soft_targets=soft, cracks=0.5)
+    data.setup("fit")
+    images, probabilities, kinds = read_cells()
+    train, _ = split_cells(probabilities, kinds)
+    cells = data._sets["train"].dataset
+    changed, chosen = 0, range(0, 1970, 5)
+    for i in chosen:
+        image, target = cells[i]
+        own = probabilities[train[i]].item()
+        if np.array_equal(image, images[train[i]]):
+            assert target.tolist() == (pytest.approx([1 - own, own]) if soft else int(own > 0.5))
+        else:
+            changed += 1
+            assert own < 0.5
+            assert target.tolist() == ([0, 1] if soft else 1)
+    functional = (probabilities[train[chosen]] < 0.5).sum().item()
+    assert changed == pytest.approx(functional / 2, abs=3 * (functional / 4) ** 0.5)
+    held = data._sets["val"].dataset
+    assert all(np.array_equal(held[i][0], held.images[i]) for i in range(0, 654, 5))
+    with pytest.raises(InputError, match=r"data.cracks must be from 0 to 1, got 1.5"):
+        SolarCellsDataModule(cracks=1.5)
+
+
+def test_a_crack_is_a_thin_dark_line():
+    grey = Image.new("L", (300, 300), 200)
+    shares = []
+    for seed in range(40):
+        random.seed(seed)
+        drawn = np.asarray(draw_cracks(grey), int)
+        random.seed(seed)
+        assert np.array_equal(drawn, np.asarray(draw_cracks(grey)))
+        assert drawn.shape == (300, 300)
+        assert drawn.max() <= 200
+        shares.append((drawn < 0.93 * 200).mean())
+    assert 0.001 < np.median(shares) < 0.02
+    assert np.asarray(grey).min() == 200  # the image that is given stays
 
 
 def test_without_the_package(monkeypatch):

@@ -5,8 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
+from skimage import data
 
+from softmaxfree.errors import InputError
 from softmaxfree.layers import PositionTable, downsample, stem
+from softmaxfree.layers.contrast import local_contrast
 from softmaxfree.layers.embed import feature_map, resize_matrix
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -18,6 +21,36 @@ def test_strides_round_up(size):
     y = stem(3, 16).eval()(x)
     assert y.shape == (2, 16, -(-size[0] // 4), -(-size[1] // 4))
     assert downsample(16, 24).eval()(y).shape == (2, 24, -(-y.shape[2] // 2), -(-y.shape[3] // 2))
+
+
+def test_local_contrast_is_that_of_the_pixels_around():
+    """Each window by itself, in double precision, on a photograph."""
+    photo = torch.from_numpy(data.camera()[160:240:4, 180:280:4].copy()).double().sub(120).div(60).cpu()
+    around, (height, width) = 3, photo.shape
+    rest, out = torch.zeros_like(photo), torch.zeros_like(photo)
+
+    def window(x, i, j):
+        return x[max(i - around, 0) : i + around + 1, max(j - around, 0) : j + around + 1]
+
+    for i in range(height):
+        for j in range(width):
+            rest[i, j] = photo[i, j] - window(photo, i, j).mean()
+    for i in range(height):
+        for j in range(width):
+            out[i, j] = rest[i, j] / (window(rest, i, j).square().mean() + 4e-3).sqrt()
+    x = photo[None, None].to(torch.get_default_device())
+    torch.testing.assert_close(local_contrast(x, 7)[0, 0].cpu(), out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(local_contrast(x.float(), 7)[0, 0].cpu(), out.float(), rtol=0, atol=2e-5)
+    dark = local_contrast(x / 3, 7)[0, 0].cpu()  # a third of the light
+    assert torch.corrcoef(torch.stack((dark.flatten(), out.flatten())))[0, 1] > 0.95
+    assert dark.std() > 0.6 * out.std()
+
+
+def test_the_window_of_the_local_contrast_is_odd():
+    assert stem(3, 16, contrast_window=5)[0].conv.in_channels == 6
+    for window in (4, -1, 2.5):
+        with pytest.raises(InputError, match="contrast_window must be"):
+            stem(3, 16, contrast_window=window)
 
 
 def test_the_table_itself_at_its_own_size():

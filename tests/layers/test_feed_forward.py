@@ -99,6 +99,7 @@ def test_a_block_of_it_in_training_and_a_few_tokens_at_a_time(own, monkeypatch):
         {"block_args": {"act": "polynorm", "mlp_ratio": 2.0}},
         {"stem_norm": "evonorms0"},
         {"stem_norm": "evonormb0"},
+        {"contrast_window": 9, "stem_stride": 8},
     ],
 )
 def test_a_network_of_it_trains_and_its_weights_load(own):

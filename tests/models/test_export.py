@@ -27,10 +27,11 @@ MODELS = {
     "first": dict(landmark_sampling="first"),
     "normalised": dict(normalize=True, solver=FEW | dict(ridge=0.0, start="halving")),
     "unbounded": dict(landmark_grid="unbounded"),
+    "contrast": dict(contrast_window=9),
 }
 # an example on either side of the budget, which a program must not be tied to; the other samplings have one each
 PAIRS = [(name, start) for name in ("conv", "normalised", "unbounded") for start in START]
-PAIRS += [("random", "below"), ("first", "above")]
+PAIRS += [("random", "below"), ("first", "above"), ("contrast", "below")]
 PAIRS = [("mean", "above"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS)]
 
 

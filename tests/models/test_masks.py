@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("device")
 SIZES, PADDED = [(64, 64), (50, 37), (29, 90)], (70, 96)
 BUDGET = dict(landmark_grid=(3, 4))
 SOFTMAX_FREE = dict(last_stage="softmax_free")
+CONTRAST = dict(contrast_window=9, stem_stride=8)
 
 
 def nano(**kwargs) -> nn.Module:
@@ -114,7 +115,7 @@ def assert_same_gradients(grads: dict[str, Tensor], model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("kwargs", [{}, SOFTMAX_FREE, BUDGET, SOFTMAX_FREE | BUDGET | dict(output_stride=8)])
+@pytest.mark.parametrize("kwargs", [{}, SOFTMAX_FREE, BUDGET, SOFTMAX_FREE | BUDGET | dict(output_stride=8), CONTRAST])
 def test_a_padded_image_is_the_image_alone(kwargs, normalize):
     assert_each_is_as_alone(nano(**kwargs, normalize=normalize))
 

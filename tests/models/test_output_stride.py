@@ -5,6 +5,9 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from softmaxfree.errors import InputError
+from softmaxfree.models.segmentation import Segmenter
+
 
 @pytest.mark.parametrize(("stride", "reductions"), [(32, [4, 8, 16, 32]), (16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])])
 def test_maps_keep_to_it(stride, reductions):
@@ -13,6 +16,26 @@ def test_maps_keep_to_it(stride, reductions):
     maps = network(torch.randn(1, 3, 50, 64))
     assert [tuple(m.shape[2:]) for m in maps] == [(-(-50 // r), 64 // r) for r in reductions]
     assert [s.pos_embed.grid for s in network.model.stages] == [(64 // r, 64 // r) for r in reductions]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reductions"),
+    [({}, [8, 16, 32, 32]), ({"output_stride": 16}, [8, 16, 16, 16]), ({"output_stride": 8}, [8, 8, 8, 8])],
+)
+def test_a_coarser_stem(arguments, reductions):
+    network = timm.create_model("soft_nano", features_only=True, stem_stride=8, **arguments)
+    assert network.feature_info.reduction() == reductions
+    maps = network(torch.randn(1, 3, 150, 64))
+    assert [tuple(m.shape[2:]) for m in maps] == [(-(-150 // r), 64 // r) for r in reductions]
+    assert network.model.min_img_size == (4 - 1) * 8 + 1  # of one window of 4 x 4 tokens
+    with pytest.raises(InputError, match="stem_stride must be 4 or 8, got 2"):
+        timm.create_model("soft_nano", stem_stride=2)
+
+
+@pytest.mark.parametrize("arguments", [{"stem_stride": 8}, {"output_stride": 16}])
+def test_semantic_fpn_names_the_strides_that_it_needs(arguments):
+    with pytest.raises(InputError, match=r"semantic_fpn needs maps of strides 4, 8, 16, 32; soft_nano makes \[[48], "):
+        Segmenter("semantic_fpn", "soft_nano", 3, model_args=arguments)
 
 
 def test_weights_of_another_stride_load():

@@ -166,6 +166,8 @@ def test_a_load_that_fails_changes_nothing(released):
         (dict(num_heads=(1, 2, 2, 2)), {}),  # of the last stage, whose weights have no size by heads
         (dict(global_pool="avg"), {}),
         (dict(output_stride=16), {}),
+        (dict(contrast_window=5), dict(contrast_window=7)),
+        (dict(stem_stride=8), {}),
         (dict(landmark_sampling="first"), dict(landmark_sampling="random")),
         (dict(landmark_sampling="mean", sr_ratios=(2, 2, 1, 1)), dict(landmark_sampling="mean")),
     ],

@@ -1,6 +1,7 @@
 """Photographs of solar cells, functional or defective, that come with a Python package."""
 
 import functools
+import random
 from typing import ClassVar
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from softmaxfree.arguments import require_whole
+from softmaxfree.arguments import require, require_whole
 from softmaxfree.data.augmentation import create_eval_transform, create_train_transform
+from softmaxfree.data.cracks import draw_cracks
 from softmaxfree.data.images import AbstractImagesDataModule, ReadableImages, collate_readable
 from softmaxfree.errors import InputError
 
@@ -31,7 +33,7 @@ class SolarCellsDataModule(AbstractImagesDataModule):
 
     The package tells for each cell the probability of a defect, 0, 1/3, 2/3 or 1; above 1/2 it counts as defective.
     A quarter is held out, with as many of each probability and kind of cell (mono- or polycrystalline). The split is
-    the same for every seed. Training images are cropped a little, mirrored and turned by quarters.
+    the same for every seed. Training images are cropped a little, and mirrored both ways; their bars stay horizontal.
 
     Args:
         batch_size: Number of images in a batch, of each process.
@@ -42,6 +44,8 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         color_jitter: Strength of the random change of brightness and contrast: one number, or a list of three, the
             third 0; 0 for none.
         soft_targets: Whether the probability of a defect is trained on rather than the class.
+        cracks: Probability, 0 to 1, that cracks are drawn into a functional cell of the training, which then counts as
+            defective.
         seed: Seed of the run.
     """
 
@@ -58,11 +62,13 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         ratio: tuple[float, float] = (0.9, 1.11),
         color_jitter: float | list[float] = 0.0,
         soft_targets: bool = False,
+        cracks: float = 0.0,
         seed: int = 42,
     ) -> None:
         super().__init__(batch_size, num_workers, "fail", seed, None, collate_readable)
         require_whole("data.img_size", img_size, 1)
-        self.soft_targets = soft_targets
+        require(0 <= cracks <= 1, "data.cracks", cracks, "from 0 to 1")
+        self.soft_targets, self.cracks = soft_targets, cracks
         self.data_config = {
             "input_size": (1, img_size, img_size),
             "mean": (_MEAN,),
@@ -72,7 +78,7 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         }
         augment = {
             "scale": scale, "ratio": ratio, "color_jitter": color_jitter, "interpolation": "bilinear",
-            "orientation": "any", "hflip": 0, "auto_augment": None, "re_prob": 0,
+            "hflip": 0.5, "vflip": 0.5, "auto_augment": None, "re_prob": 0,
         }  # fmt: skip
         self._transforms = {
             "train": create_train_transform(self.data_config, augment),
@@ -108,21 +114,26 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         for split, chosen in zip(("train", "val"), split_cells(probabilities, kinds), strict=True):
             soft = torch.stack([1 - probabilities, probabilities], dim=1)
             targets = soft if self.soft_targets and split == "train" else labels
-            cells = _Cells(images[chosen.numpy()], targets[chosen])
+            cracks = (labels[chosen] == 0) * (self.cracks if split == "train" else 0.0)
+            cells = _Cells(images[chosen.numpy()], targets[chosen], cracks.tolist())
             self._sets[split] = ReadableImages(cells, self._transforms[split])
             if split == "train":
                 self._counts = tuple(labels[chosen].bincount(minlength=2).tolist())
 
 
 class _Cells(Dataset):
-    def __init__(self, images: np.ndarray, targets: Tensor) -> None:
-        self.images, self.targets = images, targets
+    def __init__(self, images: np.ndarray, targets: Tensor, cracks: list[float]) -> None:
+        self.images, self.targets, self.cracks = images, targets, cracks
+        self._defective = targets.new_tensor([0, 1] if targets.ndim == 2 else 1)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
-        return Image.fromarray(self.images[index]), self.targets[index]
+        image = Image.fromarray(self.images[index])
+        if random.random() < self.cracks[index]:
+            return draw_cracks(image), self._defective
+        return image, self.targets[index]
 
 
 @functools.cache

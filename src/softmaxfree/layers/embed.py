@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.types import Device
 
-from softmaxfree.arguments import require, require_whole, require_whole_numbers
+from softmaxfree.arguments import require, require_odd, require_whole, require_whole_numbers
+from softmaxfree.layers.contrast import local_contrast
 from softmaxfree.layers.inference import is_fixed_norm, is_plain_conv, is_plain_inference, is_seen
 from softmaxfree.layers.norm import batch_norm
 from softmaxfree.layers.padding import at_stride, extents
@@ -113,6 +114,23 @@ class ConvEmbedding(nn.Sequential):
         return out
 
 
+class ContrastEmbedding(ConvEmbedding):
+    """A stem that also sees the local contrast of the image, in as many further channels, see `local_contrast`.
+
+    Args:
+        *layers: what to apply in turn, to twice as many channels as the image has.
+        window: side of the surroundings, pixels; odd.
+    """
+
+    def __init__(self, *layers: ConvNormAct, window: int) -> None:
+        super().__init__(*layers)
+        self.window = window
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeds, see `ConvEmbedding`."""
+        return super().forward(torch.cat((x, local_contrast(x, self.window, mask)), 1), mask)
+
+
 def _layers_of(embedding: nn.Module) -> list[ConvNormAct]:
     return list(cast(Iterable[ConvNormAct], embedding))
 
@@ -157,8 +175,17 @@ def _layer(in_dim: int, dim: int, stride: int, norm: str = "batchnorm", **factor
     return ConvNormAct(in_dim, dim, 3, stride=stride, bias=True, apply_act=evo, norm_layer=norm, **factory)
 
 
-def stem(in_chans: int, dim: int, *, width: int = 32, norm: str = "batchnorm", **factory: Any) -> ConvEmbedding:
-    """Makes three 3x3 convolutions of strides 2, 1, 2, each with norm and activation.
+def stem(
+    in_chans: int,
+    dim: int,
+    *,
+    width: int = 32,
+    norm: str = "batchnorm",
+    stride: int = 4,
+    contrast_window: int = 0,
+    **factory: Any,
+) -> ConvEmbedding:
+    """Makes three 3x3 convolutions of strides 2, 1, 2, or 2, 2, 2, each with norm and activation.
 
     Args:
         in_chans: channels of the image.
@@ -166,10 +193,12 @@ def stem(in_chans: int, dim: int, *, width: int = 32, norm: str = "batchnorm", *
         width: channels between.
         norm: "batchnorm", with a ReLU; or "evonorms0", "evonormb0" or another of timm's EvoNorms (arXiv 2004.02967),
             norm and activation in one. They take statistics over the whole map, so that no image may be padded.
+        stride: of all together, 4 or 8.
+        contrast_window: odd side of the window of `ContrastEmbedding`, pixels; 0: none.
         **factory: device and dtype of the weights.
 
     Returns:
-        Maps `(B, in_chans, h, w)` to `(B, dim, ~h/4, ~w/4)`.
+        Maps `(B, in_chans, h, w)` to `(B, dim, ~h/stride, ~w/stride)`.
 
     Raises:
         InputError: for an argument out of range.
@@ -179,11 +208,14 @@ def stem(in_chans: int, dim: int, *, width: int = 32, norm: str = "batchnorm", *
     require(norm in STEM_NORMS, "stem_norm", norm, f"one of {', '.join(STEM_NORMS)}")
     grouped = norm.startswith("evonorms")  # in groups of 1 / 32 of the channels
     require(not grouped or dim % 32 == width % 32 == 0, "stem_norm", norm, f"for a multiple of 32 channels, not {dim}")
-    return ConvEmbedding(
-        _layer(in_chans, width, 2, norm, **factory),
-        _layer(width, width, 1, norm, **factory),
+    require(stride in (4, 8), "stem_stride", stride, "4 or 8")
+    require_odd("contrast_window", contrast_window)
+    layers = (
+        _layer(in_chans * (2 if contrast_window else 1), width, 2, norm, **factory),
+        _layer(width, width, stride // 4, norm, **factory),
         _layer(width, dim, 2, norm, **factory),
     )
+    return ContrastEmbedding(*layers, window=contrast_window) if contrast_window else ConvEmbedding(*layers)
 
 
 def downsample(in_dim: int, dim: int, *, stride: int = 2, **factory: Any) -> ConvEmbedding:

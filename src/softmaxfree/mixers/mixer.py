@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.arguments import require, require_whole
+from softmaxfree.arguments import require, require_odd, require_whole
 from softmaxfree.errors import InputError
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.linear import Linear
@@ -279,12 +279,6 @@ def own_arguments(mixer: type[AbstractMixer]) -> dict[str, inspect.Parameter]:
 def require_flag(name: str, value: object) -> None:
     """Raises InputError unless an argument is True or False."""
     require(isinstance(value, bool), name, value, "True or False")
-
-
-def require_odd(name: str, side: int) -> None:
-    """Raises InputError unless the side of a filter is odd, or 0."""
-    require_whole(name, side, 0)
-    require(side == 0 or side % 2 == 1, name, side, "odd, or 0 for none")
 
 
 def valid_tokens(mask: Tensor, tokens: int) -> Tensor:

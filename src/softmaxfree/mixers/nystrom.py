@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.arguments import require, require_whole
-from softmaxfree.mixers.mixer import AbstractAttention, require_flag, require_odd, valid_tokens
+from softmaxfree.arguments import require, require_odd, require_whole
+from softmaxfree.mixers.mixer import AbstractAttention, require_flag, valid_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.mixers.softmax import softmax_attention
 from softmaxfree.mixers.windows import window_means

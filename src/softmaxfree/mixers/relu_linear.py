@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
-from softmaxfree.arguments import require, require_number
+from softmaxfree.arguments import require, require_number, require_odd
 from softmaxfree.layers.embed import feature_map
 from softmaxfree.layers.linear import Linear
 from softmaxfree.mixers.features import linear_attention
-from softmaxfree.mixers.mixer import AbstractAttention, require_flag, require_odd, zero_tokens
+from softmaxfree.mixers.mixer import AbstractAttention, require_flag, zero_tokens
 from softmaxfree.mixers.registry import register
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from softmaxfree.arguments import require_odd
 from softmaxfree.layers.landmarks import Landmarks, Sampling
 from softmaxfree.layers.linear import Linear
-from softmaxfree.mixers.mixer import AbstractMixer, require_flag, require_odd, valid_tokens
+from softmaxfree.mixers.mixer import AbstractMixer, require_flag, valid_tokens
 from softmaxfree.mixers.registry import register
 from softmaxfree.ops import AbstractPinvSolver, Newton, as_solver
 from softmaxfree.ops.nystrom import nystrom

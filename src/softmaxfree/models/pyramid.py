@@ -23,8 +23,8 @@ from softmaxfree.models.stages import ClassTokenStage, Stage
 class SoftmaxFreeTransformer(AbstractBackbone):
     """A four-stage pyramid; its entry points make that of SOFT, with softmax in the last stage alone (SOFT, table 1).
 
-    Feature maps have strides 4, 8, 16, 32. The feed-forward width is 4x in every stage. Any image size from
-    `min_img_size` up.
+    Feature maps have strides 4, 8, 16, 32, unless `stem_stride` or `output_stride` says otherwise. The feed-forward
+    width is 4x in every stage. Any image size from `min_img_size` up.
 
     Images of differing sizes run in one batch, padded at the bottom and right, with a mask that is True on their
     pixels: the logits, the maps (zero in the padding) and all gradients are those of each image alone. What the padding
@@ -47,6 +47,9 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         block_args: `mlp_ratio`, `mlp`, `act` and `num_features` of all blocks, see `softmaxfree.layers.Block`; those of
             `class_token` are always the released ones.
         stem_norm: norm of the stem: "batchnorm" (released), or one of timm's EvoNorms, which takes no masks.
+        stem_stride: stride of the first map, 4 (released) or 8: of an image of twice the side it makes as many tokens.
+        contrast_window: odd side of the window, pixels, in which the stem also sees each pixel relative to its
+            surroundings (local contrast), for thin faint structures; 0: none.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         device: of the weights.
@@ -70,6 +73,8 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         mixer_args: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         block_args: Mapping[str, Any] | None = None,
         stem_norm: str = "batchnorm",
+        stem_stride: Literal[4, 8] = 4,
+        contrast_window: int = 0,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: Device = None,
@@ -91,7 +96,12 @@ class SoftmaxFreeTransformer(AbstractBackbone):
             raise InputError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
         self.depths, self.num_heads = tuple(depths), tuple(num_heads)
         self.output_stride: int = output_stride
-        self.fixed_args = {"block_args": block_arguments(block_args), "stem_norm": stem_norm}
+        self.fixed_args = {
+            "block_args": block_arguments(block_args),
+            "stem_norm": stem_norm,
+            "stem_stride": stem_stride,
+            "contrast_window": contrast_window,
+        }
         self.feature_info = []
 
         grid, stride = to_2tuple(img_size), 1
@@ -99,7 +109,9 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         stages: list[nn.Module] = []
         for i, dim in enumerate(embed_dims):
             if i == 0:
-                embed = stem(in_chans, dim, norm=stem_norm, **factory)
+                embed = stem(
+                    in_chans, dim, norm=stem_norm, stride=stem_stride, contrast_window=contrast_window, **factory
+                )
             else:
                 embed = downsample(embed_dims[i - 1], dim, stride=2 if stride < output_stride else 1, **factory)
             stride *= embed.stride

@@ -94,6 +94,9 @@ class Segmenter(nn.Module):
         except TypeError as error:  # an argument that neither of the two has
             raise InputError(f"model_args or head_args of {backbone} under {head}: {error}") from error
         self.encoder, self.head, self.auxiliary_head = modules
+        strides = self.backbone.feature_info.reduction()
+        if head == "semantic_fpn" and strides[-4:] != [4, 8, 16, 32]:
+            raise InputError(f"model_args: semantic_fpn needs maps of strides 4, 8, 16, 32; {backbone} makes {strides}")
         config = resolve_model_data_config(self.backbone)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
