@@ -121,7 +121,7 @@ def linearized(part: str) -> str:
                 "student", row["size"], row["held"], *shares[row["size"]], percent(row["agreement"]), *cosines, natural
             ])  # fmt: skip
         scratch = max(float(row["top1"]) for row in solar if row["model"] == "soft_nano" and row["top1"])
-        lines.append(["`soft_nano`, from scratch", "112", "654", "", percent(str(scratch)), *[""] * 5])
+        lines.append(["`soft_nano`, from scratch", "224", "654", "", percent(str(scratch)), *[""] * 5])
         head = [
             "network", "pixels", "cells", "teacher (%)", "right (%)", "agree (%)", "cosine", "centred",
             "of different cells", "photographs, median",

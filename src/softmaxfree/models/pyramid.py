@@ -47,7 +47,7 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         block_args: `mlp_ratio`, `mlp`, `act` and `num_features` of all blocks, see `softmaxfree.layers.Block`; those of
             `class_token` are always the released ones.
         stem_norm: norm of the stem: "batchnorm" (released), or one of timm's EvoNorms, which takes no masks.
-        stem_stride: stride of the first map, 4 (released) or 8: of an image of twice the side it makes as many tokens.
+        stem_stride: stride of the first map, 4 (released), or 8: as many tokens for an image of twice the side.
         contrast_window: odd side of the window, pixels, in which the stem also sees each pixel relative to its
             surroundings (local contrast), for thin faint structures; 0: none.
         drop_rate: dropout before the head.
