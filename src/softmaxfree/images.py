@@ -366,7 +366,7 @@ def _eight_bits(values: np.ndarray, image: Image.Image, name: str) -> np.ndarray
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white):  # not `<` and `>`: NaN must be caught too
         raise InputError(f"{name} has values from {low:g} to {high:g}, allowed are 0 to {white:g}; {hint}")
-    if white == 2**16 - 1 and 0 < high < 2**12 and not _told_of_few_bits:
+    if white == 2**16 - 1 and 0 < high < 2**12 and tags.get(_PHOTOMETRIC) != 0 and not _told_of_few_bits:
         _told_of_few_bits.append(name)
         warnings.warn(
             f"{name} has 16 bits and no value above {high:g} of 65535, so it is read as almost black; if its camera "

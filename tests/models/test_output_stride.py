@@ -34,7 +34,7 @@ def test_a_coarser_stem(arguments, reductions):
 
 @pytest.mark.parametrize("arguments", [{"stem_stride": 8}, {"output_stride": 16}])
 def test_semantic_fpn_names_the_strides_that_it_needs(arguments):
-    with pytest.raises(InputError, match=r"semantic_fpn needs maps of strides 4, 8, 16, 32; soft_nano makes \[[48], "):
+    with pytest.raises(InputError, match=r"semantic_fpn needs maps of strides 4, 8, 16, 32, soft_nano makes \[[48], "):
         Segmenter("semantic_fpn", "soft_nano", 3, model_args=arguments)
 
 

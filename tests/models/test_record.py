@@ -266,3 +266,22 @@ def test_weights_without_a_record_for_a_mixer_without_a_solver():
     model = timm.create_model("soft_vit_tiny", **own)
     model.load_state_dict(dict(model.named_parameters()), strict=False)
     assert model.solver is None
+
+
+@pytest.mark.parametrize("made", [dict(stem_stride=8), dict(block_args={"act": "relu"})])
+def test_what_an_older_record_does_not_tell_was_the_usual(made):
+    """Shapes tell neither: weights of earlier versions and the authors' would load into another function."""
+    weights = nano().state_dict()
+    old = {key: value for key, value in decode(weights[NAME]).items() if key not in ("stem_stride", "block_args")}
+    weights[NAME] = encode(old)
+    nano().load_state_dict(weights)
+    for model in (nano(**made), torch.nn.ModuleList([nano(**made)])):
+        own = weights if not isinstance(model, torch.nn.ModuleList) else {f"0.{k}": w for k, w in weights.items()}
+        with pytest.raises((ValueError, RuntimeError), match=rf"trained with {next(iter(made))}="):
+            model.load_state_dict(own)
+    first = {key: value for key, value in weights.items() if key != NAME}  # of version 0.1.0
+    with (
+        pytest.warns(UserWarning, match="do not tell the solver"),
+        pytest.raises(ValueError, match=rf"trained with {next(iter(made))}="),
+    ):
+        nano(**made).load_state_dict(first)

@@ -44,8 +44,8 @@ class SolarCellsDataModule(AbstractImagesDataModule):
         color_jitter: Strength of the random change of brightness and contrast: one number, or a list of three, the
             third 0; 0 for none.
         soft_targets: Whether the probability of a defect is trained on rather than the class.
-        cracks: Probability, 0 to 1, that cracks are drawn into a functional cell of the training, which then counts as
-            defective.
+        cracks: Probability, 0 to 1, that cracks are drawn into a functional cell of the training, which then is trained
+            on as defective; `class_counts` are those of the photographs.
         seed: Seed of the run.
     """
 
@@ -67,7 +67,7 @@ class SolarCellsDataModule(AbstractImagesDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, "fail", seed, None, collate_readable)
         require_whole("data.img_size", img_size, 1)
-        require(0 <= cracks <= 1, "data.cracks", cracks, "from 0 to 1")
+        require(type(cracks) in (int, float) and 0 <= cracks <= 1, "data.cracks", cracks, "from 0 to 1")
         self.soft_targets, self.cracks = soft_targets, cracks
         self.data_config = {
             "input_size": (1, img_size, img_size),

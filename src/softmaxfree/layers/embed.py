@@ -208,7 +208,7 @@ def stem(
     require(norm in STEM_NORMS, "stem_norm", norm, f"one of {', '.join(STEM_NORMS)}")
     grouped = norm.startswith("evonorms")  # in groups of 1 / 32 of the channels
     require(not grouped or dim % 32 == width % 32 == 0, "stem_norm", norm, f"for a multiple of 32 channels, not {dim}")
-    require(stride in (4, 8), "stem_stride", stride, "4 or 8")
+    require(type(stride) is int and stride in (4, 8), "stem_stride", stride, "4 or 8")
     require_odd("contrast_window", contrast_window)
     layers = (
         _layer(in_chans * (2 if contrast_window else 1), width, 2, norm, **factory),

@@ -22,7 +22,8 @@ def read_any_checkpoint(model: "AbstractBackbone", state_dict, prefix, *rest) ->
         del state_dict[prefix + name]
     ours = checkpoint_filter_fn(ours, model)
     record = decode(ours[NAME]) if NAME in ours else {}
-    if why := mismatch(model, record, "head.weight" in ours) or other_shapes(ours, model):
+    other = mismatch(model, record, "head.weight" in ours) if NAME in ours else None
+    if why := other or other_shapes(ours, model):
         rest[-1].append(why)  # the errors that torch raises at the end
         ours = dict(model.state_dict())  # nothing changes
     elif any(".attn." in name for name in ours):  # a head alone says nothing of the mixers

@@ -142,6 +142,11 @@ class SoftmaxFreeTransformer(AbstractBackbone):
         return [stage.mixers for stage in cast(Any, self.stages)]
 
     @property
+    def usual_args(self) -> dict[str, Any]:
+        """Those of `fixed_args` in all weights whose record does not tell them, such as the released ones."""
+        return {"block_args": block_arguments(None), "stem_norm": "batchnorm", "stem_stride": 4, "contrast_window": 0}
+
+    @property
     def usual_pool(self) -> Literal["token", "avg"]:
         """The pooling that is the default: of the class token where there is one."""
         return "token" if isinstance(self.stages[-1], ClassTokenStage) else "avg"

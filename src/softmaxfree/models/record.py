@@ -88,7 +88,8 @@ def mismatch(model: "AbstractBackbone", record: Mapping[str, Any], with_head: bo
     # weights of one stride or pooling in a network of another are common practice, but nobody's default
     usual = {"global_pool": model.usual_pool, "output_stride": 32}
     pairs = [(key, record[key], own[key]) for key in _CHOSEN if key in record and with_head and own[key] == usual[key]]
-    pairs += [(key, record[key], own[key]) for key in getattr(model, "fixed_args", {}) if key in record]
+    # what a record of an earlier version does not tell was always the usual
+    pairs += [(key, record.get(key, usual), own[key]) for key, usual in getattr(model, "usual_args", {}).items()]
     if "num_heads" in record:  # of a network cut short the first stages count
         theirs, ours = record["num_heads"], own["num_heads"]
         pairs.append(("num_heads", theirs[: len(ours)], ours[: len(theirs)]))

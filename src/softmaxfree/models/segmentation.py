@@ -96,7 +96,10 @@ class Segmenter(nn.Module):
         self.encoder, self.head, self.auxiliary_head = modules
         strides = self.backbone.feature_info.reduction()
         if head == "semantic_fpn" and strides[-4:] != [4, 8, 16, 32]:
-            raise InputError(f"model_args: semantic_fpn needs maps of strides 4, 8, 16, 32; {backbone} makes {strides}")
+            allowed = "leave stem_stride and output_stride out, or take another head such as upernet"
+            raise InputError(
+                f"model_args: semantic_fpn needs maps of strides 4, 8, 16, 32, {backbone} makes {strides}: {allowed}"
+            )
         config = resolve_model_data_config(self.backbone)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(-1, 1, 1), persistent=False)
