@@ -153,18 +153,6 @@ def test_an_image_in_two_classes_is_told_on_whichever_side(photos):
         assert told.removeprefix(f"{photos}: 1 image is in several classes, of which one at most is right: ") in pair
 
 
-def test_classes_whose_names_differ_in_case_alone_are_told_of(tmp_path):
-    rows = [(f"{i}.png", ("Cat", "cat", "dog", "wild dog", "wilddog ")[i % 5]) for i in range(20)]
-    for name, _ in rows:
-        write(tmp_path / name)
-    write_csv(tmp_path / "labels.csv", [{"image": name, "label": label} for name, label in rows])
-    with pytest.warns(UserWarning, match="names differ in case") as caught:
-        data = found(train_csv=str(tmp_path / "labels.csv"))
-    told = "classes whose names differ in case or spaces alone count as two: 'Cat' and 'cat', 'wild dog' and 'wilddog'"
-    assert [str(w.message) for w in caught] == data.remarks == [f"{tmp_path / 'labels.csv'}: {told}"]
-    assert len(data.class_names) == 5
-
-
 @pytest.mark.parametrize("names", ["train val", "Train VALIDATION", "training dev", "train valid", "TRAIN test"])
 def test_names_of_splits(tmp_path, names):
     train, val = names.split()
