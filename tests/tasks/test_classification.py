@@ -312,6 +312,15 @@ def test_images_below_the_minimum():
         fit(task(), data)
 
 
+def test_images_of_other_channels_than_the_network_takes():
+    data = Squares()
+    channels = data.dataset.tensors[0].shape[1]
+    data.data_config = {"input_size": (4 - channels, 32, 32)}
+    message = rf"data.in_chans is {4 - channels}, but model.model_args.in_chans is {channels}"
+    with pytest.raises(InputError, match=message):
+        fit(task(), data)
+
+
 def test_a_checkpoint_keeps_the_solver_that_its_weights_are_tied_to():
     task = ClassificationTask("soft_nano", 10, {"in_chans": 1})
     task.model.set_solver("cholesky")

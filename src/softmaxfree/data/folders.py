@@ -51,14 +51,17 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         val_split: Name of the validation split in the source; not used for images in files.
         img_size: Height and width of the images that the network gets, in pixels. "auto" is the median of the shorter
             sides of the images, as a multiple of 32, from 64 to 224.
-        in_chans: Number of channels of the images that the network gets: 3 for colour, 1 for grey.
+        in_chans: Number of channels of the images that the network gets: 3 for colour, 1 for grey. The network's own
+            `model.model_args.in_chans` must be the same.
         batch_size: Number of images in a batch, of each process. "auto" is a power of two from 8 to 64 that gives an
             epoch eight steps or more. What is "auto" of batch and image size becomes smaller if a step would fill half
             of the memory, at 3 kB for each pixel.
         num_workers: Number of processes that prepare images; 0 prepares them in the process of the training. "auto" is
             0 if all images decode in about a second, else one for each CPU core, 8 at most.
-        mean: Mean of each channel, of values from 0 to 1, which is subtracted.
-        std: Standard deviation of each channel, of values from 0 to 1, by which values are divided.
+        mean: Mean of each channel, of values from 0 to 1, which is subtracted; by default those of ImageNet, of grey
+            images the mean of the three.
+        std: Standard deviation of each channel, of values from 0 to 1, by which values are divided; by default as for
+            `mean`.
         scale: Smallest and largest part of the area of an image that a training crop covers, 0 to 1.
         ratio: Smallest and largest width of a training crop, divided by its height.
         hflip: Probability that a training image is mirrored, 0 to 1.
@@ -113,6 +116,8 @@ class ImageFolderDataModule(AbstractImagesDataModule):
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         super().__init__(batch_size, num_workers, on_error, seed, max_pixels, collate_readable)
+        if in_chans == 1 and (tuple(mean), tuple(std)) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+            mean, std = ((sum(of_colours) / 3,) for of_colours in (mean, std))
         if not len(mean) == len(std) == in_chans:
             raise InputError(f"data.mean and data.std need data.in_chans = {in_chans} values, got {mean} and {std}")
         if root is None and not train_csv and not source:

@@ -126,11 +126,17 @@ class ClassificationTask(AbstractTask):
             stage: what the Trainer is about to do.
 
         Raises:
-            InputError: the data has another number of classes, or its images are too small.
+            InputError: the data has another number of classes, or images that are too small or of other channels.
         """
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        size = getattr(data, "data_config", {}).get("input_size", ())[1:]
+        channels, *size = getattr(data, "data_config", {}).get("input_size", (None,))
+        own = self._architecture[1].get("in_chans", 3)
+        if channels not in (None, own):
+            raise InputError(
+                f"data.in_chans is {channels}, but model.model_args.in_chans is {own}: the network must "
+                "take as many channels as the images have"
+            )
         minimum = getattr(self.model, "min_img_size", 1)
         if size and min(size) < minimum:
             name = self.hparams["name"]

@@ -20,8 +20,10 @@ def test_grey_images(root):
 
 
 def test_means_must_fit_the_channels(root):
+    assert module(root, in_chans=1).data_config["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    assert module(root, in_chans=1).data_config["std"] == pytest.approx([(0.229 + 0.224 + 0.225) / 3])
     with pytest.raises(ValueError, match=r"data.in_chans = 1 values"):
-        module(root, in_chans=1)
+        module(root, in_chans=1, mean=[0.5])
 
 
 @pytest.mark.parametrize("source", ["", "torch/image_folder"])
