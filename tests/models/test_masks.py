@@ -146,6 +146,14 @@ def test_in_training_the_statistics_are_of_the_valid_cells():
             assert_close(buffer, expected, name)
 
 
+def test_in_double_precision_padding_costs_no_digits():
+    model = nano(**SOFTMAX_FREE).double()
+    images = [torch.randn(3, *size, dtype=torch.float64) for size in ((90, 200), (220, 210), (256, 330))]
+    together = results(model, *batch_of(images, (256, 330)))[-1]
+    alone = torch.cat([results(model, image[None])[-1] for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+
 def test_a_mask_without_padding_changes_nothing():
     model, x = nano(), torch.randn(2, 3, 50, 64)
     assert torch.equal(model(x, torch.ones(2, 50, 64, dtype=torch.bool)), model(x))

@@ -5,8 +5,9 @@ a convolution of stride `s` makes `ceil(n / s)` cells of `n`, as the slice `::s`
 where its last token is valid, which is the slice `r - 1::r`.
 """
 
-import torch
 from torch import Tensor
+
+from softmaxfree.ops.precision import compute_dtype
 
 
 def at_stride(mask: Tensor | None, stride: int) -> Tensor | None:
@@ -30,5 +31,5 @@ def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
 
 def valid_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Returns the mean `(B, C)` over the valid cells of a map `(B, C, Y, X)` that is zero elsewhere."""
-    valid = mask.to(torch.float32).mean((1, 2)).reciprocal()
+    valid = mask.to(compute_dtype(x.dtype)).mean((1, 2)).reciprocal()
     return x.mean((-2, -1)) * valid.to(x.dtype).unsqueeze(1)
