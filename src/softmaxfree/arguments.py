@@ -35,10 +35,11 @@ def require_whole(name: str, given: Any, least: int) -> None:
     require(given >= least, name, given, f"{least} or more")
 
 
-def require_odd(name: str, side: int) -> None:
-    """Raises InputError unless the side of a filter is odd, or 0."""
+def require_odd(name: str, side: int, least: int = 1) -> None:
+    """Raises InputError unless the side of a filter is odd and `least` or more, or 0."""
     require_whole(name, side, 0)
-    require(side == 0 or side % 2 == 1, name, side, "odd, or 0 for none")
+    more = f", {least} or more" if least > 1 else ""
+    require(side == 0 or (side % 2 == 1 and side >= least), name, side, f"odd{more}, or 0 for none")
 
 
 def require_whole_numbers(name: str, given: Any, count: int, least: int) -> None:

@@ -1,7 +1,11 @@
 """Detection and segmentation from the command line: a run, its pictures, its tables, predictions on files."""
 
 import json
+import os
+import re
 import socket
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +67,20 @@ def test_a_run_leaves_numbers_and_pictures(runs, task, metric):
         assert {"truth", "prediction"} <= set(item["pictures"])
     assert (summary["confusion"] is not None) == (task == "segmentation")
     assert page.count("data:image/jpeg") == sum(len(item["pictures"]) for item in summary["mistakes"]["items"])
+    longest = {"detection": 64, "segmentation": summary["data"]["measured_size"][1]}[task]
+    assert f"each resized to a shorter side of 64 pixels (the longer one has {longest} at most)" in page
+
+
+def test_a_report_counts_the_boxes_of_each_class_that_validated(runs):
+    summary = json.loads((runs["detection"] / "summary.json").read_text(encoding="utf-8"))
+    truth = json.loads(next(Path(os.environ["XDG_CACHE_HOME"]).rglob("*val*.json")).read_text(encoding="utf-8"))
+    counts = Counter(box["category_id"] for box in truth["annotations"])
+    expected = [counts[category["id"]] for category in sorted(truth["categories"], key=lambda each: each["id"])]
+    assert summary["data"]["val_class_counts"] == expected
+    page = (runs["detection"] / "report.html").read_text(encoding="utf-8")
+    assert "<th>boxes trained on</th><th>boxes validated</th>" in page
+    for name, count in zip(summary["data"]["class_names"], expected, strict=True):
+        assert re.search(rf"<tr><td>{name}</td><td>\d+</td><td>{count}</td>", page)
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,13 @@ def test_the_table_tells_the_best_numbers(tmp_path, capsys):
     assert str(run) in out
 
 
-def test_runs_are_numbered(tmp_path, run_dir):
+def test_runs_are_numbered_and_a_trial_leaves_nothing(tmp_path, capsys):
     for number in ("0", "7"):
         (tmp_path / number).mkdir()
     run = train.run("digits", overrides(trainer__fast_dev_run="true"), out=str(tmp_path))
     assert run == tmp_path / "8"
+    assert "run       none: of a trial run nothing is kept" in capsys.readouterr().out
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0", "7"]
 
 
 def test_the_configuration_repeats_the_run(run_dir, tmp_path):

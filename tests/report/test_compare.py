@@ -3,9 +3,13 @@ import re
 import shutil
 
 import pytest
+import yaml
 
 from softmaxfree.errors import InputError
 from softmaxfree.report import compare
+from softmaxfree.report.differences import different_settings
+from softmaxfree.report.page import ABSENT
+from softmaxfree.weights import read_record
 
 
 @pytest.fixture
@@ -31,6 +35,29 @@ def test_several_runs_on_one_page(two):
     assert "standard deviation" not in text  # of runs that are no repetitions of each other
     assert text.count("<svg") == 4  # training loss, and three metrics
     assert compare(two) == page  # an earlier page of ours may be replaced
+
+
+def test_what_a_resumed_run_only_writes_otherwise_is_no_difference(two, finished):
+    file = two[1] / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    given = config["model"]["model_args"]
+    built = read_record(finished / "best.ckpt").arguments["model_args"]
+    assert built != given
+    table = "file,split\n0.png,train\n1.png,val\n"
+    for folder in two:
+        shutil.copy(finished / "best.ckpt", folder)
+        (folder / "split.csv").write_text(table)
+    config["data"]["split"] = str(two[1] / "split.csv")
+    config["model"]["model_args"] = {**json.loads(json.dumps(built)), "drop_path_rate": 0.5}
+    file.write_text(yaml.safe_dump(config))
+    different = dict(different_settings(two))
+    assert different == {
+        "run.seed": ["42", "7"],
+        "model.lr": ["0.004", "0.125"],
+        "model.model_args.drop_path_rate": [str((given or {}).get("drop_path_rate", ABSENT)), "0.5"],
+    }
+    (two[1] / "split.csv").write_text(table.replace("val", "train"))
+    assert dict(different_settings(two))["data.split"] == [ABSENT, str(two[1] / "split.csv")]
 
 
 def test_runs_of_other_seeds_have_a_mean_and_a_spread(two):

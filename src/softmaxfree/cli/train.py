@@ -145,7 +145,7 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
         if finished:  # nothing has begun that would have told
             require_trained(run_dir, job.data)
             _tell(told, job, trainer, run_dir)
-        if not job.trainer["fast_dev_run"]:  # which keeps nothing
+        if not job.trainer["fast_dev_run"]:
             _finish(job, trainer, run_dir, record.rows, timer.time_elapsed("train"), begun)
     return run_dir
 
@@ -220,7 +220,7 @@ def _begin(
 ) -> None:
     """Note and tell what is run, once model, data and what a run goes on from are found to be good."""
     others: list[str] = []
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and not job.trainer["fast_dev_run"]:  # which keeps nothing
         with atomic_write(run_dir / "config.yaml") as part:
             part.write_text(job.config, encoding="utf-8")
         if recipe is not None:  # by which a resumed run tells what was edited
@@ -255,7 +255,8 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     if "bf16" in str(trainer.precision) and not has_fast_bfloat16(trainer.strategy.root_device):
         yield f"caution   {trainer.precision} is slower here than 32-true: {BFLOAT16_IS_EMULATED}"
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
-    yield f"run       {run_dir}{processes}"
+    folder = "none: of a trial run nothing is kept" if job.trainer["fast_dev_run"] else run_dir
+    yield f"run       {folder}{processes}"
 
 
 def _columns() -> int:

@@ -154,6 +154,11 @@ class CocoDataModule(AbstractImagesDataModule):
         return {"input_size": (3, *size), "size": size, **DENSE_PREPARATION}
 
     @property
+    def measured_size(self) -> tuple[int, int]:
+        """After `setup`: shorter side of a validation image for the network, and its longer side at most; pixels."""
+        return self.data_config["size"]
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes; None before `setup`."""
         return len(self.class_names) or None
@@ -162,6 +167,11 @@ class CocoDataModule(AbstractImagesDataModule):
     def class_counts(self) -> tuple[int, ...]:
         """After `setup("fit")`: boxes of each class in the training split, without crowds."""
         return self._counts("train")
+
+    @property
+    def val_class_counts(self) -> tuple[int, ...]:
+        """After `setup`: boxes of each class in the validation split, without crowds."""
+        return self._counts("val")
 
     @property
     def num_boxes(self) -> dict[str, int]:

@@ -102,6 +102,11 @@ class AbstractMasksDataModule(AbstractImagesDataModule):
         return {**sizes, **DENSE_PREPARATION}
 
     @property
+    def measured_size(self) -> tuple[int, int]:
+        """After `setup`: shorter side of a validation image for the network, and its longer side at most; pixels."""
+        return self.data_config["size"]
+
+    @property
     def class_counts(self) -> tuple[int, ...]:
         """After `setup("fit")`: pixels of each class in the training masks that were looked at."""
         counts = self._pixels.get("train", Counter())

@@ -194,7 +194,7 @@ def stem(
         norm: "batchnorm", with a ReLU; or "evonorms0", "evonormb0" or another of timm's EvoNorms (arXiv 2004.02967),
             norm and activation in one. They take statistics over the whole map, so that no image may be padded.
         stride: of all together, 4 or 8.
-        contrast_window: odd side of the window of `ContrastEmbedding`, pixels; 0: none.
+        contrast_window: odd side of the window of `ContrastEmbedding`, 3 pixels or more; 0: none.
         **factory: device and dtype of the weights.
 
     Returns:
@@ -209,7 +209,7 @@ def stem(
     grouped = norm.startswith("evonorms")  # in groups of 1 / 32 of the channels
     require(not grouped or dim % 32 == width % 32 == 0, "stem_norm", norm, f"for a multiple of 32 channels, not {dim}")
     require(type(stride) is int and stride in (4, 8), "stem_stride", stride, "4 or 8")
-    require_odd("contrast_window", contrast_window)
+    require_odd("contrast_window", contrast_window, 3)
     layers = (
         _layer(in_chans * (2 if contrast_window else 1), width, 2, norm, **factory),
         _layer(width, width, stride // 4, norm, **factory),

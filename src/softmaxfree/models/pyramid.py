@@ -48,8 +48,8 @@ class SoftmaxFreeTransformer(AbstractBackbone):
             `class_token` are always the released ones.
         stem_norm: norm of the stem: "batchnorm" (released), or one of timm's EvoNorms, which takes no masks.
         stem_stride: stride of the first map, 4 (released), or 8: as many tokens for an image of twice the side.
-        contrast_window: odd side of the window, pixels, in which the stem also sees each pixel relative to its
-            surroundings (local contrast), for thin faint structures; 0: none.
+        contrast_window: odd side of the window, 3 pixels or more, in which the stem also sees each pixel relative to
+            its surroundings (local contrast), for thin faint structures; 0: none.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
         device: of the weights.

@@ -1,9 +1,8 @@
 """A page that compares runs."""
 
-import json
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from softmaxfree.errors import InputError
 from softmaxfree.replacing import require_free
 from softmaxfree.report.curves import TRAINING_LOSS, curves_of, is_logarithmic
+from softmaxfree.report.differences import different_settings
 from softmaxfree.report.meanings import meaning
 from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, value_text
 from softmaxfree.report.reading import read_run
-from softmaxfree.report.summary import SUMMARY, Summary, read_config, title_of
+from softmaxfree.report.summary import SUMMARY, Summary, title_of
 
 __all__ = ["FOLDS", "PAGE", "compare"]
 
@@ -83,7 +83,7 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
     names = _short_names(folders)
     tasks = dict.fromkeys(summary["task"] for summary in summaries)
     titles = list(dict.fromkeys(title_of(summary) for summary in summaries))
-    different = _different([read_config(folder) for folder in folders])
+    different = different_settings(folders)
     title = f"{len(folders)} runs of {titles[0]}" if len(titles) == 1 else f"{len(folders)} runs"
     render(
         "comparison.html",
@@ -169,26 +169,3 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
-
-
-def _different(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Keys of the configurations that are not equal in all runs, and their values."""
-    flat = [dict(_flat(config)) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    rows = [(key, [_as_yaml(config.get(key, ABSENT)) for config in flat]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows = []
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
-
-
-def _as_yaml(value: Any) -> str:
-    """A value as a recipe has it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

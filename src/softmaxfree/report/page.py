@@ -155,6 +155,7 @@ def _matrix(description: str, names: Sequence[str], counts: Any) -> dict[str, An
 def _class_rows(summary: Summary, class_scores: Mapping[str, Any], counts: Any) -> list[dict[str, Any]]:
     """A row a class, those with the lowest score first where not all are shown at once."""
     names, trained = summary["data"]["class_names"], summary["data"]["class_counts"]
+    validated = summary["data"]["val_class_counts"]
     rows = []
     for i, name in enumerate(names):
         scores = [column[i] for column in class_scores.values()]
@@ -163,7 +164,7 @@ def _class_rows(summary: Summary, class_scores: Mapping[str, Any], counts: Any) 
             "trained": trained[i] if trained else None,
             "scores": scores,
             "taken": "",
-            "validated": None,
+            "validated": validated[i] if validated else None,
         }
         if counts is not None:
             row["validated"] = int(counts[i].sum())

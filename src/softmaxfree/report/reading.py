@@ -19,6 +19,15 @@ _KEYS = (
     "seconds", "class_scores", "confusion", "mistakes", "machine", "remark", "finished", "missing",
 )  # fmt: skip
 
+_LATER: dict[str, Any] = {  # of the data, which earlier versions did not write
+    "left_out": {},
+    "remarks": [],
+    "also_trained_on": 0,
+    "num_boxes": {},
+    "val_class_counts": [],
+    "measured_size": [],
+}
+
 
 def read_run(run_dir: str | Path) -> Summary:
     """Return the summary of a run; where that is missing, what `config.yaml` and `metrics.csv` tell.
@@ -57,8 +66,7 @@ def _read_summary(file: Path) -> Summary:
         raise InputError(f"{file} is not of a run of softmaxfree, or of a later version of it")
     if lacking := [key for key in _KEYS if key not in summary]:
         raise InputError(f"{file} is not whole: it lacks {', '.join(lacking)}")
-    later: dict[str, Any] = {"left_out": {}, "remarks": [], "also_trained_on": 0, "num_boxes": {}}  # than earlier ones
-    summary["data"] = later | summary["data"]
+    summary["data"] = _LATER | summary["data"]
     return {"resumed": [], "tested": None, **summary}
 
 
@@ -97,10 +105,7 @@ def _without_summary(folder: Path) -> Summary:
             "num_images": {},
             "class_names": [str(i) for i in range(model.get("num_classes") or 0)],
             "class_counts": [],
-            "left_out": {},
-            "remarks": [],
-            "also_trained_on": 0,
-            "num_boxes": {},
+            **_LATER,
             "drawn_split": (folder / "split.csv").is_file(),
         },
         "settings": {},

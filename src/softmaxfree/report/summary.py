@@ -97,6 +97,8 @@ def collect(
                 "also_trained_on": getattr(data, "also_trained_on", 0),
                 "class_names": names,
                 "class_counts": getattr(data, "class_counts", ()),
+                "val_class_counts": getattr(data, "val_class_counts", ()),
+                "measured_size": getattr(data, "measured_size", ()),
                 "drawn_split": bool(getattr(data, "split_rows", ())),
             },
             "settings": parts["settings"],
