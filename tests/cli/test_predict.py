@@ -165,6 +165,15 @@ def test_csv_goes_to_a_file_and_leaves_nothing_else(saved, images, tmp_path, cap
     assert [path.name for path in out.parent.iterdir()] == ["classes.csv"]
 
 
+def test_the_ending_of_a_file_tells_its_format(saved, images, tmp_path, capsys):
+    argv = ["predict", str(images / "a.png"), "--checkpoint", str(saved)]
+    for name, start in (("a.csv", "file,rank,"), ("a.JSON", "[\n"), ("a.txt", "file  "), ("a", "file  ")):
+        assert main([*argv, "--out", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    assert main([*argv, "--format", "json", "--out", str(tmp_path / "b.csv")]) == 0  # what is given wins
+    assert (tmp_path / "b.csv").read_text().startswith("[\n")
+
+
 def test_class_names_come_from_a_file(saved, images, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("Ameise\nBiene\nKätzchen\nHund\n", encoding="utf-8")
     argv = [images / "a.png", "--checkpoint", saved, "--class-names", tmp_path / "names.txt"]

@@ -24,6 +24,7 @@ _OF_TASKS = {
     "window": ("segmentation",),
     "overlap": ("segmentation",),
 }  # options that mean nothing to the other tasks
+_FORMATS = {".csv": "csv", ".json": "json"}
 
 
 def run(
@@ -34,7 +35,7 @@ def run(
     out: Path | None = None,
     topk: int | None = None,
     class_names: Path | None = None,
-    format: Literal["table", "json", "csv"] = "table",
+    format: Literal["table", "json", "csv"] | None = None,
     threshold: float | None = None,
     size: int | None = None,
     window: int | None = None,
@@ -68,7 +69,8 @@ def run(
             and 5 at most.
         class_names: Text file with the names of the classes, one on each line, in the order of the model's outputs. By
             default the names are those in the checkpoint; if it has none, numbers.
-        format: Classifier and bags: format of the result.
+        format: Classifier and bags: format of the result. By default that of the ending of OUT, `.csv` or `.json`, or else
+            a table to read.
         threshold: Detector: lowest score of an object that is shown, 0 to 1; by default 0.5.
         size: Length, in pixels, to which the shorter side of each image is resized for the network. By default it is
             that of the training; a segmenter takes each image at its own size.
@@ -89,9 +91,9 @@ def run(
 
     Examples:
         softmaxfree predict three.png --checkpoint runs/digits/0
-        softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --format csv --out classes.csv
+        softmaxfree predict photos/ --checkpoint soft_tiny.safetensors --out classes.csv
         softmaxfree predict cat.jpg --checkpoint SOFT_Tiny.pth --model soft_tiny --class-names imagenet.txt
-        softmaxfree predict features_uni/ --checkpoint runs/bags/0 --format csv --out slides.csv
+        softmaxfree predict features_uni/ --checkpoint runs/bags/0 --out slides.csv
         softmaxfree predict street.jpg --task segmentation --checkpoint best.ckpt --out drawn
     """
     given = dict(locals())
@@ -112,6 +114,7 @@ def run(
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
     kind = _agreed(task, find_kind(weights), weights, given)
     inputs = [path for path in (weights, class_names) if path is not None]
+    form = format or _FORMATS.get(out.suffix.lower() if out else "", "table")
     if kind == "bags":
         from softmaxfree.cli import predict_bags as bags
 
@@ -120,7 +123,7 @@ def run(
             require_free([out], [*(path for _, path, _ in slides), *inputs], bags.is_table)
         own, record = bags.load_bags(str(weights))
         names = _read_names(class_names, record.class_names)
-        bags.predict_bags(slides, own.to(where), record, names, out, format=format, on_error=on_error)
+        bags.predict_bags(slides, own.to(where), record, names, out, format=form, on_error=on_error)
         return
     images, left_out = find_images_of(list(map(str, files)))
     if kind == "classification":
@@ -140,7 +143,7 @@ def run(
             on_error=on_error,
             max_pixels=max_pixels,
             topk=topk,
-            format=format,
+            format=form,
             batch_size=batch_size,
             device=where,
         )
