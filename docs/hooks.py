@@ -29,6 +29,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Make links as they are in the repository fit the site."""
     if page.file.src_uri == "index.md":
         markdown = markdown.replace("](docs/", "](")
-    elif page.file.generated_by is None:  # of `docs`, which is the top of the site
+    elif page.file.generated_by is not None:
+        markdown = markdown.replace("../docs/", "../")
+    elif "/" not in page.file.src_uri:  # of `docs`, which is the top of the site
         markdown = markdown.replace("](../", "](")
     return markdown

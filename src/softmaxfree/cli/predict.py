@@ -69,8 +69,8 @@ def run(
             and 5 at most.
         class_names: Text file with the names of the classes, one on each line, in the order of the model's outputs. By
             default the names are those in the checkpoint; if it has none, numbers.
-        format: Classifier and bags: format of the result. By default that of the ending of OUT, `.csv` or `.json`, or else
-            a table to read.
+        format: Classifier and bags: format of the result. By default that of the ending of OUT, `.csv` or `.json`, or
+            else a table to read.
         threshold: Detector: lowest score of an object that is shown, 0 to 1; by default 0.5.
         size: Length, in pixels, to which the shorter side of each image is resized for the network. By default it is
             that of the training; a segmenter takes each image at its own size.
