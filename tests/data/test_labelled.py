@@ -298,12 +298,12 @@ def test_two_tables(table, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"more": "b.png,cat\r\nc.png,dog"}, r"2 of the 12 images of .*s.csv are not in .*: b.png, c.png; data.root"),
+        ({"more": "b.png,cat\r\nc.png,dog"}, r"s.csv names 12 images, of which 2 are not in .*: b.png, c.png; give"),
         ({"more": "images/a 0.png,"}, r"labels.csv has no label in line 12$"),
         ({"more": ",cat"}, r"labels.csv has no image in line 12$"),
         ({"more": "images/a 0.png,dog"}, r"rows that contradict each other: images/a 0.png is both 'cat' and 'dog'"),
         ({"more": "images/../images//a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
-        ({"more": "../\0.png,dog\r\nlink/../b.png,cat"}, r"2 of the 12 images of .*s.csv are not in "),
+        ({"more": "../\0.png,dog\r\nlink/../b.png,cat"}, r"s.csv names 12 images, of which 2 are not in "),
         ({"more": "link/a 0.png,dog"}, r"contradict each other: images/a 0.png is both 'cat' and 'dog'"),
         ({"head": "image:label", "row": "images/a {0}.png:{1}"}, r"has image:label; columns are parted by commas, s"),
         ({"head": "image,label,split", "row": "images/a {0}.png,{1},test"}, r"no row of the split train, only of t"),

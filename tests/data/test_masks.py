@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -288,3 +290,24 @@ def test_masks_of_some_of_the_known_classes_are_numbered_as_these(tmp_path):
     data.setup("fit")
     assert data.class_names == ("0", "3", "7")
     assert data._sets["val"].dataset[0][1].unique().tolist() == [0, 2]
+
+
+def test_an_object_of_255_is_not_ignored_without_a_word(tmp_path):
+    plain(tmp_path, 4, stripes(0, 255))
+    data = MaskFolderDataModule(str(tmp_path))
+    data.known_classes = ("0", "1")  # of a model that learned from masks of 0 and 1
+    with pytest.raises(InputError, match=r"hold 0 and 255 alone, but the model knows 0 and 1, .*`0 0` and `255 1`"):
+        data.setup("validate")
+    (tmp_path / "classes.txt").write_text("0 0\n255 1\n")
+    data.setup("validate")
+    assert data._sets["val"][0][1][0].unique_consecutive().tolist() == [0, 1]
+
+
+def test_masks_of_two_ways_are_told_of(tmp_path):
+    plain(tmp_path, 4, stripes(0, 1))
+    write(tmp_path, "b", stripes(0, 255))
+    with pytest.warns(UserWarning, match=r"^1 of 5 masks hold 0 and 255 alone, such as .*b.png, and others 0 and 1: 2"):
+        setup(tmp_path)
+    write(tmp_path, "b", stripes(0, 1, 255))  # with the object, and something ignored
+    with warnings.catch_warnings(action="error"):
+        setup(tmp_path)

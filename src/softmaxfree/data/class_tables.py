@@ -44,8 +44,9 @@ def list_table(path: Path, root: Path, argument: str) -> tuple[dict[str, Listing
     images = [_existing(base, name) for name in images]
     if missing := list(dict.fromkeys(name for name in images if not os.path.isfile(os.path.join(base, name)))):
         raise InputError(
-            f"{argument}: {len(missing)} of the {len(set(images))} images of {path} are not in {root}: "
-            f"{', '.join(missing[:_SHOWN])}{', ...' if len(missing) > _SHOWN else ''}; data.root is their folder"
+            f"{argument}: {path} names {len(set(images))} images, of which {len(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not in {root}: {', '.join(missing[:_SHOWN])}"
+            f"{', ...' if len(missing) > _SHOWN else ''}; give their folder as data.root, or take such rows out"
         )
     images = _one_name(root, images)
     splits = ["all"] * len(rows)
@@ -188,7 +189,7 @@ def _split(value: str, line: int, path: Path, argument: str) -> str:
 
 def _unused(head: list[str], columns: dict[str, int | None], splits: list[str]) -> list[str]:
     told = []
-    if others := [name for i, name in enumerate(head) if i not in columns.values()]:
+    if others := [name or "without a name" for i, name in enumerate(head) if i not in columns.values()]:
         told.append(f"column{'s' if len(others) > 1 else ''} {', '.join(others)}")
     if "val" in splits and (tests := splits.count("test")):
         told.append(f"{tests} row{'s' if tests > 1 else ''} of the split test")

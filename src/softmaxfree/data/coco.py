@@ -195,7 +195,7 @@ class CocoDataModule(AbstractImagesDataModule):
             if absent:
                 parts.append(f"no box in {split} of {few(absent)}")
             if empty := sum(not self._read[split].labels_of(i) for i in self._chosen[split]):
-                parts.append(f"{empty} images in {split} without boxes")
+                parts.append(f"{empty} image{'s' * (empty > 1)} in {split} without boxes")
         tied = [own.tied for own in dict.fromkeys(self._read.values()) if own.tied]
         return " ".join("; ".join([*parts, *tied, *self._compared]).split())  # one line, whatever the names
 

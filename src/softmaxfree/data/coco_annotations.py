@@ -72,7 +72,7 @@ class CocoAnnotations:
         self.category_ids = tuple(int(category["id"]) for category in categories)
         self.class_names = self._unlike([category["name"].strip() for category in categories])
         self.image_ids = [int(image["id"]) for image in images]
-        self.names = [image["file_name"] for image in images]
+        self.names = _of_this_system([image["file_name"] for image in images], (*files.folders, *files.others))
         sizes = [(int(image["height"]), int(image["width"])) for image in images]
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
         self.tied = ""
@@ -268,6 +268,14 @@ class CocoAnnotations:
                 f"{_named(good[0], 0)}: they seem to be parts of the image's sides; write pixels"
             )
         return good
+
+
+def _of_this_system(names: list[str], folders: Sequence[Path]) -> list[str]:
+    """The names with the slashes of this system, where a file of Windows has others and none is there as written."""
+    written = [name for name in names if "\\" in name]
+    if not written or any((folder / written[0]).is_file() for folder in folders):
+        return names
+    return [name.replace("\\", "/") for name in names]
 
 
 def _positions(ids: Sequence[int]) -> dict[int, int]:

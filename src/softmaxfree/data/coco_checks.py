@@ -106,7 +106,7 @@ def annotation_problem(entry: Any, known: KnownIds, with_masks: bool) -> str | N
         problem = _not(entry, "area", "a number of pixels, or leave it out")
     if problem is None and with_masks:
         problem = _mask_problem(entry.get("segmentation"), height, width)
-    return problem
+    return problem or _apart(entry, height, width)
 
 
 def repeated(entries: list[dict[str, Any]]) -> str:
@@ -156,6 +156,26 @@ def _box_problem(entry: dict[str, Any], height: int, width: int) -> str | None:
             "box is left, top, width, height"
         )
     return None
+
+
+def _apart(entry: dict[str, Any], height: int, width: int) -> str | None:
+    """Whether box and polygons have nothing in common, as where one of the two was written in another order."""
+    polygons = entry.get("segmentation")
+    if not isinstance(polygons, list) or not polygons:
+        return None
+    if not all(isinstance(own, list) and len(own) >= 6 and len(own) % 2 == 0 and _are_numbers(own) for own in polygons):
+        return None  # which matters with masks alone
+    low = [min(min(own[i::2]) for own in polygons) for i in (0, 1)]
+    high = [max(max(own[i::2]) for own in polygons) for i in (0, 1)]
+    if min(high) <= 0 or low[0] >= width or low[1] >= height:  # beyond the image: told where masks are needed
+        return None
+    start, size = entry["bbox"][:2], entry["bbox"][2:]
+    if all(low[i] - 1 <= start[i] + size[i] and start[i] <= high[i] + 1 for i in (0, 1)):  # tools round
+        return None
+    return (
+        f"has the box {entry['bbox']}, but a mask from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), which "
+        "has nothing in common with it"
+    )
 
 
 def _mask_problem(mask: Any, height: int, width: int) -> str | None:

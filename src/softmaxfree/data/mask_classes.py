@@ -11,7 +11,16 @@ import numpy as np
 from softmaxfree.errors import InputError
 from softmaxfree.printing import few
 
-__all__ = ["COLOUR", "IGNORED", "Listing", "MaskClasses", "found_classes", "listed_classes", "show_value"]
+__all__ = [
+    "COLOUR",
+    "IGNORED",
+    "Listing",
+    "MaskClasses",
+    "found_classes",
+    "listed_classes",
+    "mixed_masks",
+    "show_value",
+]
 
 IGNORED = 255  # the label of pixels that count neither in training nor in a score
 COLOUR = 1 << 24  # added to red, green and blue as one number, so that no number of a class is like a colour
@@ -158,6 +167,12 @@ def found_classes(
         and numbers == set(known_classes)
         and {str(v) for v in values if v != IGNORED} <= numbers
     ):
+        if binary and len(numbers) == 2:
+            raise InputError(
+                f"data.root: the masks of {where} hold 0 and {IGNORED} alone, but the model knows "
+                f"{' and '.join(known_classes)}, and {IGNORED} for what is ignored: nothing would be left of the "
+                f"object; write {where / 'classes.txt'} with `0 {known_classes[0]}` and `{IGNORED} {known_classes[1]}`"
+            )
         own = {int(name): name for name in known_classes}
         return MaskClasses(tuple(own), tuple(own.values()), frozenset({IGNORED}), f"the model knows {list(own)}")
     if listing is None:
@@ -180,6 +195,29 @@ def found_classes(
         what = f"only {present[0]} of the classes of {file}" if present else f"none of the classes of {file}"
         raise InputError(f"data.root: the masks of {where} hold {what}; there is nothing to tell apart")
     return classes
+
+
+def mixed_masks(counts: Sequence[Mapping[int, int] | None], names: Sequence[str], classes: MaskClasses) -> str:
+    """Return in words how many masks may have their object as 255, which is ignored; empty if none.
+
+    Args:
+        counts: of each mask how many pixels have each value; None for one that cannot be read.
+        names: of the masks.
+        classes: as they were decided.
+
+    Returns:
+        One line: some masks hold 0 and 255 alone, and others a single class beside 0.
+    """
+    if len(classes.values) != 2 or IGNORED not in classes.ignored or 0 not in classes.values:
+        return ""
+    odd = [name for name, own in zip(names, counts, strict=True) if own and sorted(own) == [0, IGNORED]]
+    if not odd:
+        return ""
+    other = next(value for value in classes.values if value != 0)
+    return (
+        f"{len(odd)} of {len(names)} masks hold 0 and {IGNORED} alone, such as {odd[0]}, and others 0 and {other}: "
+        f"{IGNORED} is ignored; if it is the object there, write {other}"
+    )
 
 
 def _by_values(pixels: Mapping[int, int], first: Mapping[int, str], where: Path, binary: bool) -> MaskClasses:

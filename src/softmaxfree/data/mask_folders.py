@@ -147,7 +147,7 @@ def pair_by_name(images: Mapping[str, Path], masks: Mapping[str, Path]) -> list[
         if (names := sorted(there.keys() - missing.keys(), key=natural_key))
     ]
     if lone:
-        raise InputError(f"data.root: {'; '.join(lone)}")
+        raise InputError(f"data.root: {'; '.join(lone)}; add what is missing, or move these files out")
     return [MaskPair(images[name], masks[name]) for name in sorted(images, key=natural_key)]
 
 

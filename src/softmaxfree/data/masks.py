@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.dense_sizes import decide_sizes, shown_shapes
 from softmaxfree.data.images import frame_hint
 from softmaxfree.data.kinds import hinting_at_kind
 from softmaxfree.data.label_scan import count_values
-from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_classes
+from softmaxfree.data.mask_classes import MaskClasses, found_classes, listed_classes, mixed_masks
 from softmaxfree.data.mask_folders import MaskFolders
 from softmaxfree.data.mask_images import MaskPair, read_mask
 from softmaxfree.data.segmentation import AbstractMasksDataModule, Auto
@@ -153,6 +155,8 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             self._use(split, [pairs[name] for name in names[split]], classes)
         ignored = sum(count for own in counts if own for value, count in own.items() if value in classes.ignored)
         self._found = self._describe(folders, names, how, ignored)
+        if warning := mixed_masks(counts, [str(pair.mask) for pair in pairs.values()], classes):
+            rank_zero_warn(warning)
 
     def _scan(self, pairs: Sequence[MaskPair]) -> tuple[list[dict[int, int] | None], MaskClasses]:
         """Of each mask how many pixels have each value, and the classes."""

@@ -111,7 +111,10 @@ def read_split(file: str | Path, names: Sequence[str]) -> dict[str, str]:
     absent, new = [name for name in splits if name not in known], [name for name in names if name not in splits]
     for wrong, what in ((absent, "of its files are not in the data"), (new, "images of the data are not in it")):
         if wrong:
-            raise InputError(f"data.split: {file} is of other images: {len(wrong)} {what}, such as {wrong[0]}")
+            raise InputError(
+                f"data.split: {file} is of other images: {len(wrong)} {what}, such as {wrong[0]}; put the images back "
+                "as they were, or change the lines of that file"
+            )
     for side in ("train", "val"):
         if side not in splits.values():
             raise InputError(f"data.split: {file} has no image for {side}")

@@ -1,5 +1,7 @@
 """What there is to tell of images: which are unused, and which are on both sides."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -57,7 +59,9 @@ def contradictions(listings: Sequence[Listing]) -> str:
 
 
 def similar_names(classes: Iterable[str]) -> str:
-    """Return in words which classes have names that differ in case or spaces alone; empty if there are none.
+    """Return in words which classes have names that are alike but for their writing; empty if there are none.
+
+    That is case, spaces, the composition of letters (`é` as one character or two), and `1` and `1.0`.
 
     Args:
         classes: their names.
@@ -67,9 +71,21 @@ def similar_names(classes: Iterable[str]) -> str:
     """
     groups: dict[str, list[str]] = {}
     for name in classes:
-        groups.setdefault("".join(name.casefold().split()), []).append(name)
-    alike = [" and ".join(map(repr, sorted(names))) for names in groups.values() if len(names) > 1]
-    return f"classes whose names differ in case or spaces alone count as two: {few(alike, _FOLDERS)}" if alike else ""
+        groups.setdefault(_bare(name), []).append(name)
+    alike = [_told_apart(sorted(names)) for names in groups.values() if len(names) > 1]
+    return f"classes whose names differ in their writing alone count as two: {few(alike, _FOLDERS)}" if alike else ""
+
+
+def _told_apart(names: list[str]) -> str:
+    """Names beside each other, in ASCII where they would look the same."""
+    same = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
+    return " and ".join(map(ascii if same else repr, names))
+
+
+def _bare(name: str) -> str:
+    """A name without case, spaces and the zeros after a point, its letters composed."""
+    bare = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", bare)
 
 
 def unused_images(root: Path, used: Collection[Path], deep: bool = True) -> str:

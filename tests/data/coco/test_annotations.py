@@ -51,6 +51,10 @@ BAD = [  # changes to the first annotation, and what is said of it
     ({"segmentation": {**RLE, "counts": "0PPP"}}, r"has a mask whose counts are no run lengths"),
     ({"segmentation": {**RLE, "counts": "05"}}, r"has a mask whose run lengths sum up to 5"),
     (
+        {"segmentation": [[20, 20, 30, 20, 30, 35]], "bbox": [1, 2, 10, 10]},
+        r"has the box \[1, 2, 10, 10\], but a mask from \(20, 20\) to \(30, 35\), which has nothing in common",
+    ),
+    (
         {"segmentation": [10, 8, 30, 8, 30, 28]},
         r"has a mask that is one flat list of numbers; write a list of polygons",
     ),
@@ -86,7 +90,10 @@ def test_bad_annotations(root, changes, message):
         images, targets = validate(root, bad_annotations="drop")[0]
     assert len(images) == 3
     assert [len(target["boxes"]) for target in targets] == [2, 0, 0]
-    if "segmentation" in changes:  # which nobody needs without masks
+    if "bbox" in changes:
+        with pytest.raises(InputError, match=message):
+            module(root, with_masks=False).setup("validate")
+    if "segmentation" in changes and "bbox" not in changes:  # which nobody needs without masks
         _, targets = validate(root, with_masks=False)[0]
         assert [len(target["boxes"]) for target in targets] == [2, 0, 1]
 

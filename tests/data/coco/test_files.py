@@ -1,10 +1,12 @@
 """Files of annotations and images that are wrong, broken or missing."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from softmaxfree.data import CocoDataModule
 from softmaxfree.errors import InputError
 from tests.data.coco.small import bad, content, module, validate, write
 
@@ -151,3 +153,15 @@ def test_a_training_batch_of_one_of_several_processes_needs_an_image(root):
         data.on_before_batch_transfer(([], []), 0)
     data.trainer.world_size = 1
     assert data.on_before_batch_transfer(([], []), 0) == ([], [])
+
+
+def test_names_of_windows(root):
+    data = content()
+    for image in data["images"]:
+        image["file_name"] = f"val2017\\{image['file_name']}"
+    (root / "annotations" / "val.json").write_text(json.dumps(data))
+    found = CocoDataModule(val_json=str(root / "annotations" / "val.json"), root=str(root), min_size=[64], max_size=96)
+    found.setup("validate")
+    assert [name for name, _ in found.split_rows] == []
+    assert sorted(path.name for path in (root / "val2017").iterdir()) == ["11.jpg", "5.jpg", "7.jpg"]
+    assert len(found._sets["val"]) == 3
