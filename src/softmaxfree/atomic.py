@@ -61,6 +61,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(part, target)
     except OSError as error:
         raise _of_path(error, part, path, existed=before is not None) from error
+    except RuntimeError as error:  # torch's, about what it could not end because of an error before
+        if not isinstance(cause := error.__context__, OSError):
+            raise
+        raise _of_path(cause, part, path, existed=before is not None) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -128,6 +132,6 @@ def _of_path(error: OSError, part: Path, path: Path, *, existed: bool) -> OSErro
         free = shutil.disk_usage(part.parent).free / 1e6
         kept = "; the file of that name is the last good one" if existed else ""
         return OSError(errno.ENOSPC, f"no space left on the disk ({free:.1f} MB free){kept}", str(path))
-    if error.errno is not None and error.filename == str(part):
+    if error.errno is not None and error.filename in (None, str(part)):
         return OSError(error.errno, error.strerror, str(path))
     return error

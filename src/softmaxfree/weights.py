@@ -13,9 +13,10 @@ from torch import Tensor
 from softmaxfree.errors import InputError
 from softmaxfree.models.creation import standalone
 from softmaxfree.models.record import NAME, encode
+from softmaxfree.printing import few
 from softmaxfree.tensors import read_tensors
 
-__all__ = ["Recorded", "complete", "read_model_config", "read_notes", "read_record", "read_weights"]
+__all__ = ["Recorded", "complete", "read_model_config", "read_notes", "read_record", "read_weights", "require_finite"]
 
 _FIRST = "stages.0.embed.0.conv.weight"  # every backbone of ours has it
 _COMMON = "meta.pt"  # of Lightning's sharded checkpoints
@@ -84,7 +85,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it holds no weights, or cannot be read without running code.
+        InputError: it holds no weights, or such as are not finite, or cannot be read without running code.
     """
     path = Path(path)
     if not path.exists():
@@ -95,7 +96,25 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         weights = {k.removeprefix(_TASK_PREFIX): v for k, v in weights.items() if k.startswith(_TASK_PREFIX)}
     if not weights or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise InputError(f"{path} holds no weights of a model")
+    require_finite(weights, path)
     return complete(weights, read_notes(path))
+
+
+def require_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights with nan or inf, of which every result would be nan; -inf stands in masks of attention.
+
+    Args:
+        weights: a state dict.
+        path: where it is from.
+
+    Raises:
+        InputError: some are not finite.
+    """
+    floats = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+    if wrong := [name for name, weight in floats.items() if (weight.isnan() | weight.isposinf()).any()]:
+        raise InputError(
+            f"{path} has values that are not finite in {few(wrong)}: a training that diverged, or a damaged file"
+        )
 
 
 def complete(weights: dict[str, Tensor], notes: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -71,11 +71,16 @@ def who_failed(error: BaseException) -> str:
 
 
 def _checked_by_trainer(error: BaseException) -> bool:
-    """Whether Lightning's own code has raised it: it does so for arguments of the Trainer that do not fit the data."""
-    place = error.__traceback__ if isinstance(error, ValueError) else None
+    """Whether Lightning's own code has raised it.
+
+    It does so for arguments of the Trainer that do not fit the data, and its callbacks for a metric that is not there.
+    """
+    place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+    module = "" if place is None else place.tb_frame.f_globals.get("__name__", "")
+    own = {ValueError: "lightning.", RuntimeError: "lightning.pytorch.callbacks."}
+    return any(isinstance(error, kind) and module.startswith(start) for kind, start in own.items())
 
 
 def _missing(error: ModuleNotFoundError, command: str) -> str | None:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier
 from softmaxfree.cli.device import find_device
@@ -123,6 +124,19 @@ def test_a_broken_folder_of_timm_is_told_in_one_line(file, content, message, sav
         (saved / file).write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_classifier(str(saved), None)
+
+
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path):
+    file = saved / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name, weight in weights.items() if weight.ndim > 1 and weight.is_floating_point())
+    for value in (float("nan"), float("inf")):
+        weights[name].view(-1)[0] = value
+        save_file(weights, file)
+        torch.save(weights, tmp_path / "weights.pth")
+        for checkpoint, model in ((saved, None), (tmp_path / "weights.pth", "soft_nano")):
+            with pytest.raises(InputError, match=rf"{checkpoint} has values that are not finite in {name}: a training"):
+                load_classifier(str(checkpoint), model)
 
 
 def test_names_of_other_classes_than_the_model_has_are_refused(saved):

@@ -81,7 +81,7 @@ def test_while_it_trains(number, word, workers, group, start, tmp_path):
     arguments = train(tmp_path, start, data__num_workers=workers, model__ema_decay=0.9)
     code, _, err = stop(arguments, number, "epoch 2/50", group=group)
     last = tmp_path / "0" / "last.ckpt"
-    assert err == f"softmaxfree train: {word}; --resume last goes on from {last}\n"
+    assert err == f"softmaxfree train: {word}; --resume {last} goes on from there\n"
     assert code == 128 + number
     checkpoint = torch.load(last, weights_only=True)
     assert checkpoint["global_step"] == BATCHES * (checkpoint["epoch"] + 1)  # of whole epochs
@@ -102,7 +102,7 @@ def test_two_processes(tmp_path):
     last = tmp_path / "0" / "last.ckpt"
     assert code != 0
     assert err.count("softmaxfree train: ") == 1
-    assert f"softmaxfree train: terminated; --resume last goes on from {last}\n" in err
+    assert f"softmaxfree train: terminated; --resume {last} goes on from there\n" in err
     assert torch.load(last, weights_only=True)["epoch"] >= 0
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from types import SimpleNamespace
 
@@ -190,6 +191,23 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"epoch": 2, "weights": torch.zeros(100_000)}, path)
     assert io.load_checkpoint(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.ckpt"]
+
+
+def test_a_disk_that_fills_within_a_large_checkpoint(tmp_path, monkeypatch):
+    """torch ends a file that it could not write with an error of its own."""
+    monkeypatch.setattr("secrets.token_hex", lambda size: "part")
+    os.symlink("/dev/full", tmp_path / ".part.ckpt")
+    weights = {str(i): torch.zeros(100_000) for i in range(20)}
+    with pytest.raises(OSError, match=r"no space left on the disk") as caught:
+        AtomicCheckpointIO().save_checkpoint(weights, tmp_path / "last.ckpt")
+    assert caught.value.filename == str(tmp_path / "last.ckpt")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*first.ckpt"):
+            AtomicCheckpointIO().save_checkpoint(weights, tmp_path / "first.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(("losses", "best"), [((3, 1, 2, 2), 1), ((3, 2, 1, 1), 3), ((None,) * 4, 3)])

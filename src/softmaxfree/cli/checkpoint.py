@@ -16,7 +16,7 @@ from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.images import natural_key, resized_shape
 from softmaxfree.models.conversion import arguments_for
 from softmaxfree.models.creation import first_line, quiet_hub
-from softmaxfree.weights import read_model_config, read_notes, read_record, read_weights
+from softmaxfree.weights import read_model_config, read_notes, read_record, read_weights, require_finite
 
 __all__ = ["Classifier", "LoadedTask", "find_checkpoint", "find_kind", "load_classifier", "load_task"]
 
@@ -249,6 +249,7 @@ def _of_folder(folder: Path, model: str | None) -> nn.Module:
         raise InputError(f"{folder} cannot be loaded as {name}: {first_line(error)}") from error
     except Exception as error:  # timm, torch and safetensors raise what they like at other people's files
         raise InputError(f"{folder} cannot be loaded as {name}: {type(error).__name__}: {first_line(error)}") from error
+    require_finite(net.state_dict(), folder)
     if names and len(names) != net.num_classes:
         raise InputError(
             f"{folder}/config.json has {len(names)} label_names, but the model has {net.num_classes} classes"

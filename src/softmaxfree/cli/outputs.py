@@ -48,6 +48,8 @@ def choose_folder(out: str | Path | None, checkpoint: str, images: Iterable[Path
         InputError: the folder that is named is taken.
     """
     known = {os.path.abspath(image) for image in images}
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"--out: {out} is a file; give a folder for the pictures")
     if out is None:
         names = itertools.chain([_FOLDER], (f"{_FOLDER}-{number}" for number in itertools.count(2)))
         return next(Path(name) for name in names if not _others(Path(name), checkpoint, known))

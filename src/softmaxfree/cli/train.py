@@ -124,6 +124,11 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     else:
         content, given, told = resumed_recipe(recipe, checkpoint, overrides)
     job = load_job(recipe, overrides, content)
+    if job.trainer["default_root_dir"] is not None:
+        raise InputError(
+            f"trainer.default_root_dir, {job.trainer['default_root_dir']}, would have no effect: --out is the folder "
+            "of the runs"
+        )
     done = read_record(checkpoint).epoch + 1 if checkpoint is not None else None
     epochs = job.trainer["max_epochs"]
     finished = done is not None and epochs is not None and done >= epochs >= 0
@@ -139,7 +144,7 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     trainer = _trainer(job, run_dir, [begin, EpochSeed(job.seed), record, timer])
     if alone and trainer.world_size > 1:
         raise InputError(f"--folds trains each fold in one process, got {trainer.world_size}: give --trainer.devices 1")
-    with resumable(run_dir):
+    with resumable(run_dir, fold=alone):
         trainer.fit(job.task, datamodule=job.data, ckpt_path=checkpoint, weights_only=True)
         run_dir = trainer.strategy.broadcast(run_dir)  # each process had counted for itself
         if finished:  # nothing has begun that would have told
@@ -191,7 +196,11 @@ def _checkpoint(resume: str | None, folder: Path) -> Path | None:
     else:
         raise FileNotFoundError(f"there is no run in {folder} to resume")
     if not path.exists():  # a file, or a folder of shards
-        raise FileNotFoundError(f"there is no checkpoint {path} to resume from; the first is written after an epoch")
+        others = [folder / str(n) / "last.ckpt" for n in sorted(_numbers(folder), reverse=True)]
+        older = next((f"; an earlier run has {own}" for own in others if resume == "last" and own.exists()), "")
+        raise FileNotFoundError(
+            f"there is no checkpoint {path} to resume from; the first is written after an epoch{older}"
+        )
     return path
 
 

@@ -1,11 +1,12 @@
 """`softmaxfree validate`: measures weights on a recipe's data."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback
 from torch import Tensor
 
 from softmaxfree.cli.checkpoint import find_checkpoint
@@ -14,6 +15,7 @@ from softmaxfree.cli.recipe import as_list, create_trainer, load_job, read_recip
 from softmaxfree.cli.recorded import trained_names, with_record
 from softmaxfree.cli.table import print_table, summary_rows
 from softmaxfree.data.trained import measured_before
+from softmaxfree.report.page import ABSENT
 from softmaxfree.tasks.checkpoints import load_weights
 from softmaxfree_cli.recipes import recipe_and_weights
 
@@ -62,8 +64,8 @@ def run(
         setup=lambda trainer, task, stage: task.check_names(names),  # before their number, which tells less
         on_validation_start=lambda trainer, task: _begin(trainer, folder),
     )
-    callbacks = [*as_list(job.trainer["callbacks"]), compare]
-    quiet = {"logger": False, "enable_checkpointing": False, "callbacks": callbacks}
+    callbacks = [own for own in as_list(job.trainer["callbacks"]) if not isinstance(own, Checkpoint)]  # saves nothing
+    quiet = {"logger": False, "enable_checkpointing": False, "callbacks": [*callbacks, compare]}
     trainer = create_trainer({**job.trainer, **quiet})
     if changes and trainer.is_global_zero:
         print(f"as {checkpoint} records, not as the recipe says: {', '.join(changes)}")
@@ -92,4 +94,4 @@ def _begin(trainer: Trainer, run_dir: Path) -> None:
 
 
 def _percent(values: Tensor) -> list[str]:
-    return [f"{100 * value:.2f}" for value in values.tolist()]
+    return [ABSENT if math.isnan(value) else f"{100 * value:.2f}" for value in values.tolist()]

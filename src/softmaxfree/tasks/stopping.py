@@ -31,11 +31,12 @@ class SignalsOfTheCommand(Callback):
 
 
 @contextmanager
-def resumable(run_dir: Path) -> Iterator[None]:
+def resumable(run_dir: Path, fold: bool = False) -> Iterator[None]:
     """Note on what ends a run early from where it can go on.
 
     Args:
         run_dir: the folder of the run.
+        fold: whether it is one of several folds, which go on together.
 
     Yields:
         Nothing.
@@ -45,7 +46,7 @@ def resumable(run_dir: Path) -> Iterator[None]:
     except BaseException as error:
         last = run_dir / "last.ckpt"
         error.add_note(
-            f"--resume last goes on from {last}"
+            f"--resume {run_dir.parent if fold else last} goes on from there"
             if last.is_file()
             else "there is no checkpoint to resume from: the first is written after an epoch"
         )
