@@ -17,6 +17,7 @@ from softmaxfree.cli.recipe import load_job
 from softmaxfree.cli.settings import decide, take_autos
 from softmaxfree.errors import InputError
 from softmaxfree.images import find_images
+from softmaxfree.report.page import ABSENT
 from softmaxfree_cli import main
 
 NARROW = ["--model.model_args.embed_dims=[8,16,24,32]", "--model.model_args.num_heads=[1,1,1,1]"]
@@ -284,7 +285,7 @@ def test_data_of_some_of_the_classes_are_measured_and_others_refused(photos, fin
     with pytest.warns(UserWarning, match=r"there are no images of brick, which the model knows"):
         validate.run(str(finished[0]), [f"--data.root={other}"])
     lines = capsys.readouterr().out.splitlines()
-    assert next(line for line in lines if "brick " in line and "nan" in line)
+    assert next(line for line in lines if "brick " in line and ABSENT in line)
     assert "10 images of 2 classes" in "".join(lines)
     shutil.copytree(photos / "brick", other / "lion")
     shutil.copytree(photos / "brick", other / "brick")

@@ -126,6 +126,8 @@ def test_classes(tmp_path, mask, text, names, labels):
         (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
     data = setup(tmp_path)
     assert data.class_names == names
+    renumbered = "which are numbered 0 to" in data.found
+    assert renumbered == (names in (("0", "3", "9"), ("2", "5", "300")))  # names that are other numbers
     label = data._sets["val"][0][1]
     assert label.dtype == torch.int64
     assert label[0].unique_consecutive().tolist() == labels

@@ -87,6 +87,17 @@ def test_images_that_cannot_be_read_are_not_counted(two):
     assert "3,960 to train on, 1,000 to validate" in own
 
 
+def test_no_score_is_best_where_the_images_are_others(two):
+    assert "The best value of a row is bold." in compare(two).read_text(encoding="utf-8")
+    file = two[1] / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["data"]["num_images"]["val"] = 12
+    file.write_text(json.dumps(summary))
+    text = compare(two).read_text(encoding="utf-8")
+    assert "These runs were measured on other images each, so their scores do not compare." in text
+    assert "<td><b>" not in text
+
+
 def test_nothing_is_compared_across_tasks(two):
     file = two[1] / "summary.json"
     summary = json.loads(file.read_text())

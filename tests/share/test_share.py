@@ -66,6 +66,14 @@ def test_a_folder_for_timm_and_transformers_with_a_card(run, tmp_path, capsys, m
     assert model.config.id2label[1] == "crack|"
 
 
+def test_the_card_of_a_resumed_run_has_all_its_commands(run):
+    summary = {**read_run(run), "command": "softmaxfree train a"}
+    parts = [{"command": "softmaxfree train a --resume last.ckpt", "resumed_from": 3}]
+    card = model_card({**summary, "resumed": parts}, "anna/cracks", CONFIG, NAMES, 1000)
+    assert "```bash\nsoftmaxfree train a\nsoftmaxfree train a --resume last.ckpt\n```" in card
+    assert "```bash\nsoftmaxfree train a\n```" in model_card(summary, "anna/cracks", CONFIG, NAMES, 1000)
+
+
 def test_the_card_has_the_scores_of_classes(run):
     scores = {"precision": [0.5, None, 1.0], "recall": [0.25, 0.0, 1.0]}
     told = model_card({**read_run(run), "class_scores": scores}, "anna/cracks", CONFIG, NAMES, 1000).splitlines()

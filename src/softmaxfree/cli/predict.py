@@ -114,7 +114,7 @@ def run(
     weights = None if checkpoint is None else find_checkpoint(checkpoint)
     kind = _agreed(task, find_kind(weights), weights, given)
     inputs = [path for path in (weights, class_names) if path is not None]
-    form = format or _FORMATS.get(out.suffix.lower() if out else "", "table")
+    form = format or _FORMATS.get(Path(out or "").suffix.lower(), "table")
     if kind == "bags":
         from softmaxfree.cli import predict_bags as bags
 

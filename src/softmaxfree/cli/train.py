@@ -4,7 +4,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -256,7 +256,7 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     yield f"data      {job.data.found}"
     parameters = sum(parameter.numel() for parameter in job.task.model.parameters())
     loaded = job.task.loaded or "from scratch"
-    yield f"model     {job.task.hparams['name']}, {parameters / 1e6:.2f} M parameters, {loaded}"
+    yield f"model     {job.task.hparams['name']}{_head(job.task)}, {parameters / 1e6:.2f} M parameters, {loaded}"
     settings = [f"{key} {_short(value)} ({why})" for key, (value, why) in job.settings.items()]
     rest = [f"all else as in {job.rest}"] if job.rest else [] if settings else ["all as in the recipe"]
     line = f"settings  {', '.join([*settings, *rest])}"
@@ -266,6 +266,20 @@ def _first_lines(job: Job, trainer: Trainer, run_dir: Path) -> Iterator[str]:
     processes = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     folder = "none: of a trial run nothing is kept" if job.trainer["fast_dev_run"] else run_dir
     yield f"run       {folder}{processes}"
+
+
+def _head(task: Any) -> str:
+    """The head of a dense task, with the widths that were decided for it."""
+    name = task.hparams.get("head")
+    if not name:
+        return ""
+    widths: Mapping[str, Any] = {}
+    if task.hparams.get("head_args") == "auto":
+        widths = task.model.head_args
+    elif (task.hparams.get("detector_args") or {}).get("fpn_channels") == "auto":
+        widths = {"fpn_channels": task.model.fpn_channels}
+    told = ", ".join(f"{key} {_short(value)}" for key, value in widths.items())
+    return f" with {name}{f' ({told})' if told else ''}"
 
 
 def _columns() -> int:

@@ -167,8 +167,13 @@ class ImageFolderDataModule(AbstractImagesDataModule):
 
     @property
     def class_counts(self) -> tuple[int, ...]:
-        """After `setup`: training images of each class; empty where the source does not tell."""
-        return self._counts
+        """After `setup`: training images of each class, but those that could not be read so far; empty if unknown."""
+        images = self._sets.get("train")
+        counts = list(self._counts)
+        if counts and isinstance(images, ReadableImages) and isinstance(images.dataset, LabelledImages):
+            for index in images.unreadable():
+                counts[images.dataset.targets[index]] -= 1
+        return tuple(counts)
 
     def setup(self, stage: str) -> None:
         """Find the images, and decide what is "auto".

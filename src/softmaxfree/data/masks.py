@@ -204,6 +204,9 @@ class MaskFolderDataModule(AbstractMasksDataModule):
             f"{sum(map(len, names.values()))} images with masks in {self.root}: {len(names['train'])} train, "
             f"{len(names['val'])} val ({how}); {len(self.class_names)} classes: {few(shares)}"
         ]
+        numbers = [str(label) for label in range(len(self.class_names))]
+        if list(self.class_names) != numbers and all(name.isdecimal() for name in self.class_names):
+            parts.append(f"which are numbered 0 to {numbers[-1]} in this order")
         if ignored:
             parts.append(f"{ignored / (total + ignored):.1%} of the pixels ignored")
         for split, own in names.items():

@@ -14,7 +14,7 @@ from softmaxfree.report.differences import different_settings
 from softmaxfree.report.meanings import meaning
 from softmaxfree.report.page import ABSENT, curve_figures, is_ours, render, run_page, value_text
 from softmaxfree.report.reading import read_run
-from softmaxfree.report.summary import SUMMARY, Summary, title_of
+from softmaxfree.report.summary import SUMMARY, Summary, readable_images, title_of
 
 __all__ = ["FOLDS", "PAGE", "compare"]
 
@@ -94,6 +94,7 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
         runs=summaries,
         titles=[title_of(summary) for summary in summaries],
         tasks=[task.removesuffix("Task").lower() for task in tasks],
+        alike=_alike(summaries),
         scores=[row for task in tasks for row in _score_rows(task, summaries, len(tasks) > 1)],
         different=different,
         spread=[key for key, _ in different] if {key for key, _ in different} in _CHANCES else [],
@@ -137,6 +138,12 @@ def _figures(task: str, names: Sequence[str], summaries: Sequence[Summary], seve
     ]
 
 
+def _alike(summaries: Sequence[Summary]) -> bool:
+    """Whether the runs may have validated on the same images, as far as is known."""
+    known = [(s["data"]["name"], readable_images(s).get("val")) for s in summaries if not s["missing"]]
+    return len(set(known)) <= 1
+
+
 def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[dict[str, Any]]:
     """A row each metric of a task; runs of other tasks have no value in it."""
     rows = []
@@ -145,7 +152,7 @@ def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[
         values = [summary["metrics"].get(name) if summary else None for summary in own]
         if not (known := [value for value in values if value is not None]):
             continue
-        best = (min if name.endswith("loss") else max)(known)
+        best = (min if name.endswith("loss") else max)(known) if _alike(summaries) else None
         texts = [value_text(value, label) for value in values]
         rows.append(
             {

@@ -12,15 +12,16 @@ from markupsafe import Markup, escape
 from softmaxfree.atomic import atomic_write
 from softmaxfree.drawing import colour, is_background
 from softmaxfree.report.confusion import LABELLED, draw_confusion, most_confused
-from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, panels_of
+from softmaxfree.report.curves import TRAINING_LOSS, Curve, curves_of, draw_curves, is_logarithmic, panels_of
 from softmaxfree.report.figures import to_svg
 from softmaxfree.report.findings import confusion_counts, counts_of, findings, unit_of
 from softmaxfree.report.meanings import meaning, meaning_of_column
-from softmaxfree.report.summary import Summary, readable_images, title_of
+from softmaxfree.report.summary import Summary, read_config, readable_images, title_of
 
 __all__ = ["ABSENT", "curve_figures", "is_ours", "render", "run_page", "score_text", "value_text"]
 
 _MARK = b'<meta name="generator" content="softmaxfree report">'
+_SOFTENERS = ("model.label_smoothing", "model.mixup", "model.cutmix")  # which the validation loss is without
 _OPEN_CLASSES = 30  # rows of a table that are shown at once
 _COUNTED = {"ClassificationTask": "images", "SegmentationTask": "pixels"}  # other tasks: boxes
 ABSENT = "\N{EN DASH}"
@@ -68,6 +69,7 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
     config = run_dir / "config.yaml"
     tested = summary["tested"]
     test_counts = counts_of(tested["confusion"]) if tested else None
+    curves = curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]})
     render(
         "run.html",
         page,
@@ -90,7 +92,9 @@ def run_page(summary: Summary, run_dir: Path, page: Path) -> None:
             for name, (label, _, _) in summary["labels"].items()
             if name in summary["metrics"] and summary["metrics"][name] is None
         ],
-        figures=curve_figures(curves_of(summary["epochs"], {**TRAINING_LOSS, **summary["labels"]}), title),
+        figures=curve_figures(curves, title),
+        logarithmic=any(map(is_logarithmic, panels_of(curves).values())),
+        softened=[key for key in _SOFTENERS if (read_config(run_dir).get("model") or {}).get(key.partition(".")[2])],
         classes=_class_rows(summary, summary["class_scores"], counts),
         test_classes=_class_rows(summary, tested["class_scores"], test_counts) if tested else [],
         counted=_COUNTED.get(summary["task"]) or (f"{unit_of(summary)}s" if counts is not None else "boxes"),

@@ -89,7 +89,7 @@ def collect(
             "data": {
                 "name": _data_name(config, data),
                 "unit": getattr(data, "unit", "image"),
-                "found": getattr(data, "found", ""),
+                "found": getattr(data, "found", "").replace(str(run_dir / "split.csv"), "split.csv of the run"),
                 "num_images": _num_images(data),
                 "left_out": {split: {"images": len(all_), "first": all_[:_NAMED]} for split, all_ in left_out.items()},
                 "remarks": [*getattr(data, "remarks", ()), *getattr(task, "start_remarks", ())],
@@ -99,7 +99,7 @@ def collect(
                 "class_counts": getattr(data, "class_counts", ()),
                 "val_class_counts": getattr(data, "val_class_counts", ()),
                 "measured_size": getattr(data, "measured_size", ()),
-                "drawn_split": bool(getattr(data, "split_rows", ())),
+                "drawn_split": (run_dir / "split.csv").is_file(),
             },
             "settings": parts["settings"],
             "command": parts["parts"][0]["command"],

@@ -121,6 +121,16 @@ def test_unreadable_images_are_left_out_and_named(root, workers):
     assert "dog/1.jpg cannot be read: image file is truncated" in message
 
 
+def test_the_images_of_a_class_that_are_told_are_those_that_were_read(root):
+    (root / "train" / "dog" / "0.jpg").write_text("not an image")
+    data = module(root, on_error="skip", batch_size=3)
+    data.setup("fit")
+    before = data.class_counts
+    samples = [sample for sample in data._sets["train"] if sample is not None]
+    assert data.class_counts == tuple(count - (i == 1) for i, count in enumerate(before))
+    assert sum(data.class_counts) == len(samples) == sum(before) - 1
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_stops_the_run(root, workers):
     break_images(root)
