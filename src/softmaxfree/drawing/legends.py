@@ -44,7 +44,7 @@ def entries(
     note: Literal["share", "count", "none"] = "none",
     colours: Sequence[Colour | None] | None = None,
 ) -> list[Entry]:
-    """Return the lines of a legend: the classes that occur, the largest first.
+    """Return the lines of a legend: the classes that occur, with notes the largest first, else in their order.
 
     Args:
         counts: of each class, see `count_labels`.
@@ -56,9 +56,10 @@ def entries(
         The lines.
     """
     lines = []
-    for number in counts.argsort(descending=True, stable=True).tolist():
+    order = counts.argsort(descending=True, stable=True).tolist() if note != "none" else range(len(counts))
+    for number in order:
         if not (n := int(counts[number])):
-            break
+            continue
         part = 100 * n / int(counts.sum())
         notes = {"share": f"{part:.1f} %" if part >= 0.05 else "< 0.1 %", "count": f"{n} x", "none": ""}
         own = colour(number) if colours is None else colours[number]
