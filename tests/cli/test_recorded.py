@@ -94,7 +94,7 @@ def test_prediction_at_another_size_is_asked_for(tuned, photos, capsys):
     run, _ = tuned
     assert load_classifier(str(run / "best"), None, size=48).data_config["input_size"] == (3, 48, 48)
     argv = ["predict", str(photos / "val"), "--checkpoint", str(run / "best.ckpt"), "--format", "csv"]
-    own, larger, same = [(main([*argv, *more]), capsys.readouterr().out) for more in ((), ("--size=48",), ("--size=32",))]
+    own, larger, same = [(main([*argv, *more]), capsys.readouterr().out) for more in ((), ["--size=48"], ["--size=32"])]
     assert (0, same[1]) == own == same != larger
 
 
