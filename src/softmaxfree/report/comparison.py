@@ -139,9 +139,9 @@ def _figures(task: str, names: Sequence[str], summaries: Sequence[Summary], seve
 
 
 def _alike(summaries: Sequence[Summary]) -> bool:
-    """Whether the runs may have validated on the same images, as far as is known."""
-    known = [(s["data"]["name"], readable_images(s).get("val")) for s in summaries if not s["missing"]]
-    return len(set(known)) <= 1
+    """Whether the runs of each task may have validated on the same images: on as many, where that is known."""
+    known = {(s["task"], readable_images(s).get("val")) for s in summaries if not s["missing"]}
+    return len(known) == len({task for task, _ in known})
 
 
 def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[dict[str, Any]]:
