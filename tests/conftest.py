@@ -10,6 +10,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which torch does late
 
 
+@pytest.fixture(autouse=True, scope="session")
+def threads_as_the_tests_were_started():
+    """Keeps recipes from setting more threads: they would stay for all later tests, and slow down those beside them."""
+    most, set_threads = torch.get_num_threads(), torch.set_num_threads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", lambda number: set_threads(min(number, most)))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nan_in_uninitialized_memory(monkeypatch: pytest.MonkeyPatch):
     """Fills `torch.empty` and its like with NaN, so that no test passes on what memory happened to hold."""
