@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _ORTHOGONALIZE = muon.zeropower_via_newtonschulz
+_SMALL_MATRIX = 128  # rows or columns up to which a processor multiplies float32 faster than bfloat16
 _ORTHOGRAD = "orthograd"
 _WRAPPERS = ("lookahead_", f"{_ORTHOGRAD}_")
 # of pytorch-optimizer: they want another training loop, weights told apart by hand, or weights of one shape
@@ -112,14 +113,26 @@ def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str
 
 
 def _widen(optimizer: Any) -> None:
-    """Let Muon compute its Newton-Schulz steps in float32 where bfloat16 is emulated, and would be most of a training.
+    """Let Muon compute its Newton-Schulz steps in float32 where bfloat16 is slower, and would be most of a training.
 
-    timm has no argument for it, so that its function is exchanged for the time of a step.
+    That is where bfloat16 is emulated, and on any processor for small matrices. timm has no argument for it, so that
+    its function is exchanged for the time of a step.
     """
     inner = getattr(optimizer, "_base_optimizer", optimizer)  # of a lookahead
-    if isinstance(inner, Muon) and not has_fast_bfloat16(inner.param_groups[0]["params"][0].device):
-        inner.register_step_pre_hook(lambda *_: _orthogonalize_by(partial(_ORTHOGONALIZE, dtype=torch.float32)))
-        inner.register_step_post_hook(lambda *_: _orthogonalize_by(_ORTHOGONALIZE))
+    if not isinstance(inner, Muon):
+        return
+    device = inner.param_groups[0]["params"][0].device
+    fast = has_fast_bfloat16(device)
+    if fast and device.type != "cpu":
+        return
+    orthogonalize = partial(_orthogonalize, widest=_SMALL_MATRIX if fast else math.inf)
+    inner.register_step_pre_hook(lambda *_: _orthogonalize_by(orthogonalize))
+    inner.register_step_post_hook(lambda *_: _orthogonalize_by(_ORTHOGONALIZE))
+
+
+def _orthogonalize(matrix: torch.Tensor, *args: Any, widest: float, **kwargs: Any) -> torch.Tensor:
+    kwargs["dtype"] = torch.float32 if min(matrix.shape[-2:]) <= widest else torch.bfloat16
+    return _ORTHOGONALIZE(matrix, *args, **kwargs)
 
 
 def _orthogonalize_by(function: Callable[..., torch.Tensor]) -> None:
