@@ -89,6 +89,32 @@ def test_parts_on_other_images_stay_noted(tmp_path):
     assert note_trained(tmp_path, two, goes_on=False) == []  # a run that begins anew
 
 
+@pytest.mark.parametrize("make", [masks, boxes, classes])
+def test_images_that_the_first_weights_were_trained_on_are_told(tmp_path, make):
+    kind, runs = make(tmp_path / "data"), [tmp_path / "runs" / str(i) for i in range(4)]
+    for run in runs:
+        (run / "best").mkdir(parents=True)
+    first, second = (ready(kind, tmp_path / "data", seed=seed) for seed in (1, 2))
+    note_trained(runs[0], first, goes_on=False)
+    assert note_trained(runs[1], first, goes_on=False, start=str(runs[0])) == []  # the same split
+    validated = second.listing("val").names
+    seen = len(set(validated) & set(first.listing("train").names))
+    assert seen > 0
+    weights = runs[0] / "best" / "model.safetensors"
+    weights.touch()
+    (line,) = note_trained(runs[2], second, goes_on=False, start=str(weights))
+    assert line.startswith(
+        f"{seen} of the {len(validated)} images to validate were trained on by the run whose weights"
+    )
+    assert note_trained(runs[2], second, goes_on=True) == [line]
+    assert measured_before(runs[2], second).startswith(
+        f"{seen} of the {len(validated)} images measured were trained on"
+    )
+    assert note_trained(runs[3], second, goes_on=False, start=str(runs[2] / "best")) == [line]  # over two runs
+    assert note_trained(runs[3], second, goes_on=False, start="resnet18") == []
+    assert [part.start for part in read_trained(runs[2])] == [True, False]
+
+
 def test_a_run_that_does_not_tell_is_no_error(tmp_path):
     classes(tmp_path / "data")
     data = ready(ImageFolderDataModule, tmp_path / "data")

@@ -241,7 +241,7 @@ def _begin(
         if rows := getattr(job.data, "split_rows", ()):
             write_csv(run_dir / SPLIT, [{"file": file, "split": split} for file, split in rows])
         note_part(run_dir, job.settings, *begun)
-        others = note_trained(run_dir, job.data, begun.resumed_from is not None)
+        others = note_trained(run_dir, job.data, begun.resumed_from is not None, job.task.first_weights)
         if others:
             job.data.remarks = [*job.data.remarks, *others]
     _tell([*told, *others], job, trainer, run_dir)

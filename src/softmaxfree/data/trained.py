@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,47 +28,68 @@ class TrainedFiles(NamedTuple):
         root: folder or tar file, absolute.
         files: what is known of the content of each, by its name below the root: the number of bytes and, of up to
             10,000 files, a digest of the first ones. Of slides, which are known by their names, nothing.
+        start: whether the weights that the run starts from were trained on them, and the run itself was not.
     """
 
     root: str
     files: dict[str, str]
+    start: bool = False
 
 
 def read_trained(run_dir: Path) -> list[TrainedFiles]:
-    """Return what a run was trained on, the last part last; empty where it does not tell."""
+    """Return what a run was trained on, after what its first weights were; the last part last; empty if not told."""
     try:
         parts = json.loads((run_dir / TRAINED).read_text(encoding="utf-8"))
-        return [TrainedFiles(str(part["root"]), dict(part["files"])) for part in parts]
+        return [TrainedFiles(str(p["root"]), dict(p["files"]), bool(p.get("start"))) for p in parts]
     except (OSError, ValueError, KeyError, TypeError):  # an earlier version's, or cut off by a full disk
         return []
 
 
-def note_trained(run_dir: Path, data: Any, goes_on: bool) -> list[str]:
-    """Note what a run, or a part of it, trains on.
+def note_trained(run_dir: Path, data: Any, goes_on: bool, start: str | None = None) -> list[str]:
+    """Note what a run, or a part of it, trains on, and what the weights that it starts from were trained on.
 
     Args:
         run_dir: folder of the run.
         data: its data module, set up. Of more than 100,000 files nothing is noted, nor of data without files.
         goes_on: whether parts were before, whose images stay noted.
+        start: of a new run the weights that it starts from: a path in the folder of a run, or else not known.
 
     Returns:
-        Of each earlier part with other images a sentence.
+        Of each earlier part with other images a sentence, and one if images that validate were trained on before.
 
     Raises:
         OSError: the disk is full.
     """
     now, unit = _files_of(data, "train"), getattr(data, "unit", "image")
-    before = read_trained(run_dir) if goes_on else []
+    before = read_trained(run_dir) if goes_on else _of_start(start)
     others = [part for part in before if now is None or part.files != now.files]
     parts = [*others, *([now] if now is not None else [])]  # the same images elsewhere take the place of these
     if parts:
         with atomic_write(run_dir / TRAINED) as file:
             file.write_text(json.dumps([part._asdict() for part in parts], indent=0), encoding="utf-8")
-    return [
+    told = [
         f"the run was begun on other {unit}s, {len(part.files)}{f' of {part.root}' if part.root else ''}, and went on "
         "with those of now: its weights are trained on both"
         for part in others
+        if not part.start
     ]
+    seen, total = _seen([part for part in others if part.start], data)
+    if seen:
+        told.append(
+            f"{len(seen)} of the {total} {unit}s to validate were trained on by the run whose weights this one starts "
+            f"from, such as {min(seen)}: the score is too good; one split for both runs keeps them apart"
+        )
+    return told
+
+
+def _of_start(given: str | None) -> list[TrainedFiles]:
+    """What weights were trained on, by the nearest run folder that holds them."""
+    path = Path((given or "").removeprefix("local-dir:")).expanduser()
+    if not given or not path.exists():  # a name
+        return []
+    path = path.resolve()
+    parts = next(filter(None, map(read_trained, (path, *path.parents[:2]))), [])
+    return [part._replace(start=True) for part in parts]
 
 
 def require_trained(run_dir: Path, data: Any) -> None:
@@ -104,28 +125,30 @@ def measured_before(run_dir: Path, data: Any) -> str:
     Returns:
         One line; empty where the run or the data does not tell its files.
     """
+    parts = read_trained(run_dir)
+    unit = getattr(data, "unit", "image")
+    seen, total = _seen(parts, data)
+    if not parts or not total:
+        return ""
+    if seen is None:
+        return f"not compared with those of the training, as there are more than {MOST_COMPARED:,} images"
+    if not seen:
+        return f"none of the {total} {unit}s measured was trained on"
+    return f"{len(seen)} of the {total} {unit}s measured were trained on, such as {min(seen)}: the score is too good"
+
+
+def _seen(parts: Sequence[TrainedFiles], data: Any) -> tuple[Collection[str] | None, int]:
+    """Which of those that are measured are in the parts, None where they are too many, and how many are measured."""
     if hasattr(data, "names_of"):
         measured = [*data.names_of("val"), *data.names_of("test")]
-        seen = {name for part in read_trained(run_dir) for name in part.files}
-        return _told(seen & set(measured), len(measured), data.unit) if seen and measured else ""
-    parts, val = read_trained(run_dir), data.listing("val") if hasattr(data, "listing") else None
-    if not parts or val is None or not val.names:
-        return ""
+        return {name for part in parts for name in part.files} & set(measured), len(measured)
+    val = data.listing("val") if hasattr(data, "listing") else None
+    if val is None or not val.names:
+        return (), 0
     total = len(val.names)
     if total + sum(len(part.files) for part in parts) > MOST_COMPARED:
-        return f"not compared with those of the training, as there are more than {MOST_COMPARED:,} images"
-    trained: set[str] = set()
-    for part in parts:
-        trained |= _among(part, val)
-    return _told(trained, total, "image")
-
-
-def _told(trained: Collection[str], total: int, unit: str) -> str:
-    if not trained:
-        return f"none of the {total} {unit}s measured was trained on"
-    return (
-        f"{len(trained)} of the {total} {unit}s measured were trained on, such as {min(trained)}: the score is too good"
-    )
+        return None, total
+    return set[str]().union(*(_among(part, val) for part in parts)), total
 
 
 def _among(part: TrainedFiles, val: Listing) -> set[str]:

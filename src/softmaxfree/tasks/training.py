@@ -119,8 +119,7 @@ class AbstractTask(AbstractCurvatureTask):
         check_optimizer(opt)
         require(freeze in ("none", "backbone"), "model.freeze", freeze, "none or backbone")
         require(0 < backbone_lr_scale < math.inf, "model.backbone_lr_scale", backbone_lr_scale, "above 0 and finite")
-        allowed = "a file, a folder, a name or null"
-        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, allowed)
+        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, "path, name or null")
         self._init_from = init_from
         self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
         with self.naming_arguments():
@@ -159,6 +158,13 @@ class AbstractTask(AbstractCurvatureTask):
             )
         return arguments | ({"pretrained": True} if self._init_from == "pretrained" else {})
 
+    @property
+    def first_weights(self) -> str | None:
+        """Path or name of the weights that it starts from; None of random ones."""
+        arguments = self.hparams.get("model_args") or {}
+        given = self._init_from or arguments.get("checkpoint_path")
+        return self.hparams["name"] if given == "pretrained" or arguments.get("pretrained") else given
+
     @contextmanager
     def naming_arguments(self) -> Iterator[None]:
         """Let an error that begins with an argument of the task name it as the command does: `model.name`.
@@ -195,8 +201,7 @@ class AbstractTask(AbstractCurvatureTask):
             self.loaded, self._first = started.told, (source.class_names, started)
         if h["freeze"] == "backbone":
             freeze_backbone(self.model)
-            given = self._init_from or (h["model_args"] or {}).keys() & {"pretrained", "checkpoint_path"}
-            random = "" if given else _AT_RANDOM
+            random = "" if self.first_weights else _AT_RANDOM
             frozen = f"the backbone is frozen{random}, {self.num_trained:,} parameters train"
             self.loaded = "; ".join(filter(None, (self.loaded, frozen)))
             self.train(self.training)
