@@ -115,6 +115,24 @@ def test_images_that_the_first_weights_were_trained_on_are_told(tmp_path, make):
     assert [part.start for part in read_trained(runs[2])] == [True, False]
 
 
+def test_files_that_are_gone_or_were_overwritten_are_known_by_what_was_noted(tmp_path):
+    classes(tmp_path / "data")
+    data = ready(ImageFolderDataModule, tmp_path / "data")
+    note_trained(tmp_path, data, goes_on=False)
+    (gone, overwritten), root = data.listing("train").names[:2], tmp_path / "data"
+    for folder in ("seen", "new"):
+        for kind in "ab":
+            (tmp_path / folder / kind).mkdir(parents=True)
+    (root / gone).rename(tmp_path / "seen" / "a" / "another name.png")
+    shutil.copy(root / overwritten, tmp_path / "seen" / "b" / "kept.png")
+    picture(root / overwritten)
+    shutil.copy(root / overwritten, tmp_path / "new" / "a")
+    picture(tmp_path / "new" / "b" / "other.png")
+    for folder, told in (("seen", "2 of the 2 images measured were"), ("new", "none of the 2 images measured was")):
+        other = ready(ImageFolderDataModule, tmp_path / folder, "validate", split=EVERY)
+        assert measured_before(tmp_path, other).startswith(f"{told} trained on")
+
+
 def test_a_run_that_does_not_tell_is_no_error(tmp_path):
     classes(tmp_path / "data")
     data = ready(ImageFolderDataModule, tmp_path / "data")

@@ -115,8 +115,8 @@ def require_trained(run_dir: Path, data: Any) -> None:
 def measured_before(run_dir: Path, data: Any) -> str:
     """Return in words how many of the images that are measured are among those that a run was trained on.
 
-    Slides are the same where their names are. Files are the same where their content is; where the trained one is gone,
-    where its name and what is noted of its content are.
+    Slides are the same where their names are. Files are the same where their content is; where the trained one is gone
+    or was overwritten, where what is noted of its content is, or in very large sets name and size.
 
     Args:
         run_dir: folder of the run.
@@ -152,19 +152,23 @@ def _seen(parts: Sequence[TrainedFiles], data: Any) -> tuple[Collection[str] | N
 
 
 def _among(part: TrainedFiles, val: Listing) -> set[str]:
+    """The files of the content that was noted; where the trained file is as it was, they are compared as a whole."""
     root = Path(part.root)
     if root.is_file():  # a tar file, whose members have places
         there = list_files(root)
-        there = replace(there, classes=[""] * len(there.names))
-        train = there.select([i for i, name in enumerate(there.names) if name in part.files])
     else:
-        train = Listing.of_files(root, [name for name in part.files if (root / name).is_file()])
-    gone = part.files.keys() - set(train.names)
-    moved = {
-        str(val.root / name)
-        for i, name in enumerate(val.names)
-        if name in gone and part.files[name] == _content(val, i, deep=" " in part.files[name])
-    }
+        there = Listing.of_files(root, [name for name in part.files if (root / name).is_file()])
+    there = replace(there, classes=[""] * len(there.names))
+    noted_of = [part.files.get(name) for name in there.names]
+    train = there.select([i for i, own in enumerate(noted_of) if own is not None and own == _content(there, i, " " in own)])
+    noted = part.files.keys() - set(train.names)  # gone, or overwritten since: what is left of them is this
+    contents = {part.files[name] for name in noted}
+    sizes = {content.split(" ")[0] for content in contents}
+    moved = set[str]()
+    for i, name in enumerate(val.names):
+        if _content(val, i, deep=False) in sizes:
+            known = _content(val, i, deep=True) in contents or (name in noted and " " not in part.files[name])
+            moved |= {str(val.root / name)} if known else set()
     return moved | {second for _, second in equal_files(train, val)}
 
 
