@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from softmaxfree.errors import InputError
 
-__all__ = ["read_names", "read_tensors"]
+__all__ = ["read_names", "read_tensors", "refusal"]
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # torch's, about files that it then refuses
             return timm.models.load_state_dict(str(path))
     except Exception as error:  # whatever a decoder makes of foreign bytes
-        raise InputError(_refusal(path, error)) from error
+        raise InputError(refusal(path, error)) from error
 
 
 def read_names(path: Path) -> list[str]:
@@ -51,10 +51,19 @@ def read_names(path: Path) -> list[str]:
         with safe_open(str(path), framework="pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise InputError(_refusal(path, error)) from error
+        raise InputError(refusal(path, error)) from error
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def refusal(path: Path, error: Exception) -> str:
+    """Return in words why a file of weights cannot be read.
+
+    Args:
+        path: the file.
+        error: that was raised.
+
+    Returns:
+        One line, which names the file.
+    """
     cause = error.__cause__ or error
     if not path.stat().st_size:
         return f"{path} cannot be read as weights: it is empty"
@@ -70,7 +79,8 @@ def _refusal(path: Path, error: Exception) -> str:
             f"{path} is refused: {code[1] if code else 'code'} would have to run to read it, and a file can "
             "hold any code. If you trust it, load it elsewhere and save its state dict alone"
         )
-    return f"{path} cannot be read as weights ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})"
+    said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    return f"{path} cannot be read as weights; it may be cut off ({said})"
 
 
 def _may_be_pickled(path: Path) -> bool:

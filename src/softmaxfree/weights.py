@@ -14,7 +14,7 @@ from softmaxfree.errors import InputError
 from softmaxfree.models.creation import standalone
 from softmaxfree.models.record import NAME, encode
 from softmaxfree.printing import few
-from softmaxfree.tensors import read_tensors
+from softmaxfree.tensors import read_tensors, refusal
 
 __all__ = ["Recorded", "complete", "read_model_config", "read_notes", "read_record", "read_weights", "require_finite"]
 
@@ -156,7 +156,10 @@ def read_notes(path: str | Path) -> dict[str, Any]:
             return read_model_config(config)
         return metadata
     if Path(path).suffix == ".ckpt" and Path(path).is_file():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises what its parts raise
+            raise InputError(refusal(Path(path), error)) from error
     return {}
 
 

@@ -20,7 +20,7 @@ def scored(scores, patience=1, **arguments):
 def test_it_stops_in_the_second_half_and_says_why(capsys):
     scores = [0.9, 0.1, 0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.25, 0.1, 0.1, 0.1]  # the best of all is a lucky early one
     assert scored(scores, 2, max_epochs=12).current_epoch == 9
-    line = "in their second half val/score has not risen above 0.3000, that of epoch 7, for 2 epochs"
+    line = "in their second half none was better than epoch 7, with val/score 0.3000, for 2 epochs"
     assert f"stopped after epoch 9 of 12: {line}" in (capsys.readouterr().out)
 
 

@@ -232,10 +232,11 @@ def cam(outputs: Outputs, subject: Subject, target: int | None, stage: int | Non
     share = f"{100 * numbers['share_above_half']:.1f} % of the pixels above half"
     if not found.pixels.any():
         share = f"which nothing at {found.layer} raises: an earlier --stage may tell more"
+    what = "score" if found.box is not None else "logit"
     outputs.write(
         lambda: pictures.draw_activation(subject.picture, found, f"what raises the score of {of} {name}"),
         numbers,
-        f"{of} {name}: score {found.score:.4g}, {share}, in {found.cells[0]} x {found.cells[1]} cells",
+        f"{of} {name}: {what} {found.score:.4g}, {share}, in {found.cells[0]} x {found.cells[1]} cells",
     )
 
 

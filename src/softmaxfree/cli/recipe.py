@@ -18,6 +18,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 
+from softmaxfree.arguments import require
 from softmaxfree.cli.allocator import keep_freed_memory
 from softmaxfree.cli.device import num_processes
 from softmaxfree.cli.settings import AUTO, OF_MACHINE, Setting, Settings, decide, of_files, take_autos
@@ -88,6 +89,7 @@ def load_job(
     except ArgumentError as error:
         raise InputError(in_plain_words(str(error), content)) from error
     _type_nested(config, overrides)
+    require(0 <= config.run.seed < 2**32, "run.seed", config.run.seed, "a whole number from 0 to 4294967295")
     seed_everything(config.run.seed, workers=True, verbose=False)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)

@@ -64,11 +64,13 @@ def with_record(
     else:
         return dict(content), []
     content = {**content, "model": _without_start(content)}
-    prepared = getattr(class_of(recipe, content, "datamodule"), "preparation", ())
+    data_class = class_of(recipe, content, "datamodule")
+    prepared = getattr(data_class, "preparation", ())
     if "input_size" in config:  # of files that do not tell the data module's own arguments
         arguments = {**config, "img_size": config["input_size"][-1], **arguments}
     data = {key: _plain(arguments[key]) for key in prepared if key in arguments}
-    content = with_split(content, path.parent, overrides)
+    if "split" in inspect.signature(data_class).parameters:
+        content = with_split(content, path.parent, overrides)
     sections = {"model": _plain(model), "data": data}
     changes = [
         f"{section}.{key} {content[section][key]} -> {value}"
@@ -95,9 +97,10 @@ def with_split(content: Mapping[str, Any], run_dir: Path, overrides: Sequence[st
     """
     file, data = run_dir / SPLIT, content.get("data") or {}
     given = {keys[1] for option in overrides if (keys := keys_of(option))[0] == "data" and len(keys) > 1}
-    if "split" in given or not file.is_file():
+    other = bool(moved(run_dir, overrides))
+    if "split" in given or not (other or file.is_file()):
         return dict(content)
-    split = EVERY if moved(run_dir, overrides) else str(file)
+    split = EVERY if other else str(file)
     return {**content, "data": {**data, "split": split}}
 
 
@@ -120,9 +123,16 @@ def moved(run_dir: Path, overrides: Sequence[str]) -> list[str]:
         section, *rest = keys_of(option)
         if section == "data" and rest and rest[0] in PLACES:
             old, new = data.get(rest[0]), option.partition("=")[2]
-            if old is None or Path(str(old)).expanduser().resolve() != Path(new).expanduser().resolve():
+            if not same_place(old, new):
                 changes.append(f"data.{rest[0]} {old} -> {new}")
     return changes
+
+
+def same_place(one: Any, other: Any) -> bool:
+    """Return whether two values of a recipe name one file or folder."""
+    if one is None or other is None:
+        return one is other
+    return Path(str(one)).expanduser().resolve() == Path(str(other)).expanduser().resolve()
 
 
 def require_same(run_dir: Path, config: str) -> None:
@@ -142,6 +152,7 @@ def require_same(run_dir: Path, config: str) -> None:
         for keys, value in now.items()
         if keys in before
         and before[keys] != value
+        and not (keys[0] == "data" and keys[1] in PLACES and same_place(before[keys], value))
         and keys[0] in ("model", "data")
         and keys not in _HARMLESS
         and keys[1] not in _OF_CHECKPOINT

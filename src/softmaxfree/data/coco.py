@@ -194,6 +194,9 @@ class CocoDataModule(AbstractImagesDataModule):
             absent = [name for name, count in zip(self.class_names, own, strict=True) if not count]
             if absent:
                 parts.append(f"no box in {split} of {few(absent)}")
+            if crowds := self._read[split].num_crowds(self._chosen[split]):
+                use = "not trained on" if split == "train" else "no mistakes where they are found"
+                parts.append(f"{crowds} region{'s' * (crowds > 1)} in {split} marked as crowds: {use}")
             if empty := sum(not self._read[split].labels_of(i) for i in self._chosen[split]):
                 parts.append(f"{empty} image{'s' * (empty > 1)} in {split} without boxes")
         tied = [own.tied for own in dict.fromkeys(self._read.values()) if own.tied]

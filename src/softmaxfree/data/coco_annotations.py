@@ -105,10 +105,16 @@ class CocoAnnotations:
 
     def class_counts(self, indices: Sequence[int]) -> Tensor:
         """Return how many boxes of each class some images have, crowds left out; int64 (classes,)."""
+        return self._labels[self._of(indices) & ~self._crowds].bincount(minlength=len(self.class_names))
+
+    def num_crowds(self, indices: Sequence[int]) -> int:
+        """Return how many regions of some images are marked as crowds."""
+        return int((self._of(indices) & self._crowds).sum())
+
+    def _of(self, indices: Sequence[int]) -> Tensor:
         wanted = torch.zeros(len(self), dtype=torch.bool)
         wanted[list(indices)] = True
-        chosen = wanted[self._owners] & ~self._crowds
-        return self._labels[chosen].bincount(minlength=len(self.class_names))
+        return wanted[self._owners]
 
     def labels_of(self, index: int) -> set[int]:
         """Return the labels that occur in an image, crowds left out."""

@@ -52,7 +52,9 @@ def image_problem(entry: Any) -> str | None:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
         return _not(entry, "file_name", "the name of a file")
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+    if PurePath(name).is_absolute():
+        return f"has the file_name {name!r}, which is absolute; write it relative to the folder of images"
+    if ".." in PurePath(name).parts:
         return f"has the file_name {name!r}, which is outside the folder of images; write it relative to that"
     for key in ("height", "width"):
         value: Any = entry.get(key)

@@ -186,10 +186,11 @@ def found_classes(
     if not 2 <= len(names) <= _MOST:
         raise InputError(f"{file} names {len(names)} class(es); allowed are 2 to {_MOST}, the background among them")
     told = ", ".join(map(show_value, listed[:5])) + (", ..." if len(listed) > 5 else "")
-    allowed = f"{file} allows {told}" + ("" if IGNORED in listed else f", and {IGNORED} for what is ignored")
+    left = ", ".join(map(show_value, sorted(ignored - set(listed))))
+    allowed = f"{file} allows {told}" + (f", and {left} for what is ignored" if left else "")
     classes = MaskClasses(tuple(listed), tuple(names), frozenset(ignored) - set(listed), allowed)
     if wrong := classes.wrong(values):
-        raise InputError(f"{_listed(wrong, pixels, first)}; {allowed}")
+        raise InputError(f"{_listed(wrong, pixels, first)}; {allowed}; what else is a class needs a line there")
     present = [name for name, value in zip(names, listed, strict=True) if value in pixels]
     if len(present) < 2:
         what = f"only {present[0]} of the classes of {file}" if present else f"none of the classes of {file}"

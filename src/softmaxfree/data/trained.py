@@ -160,7 +160,9 @@ def _among(part: TrainedFiles, val: Listing) -> set[str]:
         there = Listing.of_files(root, [name for name in part.files if (root / name).is_file()])
     there = replace(there, classes=[""] * len(there.names))
     noted_of = [part.files.get(name) for name in there.names]
-    train = there.select([i for i, own in enumerate(noted_of) if own is not None and own == _content(there, i, " " in own)])
+    train = there.select(
+        [i for i, own in enumerate(noted_of) if own is not None and own == _content(there, i, " " in own)]
+    )
     noted = part.files.keys() - set(train.names)  # gone, or overwritten since: what is left of them is this
     contents = {part.files[name] for name in noted}
     sizes = {content.split(" ")[0] for content in contents}

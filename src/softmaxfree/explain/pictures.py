@@ -96,7 +96,8 @@ def draw_activation(picture: Image.Image, found: Activation, title: str) -> Figu
     figure, panels = _panels(2, size)
     _show_image(panels[0], picture, size, None, "image")
     rows, columns = found.cells
-    told = f"{found.method} at {found.layer}, {rows} x {columns} cells\nscore {found.score:.3g}"
+    what = "logit" if found.box is None else "score"
+    told = f"{found.method} at {found.layer}, {rows} x {columns} cells\n{what} {found.score:.3g}"
     _show_image(panels[1], picture.convert("L"), size, None, told)
     values = np.asarray(_smaller(Image.fromarray(found.pixels.cpu().float().numpy())))
     shown = panels[1].imshow(

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,9 @@ def create_model(name: str, **arguments: Any) -> Any:
         with quiet_hub():
             return timm.create_model(name, **arguments)
     except TypeError as error:
-        raise InputError(f"model_args: {error}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        told = f"{name} has no argument {unknown[1]!r}" if unknown else str(error)
+        raise InputError(f"model_args: {told}") from error
     except FileNotFoundError as error:
         raise InputError(f"model_args: the weights of {name} are not there: {first_line(error)}") from error
     except InputError:

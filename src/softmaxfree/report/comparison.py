@@ -84,6 +84,8 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
     tasks = dict.fromkeys(summary["task"] for summary in summaries)
     titles = list(dict.fromkeys(title_of(summary) for summary in summaries))
     different = different_settings(folders)
+    spread = {key for key, _ in different} if {key for key, _ in different} in _CHANCES else set[str]()
+    marked = _alike(summaries) and "data.fold" not in spread  # which are measured on other slides
     title = f"{len(folders)} runs of {titles[0]}" if len(titles) == 1 else f"{len(folders)} runs"
     render(
         "comparison.html",
@@ -95,9 +97,10 @@ def _compare(folders: Sequence[Path], summaries: Sequence[Summary], page: Path) 
         titles=[title_of(summary) for summary in summaries],
         tasks=[task.removesuffix("Task").lower() for task in tasks],
         alike=_alike(summaries),
-        scores=[row for task in tasks for row in _score_rows(task, summaries, len(tasks) > 1)],
+        marked=marked,
+        scores=[row for task in tasks for row in _score_rows(task, summaries, len(tasks) > 1, marked)],
         different=different,
-        spread=[key for key, _ in different] if {key for key, _ in different} in _CHANCES else [],
+        spread=sorted(spread),
         figures=[figure for task in tasks for figure in _figures(task, names, summaries, len(tasks) > 1)],
     )
 
@@ -144,15 +147,15 @@ def _alike(summaries: Sequence[Summary]) -> bool:
     return len(known) == len({task for task, _ in known})
 
 
-def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[dict[str, Any]]:
-    """A row each metric of a task; runs of other tasks have no value in it."""
+def _score_rows(task: str, summaries: Sequence[Summary], several: bool, marked: bool) -> list[dict[str, Any]]:
+    """A row each metric of a task; runs of other tasks have no value in it, and of equal values none is the best."""
     rows = []
     for name, label in _labels(task, summaries).items():
         own = [s if s["task"] == task and name in s["labels"] else None for s in summaries]
         values = [summary["metrics"].get(name) if summary else None for summary in own]
         if not (known := [value for value in values if value is not None]):
             continue
-        best = (min if name.endswith("loss") else max)(known) if _alike(summaries) else None
+        best = (min if name.endswith("loss") else max)(known) if marked and len(set(known)) > 1 else None
         texts = [value_text(value, label) for value in values]
         rows.append(
             {
@@ -162,7 +165,9 @@ def _score_rows(task: str, summaries: Sequence[Summary], several: bool) -> list[
                 "known": len(known),
                 "mean": value_text(statistics.mean(known), label),
                 "sd": value_text(statistics.stdev(known), label) if len(known) > 1 else ABSENT,
-                "cells": [(text, len(known) > 1 and value == best) for text, value in zip(texts, values, strict=True)],
+                "cells": [
+                    (text, best is not None and value == best) for text, value in zip(texts, values, strict=True)
+                ],
             }
         )
     return rows

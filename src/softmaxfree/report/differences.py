@@ -38,6 +38,7 @@ def different_settings(folders: Sequence[Path]) -> list[tuple[str, list[str]]]:
         same = {key for key, _ in different if key == _MODEL or _all_equal([own.get(key) for own in built])}
     if _all_equal([_split(folder) for folder in folders]):
         same.add("data.split")
+    same |= {key for key, values in different if key == "data.root" and len({Path(value) for value in values}) == 1}
     return [(key, values) for key, values in different if key not in same]
 
 

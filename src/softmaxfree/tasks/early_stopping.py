@@ -87,5 +87,5 @@ class LateEarlyStopping(EarlyStopping):
             best = f"{factor * self.best_score.item():.{digits}f}"
             task.print(
                 f"stopped after epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: in their second half "
-                f"{label} has not risen above {best}, that of epoch {self._best_epoch + 1}, for {waited} epochs"
+                f"none was better than epoch {self._best_epoch + 1}, with {label} {best}, for {waited} epochs"
             )

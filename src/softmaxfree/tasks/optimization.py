@@ -1,7 +1,7 @@
 """Learning rates: scaled to the batch, and scheduled by timm under the Trainer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,11 +23,13 @@ __all__ = [
     "create_optimizer",
     "create_schedule",
     "epochs_done",
+    "optimizer_arguments",
     "scaled_lr",
 ]
 
 _ORTHOGONALIZE = muon.zeropower_via_newtonschulz
 _SMALL_MATRIX = 128  # rows or columns up to which a processor multiplies float32 faster than bfloat16
+_DROPPED = {"betas", "eps", "momentum"}  # by timm without a word, where an optimizer has none
 _ORTHOGRAD = "orthograd"
 _WRAPPERS = ("lookahead_", f"{_ORTHOGRAD}_")
 # of pytorch-optimizer: they want another training loop, weights told apart by hand, or weights of one shape
@@ -108,8 +110,30 @@ def create_optimizer(model: nn.Module, name: str, lr: float, arguments: dict[str
         raise
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"model.opt {name!r} with {arguments}: {error}") from error
-    _widen(optimizer)
+    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of a lookahead
+    if unused := sorted(key for key in _DROPPED & arguments.keys() if key not in inner.defaults):
+        raise InputError(f"model.opt {name!r} has no {unused[0]}: leave it out of model.opt_args")
+    _widen(inner)
     return _pytorch_optimizer().OrthoGrad(optimizer) if orthogonal else optimizer
+
+
+def optimizer_arguments(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an optimizer, from those of a task.
+
+    Args:
+        hparams: of the task.
+
+    Returns:
+        The arguments.
+
+    Raises:
+        InputError: `opt_args` has what the task has an argument for.
+    """
+    given = hparams["opt_args"] or {}
+    own = {key: hparams[key] for key in ("weight_decay", "layer_decay")}
+    if twice := [key for key in ("lr", *own) if key in given]:
+        raise InputError(f"model.opt_args has {twice[0]}, {given[twice[0]]}: give model.{twice[0]} in its place")
+    return {**own, **given}
 
 
 def _widen(optimizer: Any) -> None:
@@ -118,16 +142,15 @@ def _widen(optimizer: Any) -> None:
     That is where bfloat16 is emulated, and on any processor for small matrices. timm has no argument for it, so that
     its function is exchanged for the time of a step.
     """
-    inner = getattr(optimizer, "_base_optimizer", optimizer)  # of a lookahead
-    if not isinstance(inner, Muon):
+    if not isinstance(optimizer, Muon):
         return
-    device = inner.param_groups[0]["params"][0].device
+    device = optimizer.param_groups[0]["params"][0].device
     fast = has_fast_bfloat16(device)
     if fast and device.type != "cpu":
         return
     orthogonalize = partial(_orthogonalize, widest=_SMALL_MATRIX if fast else math.inf)
-    inner.register_step_pre_hook(lambda *_: _orthogonalize_by(orthogonalize))
-    inner.register_step_post_hook(lambda *_: _orthogonalize_by(_ORTHOGONALIZE))
+    optimizer.register_step_pre_hook(lambda *_: _orthogonalize_by(orthogonalize))
+    optimizer.register_step_post_hook(lambda *_: _orthogonalize_by(_ORTHOGONALIZE))
 
 
 def _orthogonalize(matrix: torch.Tensor, *args: Any, widest: float, **kwargs: Any) -> torch.Tensor:
@@ -181,7 +204,7 @@ def create_schedule(
         The schedule.
 
     Raises:
-        InputError: the trainer has no number of epochs, or "multistep" no milestones.
+        InputError: the trainer has no number of epochs, or too few for the schedule, or "multistep" no milestones.
     """
     if not trainer.max_epochs or trainer.max_epochs < 0:
         raise InputError(
@@ -194,9 +217,14 @@ def create_schedule(
         "warmup_epochs": warmup_epochs,
         "decay_milestones": [epoch + 1 for epoch in decay_milestones or ()],  # timm's are one early
     }
-    schedule, _ = create_scheduler_v2(
-        optimizer, name, trainer.max_epochs, warmup_lr=warmup_lr, min_lr=min_lr, decay_rate=decay_rate, **in_epochs
-    )
+    rates: Any = {"warmup_lr": warmup_lr, "min_lr": min_lr, "decay_rate": decay_rate}
+    try:
+        schedule, _ = create_scheduler_v2(optimizer, name, trainer.max_epochs, **rates, **in_epochs)
+    except ValueError as error:  # "wsd" falls in the last tenth of the epochs
+        raise InputError(
+            f"model.sched {name} does not fit trainer.max_epochs {trainer.max_epochs} and model.warmup_epochs "
+            f"{warmup_epochs:g}: {error}"
+        ) from error
     return schedule
 
 

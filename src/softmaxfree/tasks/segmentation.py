@@ -175,6 +175,7 @@ class SegmentationTask(AbstractTask):
     def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """Weighted mean over all labelled pixels; 0 if there are none."""
         ignored, weights = self.hparams["ignore_index"], self.class_weights
+        weights = weights.to(torch.promote_types(weights.dtype, logits[0].dtype))
         total, counted = weights.new_zeros(()), weights.new_zeros(())
         for own, label in zip(logits, labels, strict=True):
             total = total + F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")

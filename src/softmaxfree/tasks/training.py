@@ -32,6 +32,7 @@ from softmaxfree.tasks.optimization import (
     create_optimizer,
     create_schedule,
     epochs_done,
+    optimizer_arguments,
     scaled_lr,
 )
 from softmaxfree.tasks.sharding import broadcast_buffers, shard
@@ -285,7 +286,7 @@ class AbstractTask(AbstractCurvatureTask):
         """
         h = self.hparams
         lr = scaled_lr(h["lr"], h["lr_scaling"], h["base_batch"], self.trainer)
-        arguments = {"weight_decay": h["weight_decay"], "layer_decay": h["layer_decay"], **(h["opt_args"] or {})}
+        arguments = optimizer_arguments(h)
         require_single_batches(h["opt"], self.trainer)
         optimizer = create_optimizer(self.model, h["opt"], lr, arguments)
         scale_backbone_lr(optimizer, self.model, h["backbone_lr_scale"])
@@ -312,7 +313,7 @@ class AbstractTask(AbstractCurvatureTask):
             One callback, or none.
 
         Raises:
-            InputError: the decay is none, or weights are sharded or in half precision, where they cannot be averaged.
+            InputError: the decay is none, or weights are sharded or not in 32 bits, where they cannot be averaged.
         """
         decay = self.hparams["ema_decay"]
         if decay is None:
@@ -320,10 +321,10 @@ class AbstractTask(AbstractCurvatureTask):
         require(0 <= decay <= 1, "model.ema_decay", decay, "from 0 to 1")
         if self._sharded():
             raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
-        if self._trainer is not None and str(self._trainer.precision) in ("16-true", "bf16-true"):
+        if self._trainer is not None and str(self._trainer.precision) in ("16-true", "bf16-true", "64-true"):
             raise InputError(
-                f"model.ema_decay must be null with trainer.precision {self._trainer.precision}: the steps of an "
-                "average are too small for such weights"
+                f"model.ema_decay must be null with trainer.precision {self._trainer.precision}: an average is kept in "
+                "32 bits"
             )
         # of `configure_model`, which does nothing then
         warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides")

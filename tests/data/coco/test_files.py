@@ -34,7 +34,7 @@ OTHERS = [
     (lambda d: d["images"][1].update(file_name=None), r"images\[1\] has the file_name None"),
     (lambda d: d["images"][1].update(id="7"), r"images\[1\] has the id '7'; write a whole number"),
     (lambda d: d["images"][1].update(file_name="../val2017/7.jpg"), r"'../val2017/7.jpg', which is outside the folder"),
-    (lambda d: d["images"][1].update(file_name="/etc/7.jpg"), r"'/etc/7.jpg', which is outside the folder"),
+    (lambda d: d["images"][1].update(file_name="/etc/7.jpg"), r"'/etc/7.jpg', which is absolute; write it relative"),
     (lambda d: d["images"].append("8.jpg"), r"images\[3\] is no object"),
     (lambda d: d["categories"][0].pop("name"), r"categories\[0\] has no name"),
     (lambda d: d["categories"][0].update(id=None), r"categories\[0\] has the id None"),
