@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from softmaxfree.cli.checkpoint import find_checkpoint, find_kind, load_classifier
 from softmaxfree.cli.device import find_device
 from softmaxfree.errors import InputError
+from softmaxfree.weights import read_notes
 
 
 def make(folder, *names):
@@ -71,6 +72,14 @@ def test_a_text_is_no_checkpoint(name, text, tmp_path):
     if name.endswith(".ckpt"):
         with pytest.raises(InputError, match="is a text, no file of weights; allowed are"):
             find_kind(str(tmp_path / name))
+
+
+def test_a_checkpoint_that_is_cut_off_is_named(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"model.a": torch.zeros(5000)}}, path)
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(InputError, match=r"last.ckpt cannot be read as weights; it may be cut off \("):
+        read_notes(path)
 
 
 def test_the_checkpoint_tells_its_task(tmp_path):

@@ -260,7 +260,7 @@ def test_a_finished_run_is_not_rewritten_by_other_data(photos, finished, tmp_pat
     assert (run / "summary.json").read_bytes() == summary
     assert (run / "report.html").read_bytes() == report
     capsys.readouterr()
-    train.run("classification", ["--data.batch_size=4"], resume=str(run))
+    train.run("classification", ["--data.batch_size=4", f"--data.root={photos}/"], resume=str(run))
     assert f"data      {photos}: 30 images of 2 classes" in capsys.readouterr().out
 
 

@@ -133,6 +133,43 @@ def test_files_that_are_gone_or_were_overwritten_are_known_by_what_was_noted(tmp
         assert measured_before(tmp_path, other).startswith(f"{told} trained on")
 
 
+def relabel(root, kind):
+    """Change labels alone."""
+    if kind is masks:
+        for path in (root / "masks").iterdir():
+            picture(path, 1 - np.eye(40, dtype=np.uint8))
+        return
+    path = root / ("table.csv" if kind is table else "mine.json")
+    old, new = (",a\n", ",b\n") if kind is table else ('"bbox": [1, 1, 20', '"bbox": [1, 1, 9')
+    lines = path.read_text()
+    assert lines.count(old) > 2
+    path.write_text(lines.replace(old, new, 2))
+
+
+def table(root):
+    classes(root)
+    rows = [f"{path.parent.name}/{path.name},{path.parent.name}\n" for path in sorted(root.glob("*/*.png"))]
+    (root / "table.csv").write_text("".join(["image,label\n", *rows]))
+    return lambda place, **arguments: ImageFolderDataModule(place, train_csv=f"{place}/table.csv", **arguments)
+
+
+@pytest.mark.parametrize("make", [masks, boxes, table])
+def test_changed_labels_are_told(tmp_path, make):
+    kind = make(tmp_path / "data")
+    first = ready(kind, tmp_path / "data")
+    note_trained(tmp_path, first, goes_on=False)
+    (tmp_path / "split.csv").write_text(
+        "file,split\n" + "".join(f"{file},{split}\n" for file, split in first.split_rows)
+    )
+    relabel(tmp_path / "data", make)
+    changed = ready(kind, tmp_path / "data", split=str(tmp_path / "split.csv"))
+    with pytest.raises(InputError, match=r"finished, and the labels of its training images were changed since"):
+        require_trained(tmp_path, changed)
+    (line,) = note_trained(tmp_path, changed, goes_on=True)
+    assert "labels of the training images were changed since the run began" in line
+    require_trained(tmp_path, changed)
+
+
 def test_a_run_that_does_not_tell_is_no_error(tmp_path):
     classes(tmp_path / "data")
     data = ready(ImageFolderDataModule, tmp_path / "data")

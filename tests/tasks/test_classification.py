@@ -221,7 +221,11 @@ def test_sharded_weights_cannot_be_averaged():
 
 @pytest.mark.parametrize(
     ("decay", "precision", "message"),
-    [(1.5, "32-true", "from 0 to 1, got 1.5"), (0.9, "bf16-true", "null with trainer.precision bf16-true")],
+    [
+        (1.5, "32-true", "from 0 to 1, got 1.5"),
+        (0.9, "bf16-true", "null with trainer.precision bf16-true"),
+        (0.9, "64-true", "null with trainer.precision 64-true"),
+    ],
 )
 def test_an_average_that_cannot_be_is_refused(decay, precision, message):
     module = task(ema_decay=decay)

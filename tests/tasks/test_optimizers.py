@@ -15,7 +15,7 @@ from softmaxfree.cli.predict_classes import predict_classes
 from softmaxfree.errors import InputError
 from softmaxfree.ops import stablemax_logits
 from softmaxfree.tasks import optimization
-from softmaxfree.tasks.optimization import check_optimizer, create_optimizer
+from softmaxfree.tasks.optimization import check_optimizer, create_optimizer, optimizer_arguments
 from tests.tasks.test_classification import fit, task
 
 ORTHOGONALIZE = muon.zeropower_via_newtonschulz
@@ -85,6 +85,23 @@ def test_an_unknown_one_is_refused_with_the_nearest_names(name, message):
 def test_arguments_that_it_does_not_take_are_refused():
     with pytest.raises(InputError, match=r"model.opt 'ranger21' with {}: .*num_iterations"):
         create_optimizer(network(), "ranger21", 0.1, {})
+    for name, given in (
+        ("sgd", {"betas": [0.9, 0.99]}),
+        ("adamw", {"momentum": 0.5}),
+        ("lookahead_lion", {"eps": 1e-3}),
+    ):
+        with pytest.raises(InputError, match=rf"model.opt '{name}' has no {next(iter(given))}: leave it out"):
+            create_optimizer(network(), name, 0.1, given)
+    create_optimizer(network(), "lookahead_sgd", 0.1, {"momentum": 0.5})
+    with pytest.raises(InputError, match=r"model.opt_args has weight_decay, 0.9: give model.weight_decay in its place"):
+        optimizer_arguments({"weight_decay": 0.05, "layer_decay": None, "opt_args": {"weight_decay": 0.9}})
+
+
+def test_a_schedule_that_the_run_is_too_short_for_is_refused():
+    with pytest.raises(
+        InputError, match=r"model.sched wsd does not fit trainer.max_epochs 1 and model.warmup_epochs 1: "
+    ):
+        fit(task(sched="wsd"), max_epochs=1)
 
 
 def test_the_loss_with_stablemax():

@@ -95,6 +95,10 @@ class LabelledImages(Dataset):
     def __len__(self) -> int:
         return len(self.targets)
 
+    def label_bytes(self, index: int) -> bytes:
+        """Return what tells whether a label was changed: its class."""
+        return self.listing.classes[index].encode(errors="surrogateescape")
+
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return read_image(self.listing.file(index), self.mode, self.max_pixels), self.targets[index]
 

@@ -345,6 +345,10 @@ class _CocoImages(Dataset):
         """The files."""
         return Listing.of_files(self.annotations.folder, [self.annotations.names[i] for i in self.chosen])
 
+    def label_bytes(self, index: int) -> bytes:
+        """Return what tells whether boxes were changed."""
+        return self.annotations.label_bytes(self.chosen[index])
+
     def filename(self, index: int, absolute: bool = True) -> str:
         name = self.annotations.names[self.chosen[index]]
         return str(self.annotations.folder / name) if absolute else name

@@ -121,6 +121,15 @@ class CocoAnnotations:
         begin, end = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
         return set(self._labels[begin:end][~self._crowds[begin:end]].tolist())
 
+    def label_bytes(self, index: int) -> bytes:
+        """Return what tells whether the instances of an image were changed: classes, boxes, crowds and masks."""
+        own = slice(int(self._ends[index - 1]) if index else 0, int(self._ends[index]))
+        arrays = [part.numpy() for part in (self._labels[own], self._boxes[own], self._crowds[own])]
+        masks = [] if self._masks is None else self._masks[own]
+        arrays += [polygon for mask in masks if isinstance(mask, list) for polygon in mask]
+        coded = [mask for mask in masks if not isinstance(mask, list)]
+        return b"".join(array.tobytes() for array in arrays) + repr(coded).encode()
+
     def target(self, index: int, with_crowds: bool) -> dict[str, Any]:
         """Return the instances of an image.
 

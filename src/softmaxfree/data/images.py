@@ -1,5 +1,6 @@
 """Images from files, of which some may be broken, and the data module around them."""
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -252,6 +253,16 @@ class AbstractImagesDataModule(LightningDataModule):
     def listing(self, split: str) -> Listing | None:
         """Return the files of a split that was set up; None where it is not of files."""
         return getattr(getattr(self._sets.get(split), "dataset", None), "listing", None)
+
+    def labels_digest(self, split: str) -> str:
+        """Return a digest of the labels of a split that was set up, whatever their kind; "" where there is none."""
+        images: Any = getattr(self._sets.get(split), "dataset", None)
+        if not hasattr(images, "label_bytes"):
+            return ""
+        digest = hashlib.sha256()
+        for index in range(len(images)):
+            digest.update(images.label_bytes(index) + b"\n")
+        return digest.hexdigest()[:32]
 
     @property
     def class_counts(self) -> tuple[int, ...]:

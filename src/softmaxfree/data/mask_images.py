@@ -21,6 +21,8 @@ from softmaxfree.printing import few
 
 __all__ = ["MaskImages", "MaskPair", "read_mask"]
 
+_HEAD = 2**16  # bytes of a mask that tell whether it was changed
+
 
 class MaskPair(NamedTuple):
     """Files that belong together.
@@ -96,6 +98,15 @@ class MaskImages(Dataset):
         paths = [os.path.abspath(pair.image) for pair in self.pairs]
         root = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
         return Listing.of_files(root, [Path(path).relative_to(root).as_posix() for path in paths])
+
+    def label_bytes(self, index: int) -> bytes:
+        """Return what tells whether a mask was changed: size and beginning of its file; none if it cannot be read."""
+        path = Path(self.pairs[index].mask)
+        try:
+            with path.open("rb") as file:
+                return f"{path.stat().st_size} ".encode() + file.read(_HEAD)
+        except OSError:  # it is told when it is trained on
+            return b""
 
     def filename(self, index: int, absolute: bool = True) -> str:
         """Return the name of an image."""

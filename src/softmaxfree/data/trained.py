@@ -29,18 +29,23 @@ class TrainedFiles(NamedTuple):
         files: what is known of the content of each, by its name below the root: the number of bytes and, of up to
             10,000 files, a digest of the first ones. Of slides, which are known by their names, nothing.
         start: whether the weights that the run starts from were trained on them, and the run itself was not.
+        labels: a digest of the labels, boxes or masks of all; "" where it is not known.
     """
 
     root: str
     files: dict[str, str]
     start: bool = False
+    labels: str = ""
 
 
 def read_trained(run_dir: Path) -> list[TrainedFiles]:
     """Return what a run was trained on, after what its first weights were; the last part last; empty if not told."""
     try:
         parts = json.loads((run_dir / TRAINED).read_text(encoding="utf-8"))
-        return [TrainedFiles(str(p["root"]), dict(p["files"]), bool(p.get("start"))) for p in parts]
+        return [
+            TrainedFiles(str(part["root"]), dict(part["files"]), bool(part.get("start")), str(part.get("labels", "")))
+            for part in parts
+        ]
     except (OSError, ValueError, KeyError, TypeError):  # an earlier version's, or cut off by a full disk
         return []
 
@@ -73,6 +78,8 @@ def note_trained(run_dir: Path, data: Any, goes_on: bool, start: str | None = No
         for part in others
         if not part.start
     ]
+    if now is not None and any(_labels_differ(part, now) for part in before if part not in others):
+        told.append(f"labels of the training {unit}s were changed since the run began: its weights are trained on both")
     seen, total = _seen([part for part in others if part.start], data)
     if seen:
         told.append(
@@ -100,7 +107,7 @@ def require_trained(run_dir: Path, data: Any) -> None:
         data: its data module, set up to train.
 
     Raises:
-        InputError: files were added, taken away or changed since.
+        InputError: files were added, taken away or changed since, or their labels.
     """
     before, now = read_trained(run_dir), _files_of(data, "train")
     if before and now is not None and before[-1].files != now.files:
@@ -110,6 +117,16 @@ def require_trained(run_dir: Path, data: Any) -> None:
             f"such as {changed[0]}: its report stays as it is; `softmaxfree validate` measures it, and a larger "
             "trainer.max_epochs goes on"
         )
+    if before and now is not None and _labels_differ(before[-1], now):
+        raise InputError(
+            f"the run in {run_dir} is finished, and the labels of its training {getattr(data, 'unit', 'image')}s were "
+            "changed since: its report stays as it is; `softmaxfree validate` measures it, and a larger "
+            "trainer.max_epochs goes on"
+        )
+
+
+def _labels_differ(before: TrainedFiles, now: TrainedFiles) -> bool:
+    return bool(before.labels and now.labels and before.labels != now.labels)
 
 
 def measured_before(run_dir: Path, data: Any) -> str:
@@ -176,13 +193,14 @@ def _among(part: TrainedFiles, val: Listing) -> set[str]:
 
 def _files_of(data: Any, split: str) -> TrainedFiles | None:
     if hasattr(data, "names_of"):
-        return TrainedFiles("", dict.fromkeys(data.names_of(split), ""))
+        return TrainedFiles("", dict.fromkeys(data.names_of(split), ""), labels=data.labels_digest(split))
     listing = data.listing(split) if hasattr(data, "listing") else None
     if listing is None or len(listing.names) > MOST_COMPARED:
         return None
     deep = len(listing.names) <= _MOST_READ
     files = {name: _content(listing, i, deep) for i, name in enumerate(listing.names)}
-    return TrainedFiles(os.path.abspath(listing.root), files)
+    labels = data.labels_digest(split) if deep and hasattr(data, "labels_digest") else ""
+    return TrainedFiles(os.path.abspath(listing.root), files, labels=labels)
 
 
 def _content(listing: Listing, index: int, deep: bool) -> str:

@@ -165,3 +165,4 @@ def test_names_of_windows(root):
     assert [name for name, _ in found.split_rows] == []
     assert sorted(path.name for path in (root / "val2017").iterdir()) == ["11.jpg", "5.jpg", "7.jpg"]
     assert len(found._sets["val"]) == 3
+    assert "1 region in val marked as crowds: no mistakes where they are found" in found.found

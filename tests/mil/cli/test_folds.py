@@ -51,6 +51,8 @@ def test_folds_are_trained_once_each_and_go_on(slides, tmp_path, capsys):
     text = re.sub(r"<(pre|style|svg).*?</\1>", "", page.read_text(encoding="utf-8"), flags=re.S)
     assert "on its own validation slides, scores named test on its test slides" in text
     assert "Mean and standard deviation are over the runs, which differ in data.fold; a run" in text
+    assert "bold" not in text  # the slides of each fold are others
+    assert "<td><b>" not in text
     (line,) = re.findall(r"<tr><td>test macro AUC</td>(.*)</tr>", text)
     cells = re.findall(r"<td>(?:<b>)?([\d.]+)", line)
     values = [f"{float(row['test/auc']):.4f}" for row in rows]

@@ -1,5 +1,6 @@
 """Slides of one's own as a LightningDataModule: features that a patch encoder wrote, and a table of labels."""
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -138,6 +139,11 @@ class BagsDataModule(AbstractBagsDataModule):
     def names_of(self, split: str) -> list[str]:
         """Return the names of the slides of "train", "val" or "test"."""
         return [slide.name for slide in self.bags[split].slides] if split in self.bags else []
+
+    def labels_digest(self, split: str) -> str:
+        """Return a digest of the labels of the slides of "train", "val" or "test"."""
+        labels = self.bags[split].labels if split in self.bags else ()
+        return hashlib.sha256(repr([label.tolist() for label in labels]).encode()).hexdigest()[:32]
 
     def setup(self, stage: str) -> None:
         """Find the slides, split and label them.
