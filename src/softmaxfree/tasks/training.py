@@ -120,7 +120,8 @@ class AbstractTask(AbstractCurvatureTask):
         check_optimizer(opt)
         require(freeze in ("none", "backbone"), "model.freeze", freeze, "none or backbone")
         require(0 < backbone_lr_scale < math.inf, "model.backbone_lr_scale", backbone_lr_scale, "above 0 and finite")
-        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, "path, name or null")
+        allowed = "a file, a folder, a name or null"
+        require(init_from is None or bool(init_from.strip()), "model.init_from", init_from, allowed)
         self._init_from = init_from
         self._first: tuple[list[str], Started | None] = [], None  # classes of what was loaded
         with self.naming_arguments():
