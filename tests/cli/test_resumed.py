@@ -8,8 +8,9 @@ import torch
 import yaml
 
 from softmaxfree.cli import train
-from softmaxfree.cli.recorded import _TAKEN_OUT, _differs, _edits
+from softmaxfree.cli.recorded import _TAKEN_OUT, _differs, _edits, with_split
 from softmaxfree.cli.settings import AUTO
+from softmaxfree.data.splits import EVERY
 from tests.cli.quick_run import overrides, read_csv
 
 
@@ -44,6 +45,9 @@ def test_what_was_edited_in_the_recipe_is_used_and_told(run, capsys):
     said = capsys.readouterr().out
     assert "trainer.max_epochs was 3 and is 4 now: the learning rate follows it" in said
     assert "edited since" not in said
+    more = ["--trainer.max_epochs=5", "--model.sched=constant"]
+    train.run(str(recipe), more, resume="last", out=str(run_dir.parent))
+    assert "learning rate follows" not in capsys.readouterr().out
 
 
 def test_a_run_of_0_1_0_tells_what_it_does_not_use(run, capsys):
@@ -111,6 +115,13 @@ def test_what_a_recipe_leaves_to_be_decided_is_no_difference():
         assert not _differs(said, value)
     for said, value in ((3, 4), ({"fpn_channels": 64}, {"fpn_channels": 48}), ({}, {"fpn_channels": 48})):
         assert _differs(said, value)
+
+
+def test_other_data_validates_as_a_whole_and_a_source_has_splits_of_its_own(tmp_path):
+    (tmp_path / "config.yaml").write_text("base: classification\ndata: {root: here}\n")
+    assert with_split({"data": {"root": "here"}}, tmp_path, ["--data.root=there"])["data"]["split"] == EVERY
+    assert "split" not in with_split({"data": {"root": "here"}}, tmp_path, ["--data.root=here/"])["data"]
+    assert "split" not in with_split({"data": {"source": "hfds/a"}}, tmp_path, ["--data.root=there"])["data"]
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])

@@ -214,7 +214,7 @@ def test_without_a_decay_there_is_no_average():
 
 def test_sharded_weights_cannot_be_averaged():
     module = task(ema_decay=0.9)
-    module.trainer = SimpleNamespace(strategy=FSDPStrategy())
+    module.trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
     with pytest.raises(ValueError, match=r"model.ema_decay must be null with sharded weights"):
         module.configure_callbacks()
 

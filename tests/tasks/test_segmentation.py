@@ -164,8 +164,9 @@ def test_a_batch_of_which_no_image_could_be_read():
     assert validated(module, [([], []), ([image], [label])])["val/miou"] == 1
 
 
-def test_autocast():
-    runner = trainer(precision="bf16-mixed")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions(precision):
+    runner = trainer(precision=precision)
     runner.fit(task(), datamodule=Halves(4))
     assert runner.callback_metrics["train/loss"].isfinite()
     assert runner.callback_metrics["val/loss"].isfinite()

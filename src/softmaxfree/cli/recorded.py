@@ -10,7 +10,7 @@ import yaml
 
 from softmaxfree.cli.recipe import class_of, read_recipe
 from softmaxfree.cli.settings import AUTO
-from softmaxfree.data.images import PLACES
+from softmaxfree.data.places import PLACES, same_place
 from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
 from softmaxfree.tasks.training import AbstractTask
@@ -97,7 +97,7 @@ def with_split(content: Mapping[str, Any], run_dir: Path, overrides: Sequence[st
     """
     file, data = run_dir / SPLIT, content.get("data") or {}
     given = {keys[1] for option in overrides if (keys := keys_of(option))[0] == "data" and len(keys) > 1}
-    other = bool(moved(run_dir, overrides))
+    other = bool(moved(run_dir, overrides)) and not data.get("source") and "source" not in given
     if "split" in given or not (other or file.is_file()):
         return dict(content)
     split = EVERY if other else str(file)
@@ -126,13 +126,6 @@ def moved(run_dir: Path, overrides: Sequence[str]) -> list[str]:
             if not same_place(old, new):
                 changes.append(f"data.{rest[0]} {old} -> {new}")
     return changes
-
-
-def same_place(one: Any, other: Any) -> bool:
-    """Return whether two values of a recipe name one file or folder."""
-    if one is None or other is None:
-        return one is other
-    return Path(str(one)).expanduser().resolve() == Path(str(other)).expanduser().resolve()
 
 
 def require_same(run_dir: Path, config: str) -> None:

@@ -138,7 +138,8 @@ def _run(recipe: str, overrides: Sequence[str], checkpoint: Path | None, run_dir
     if finished and (run_dir / "config.yaml").is_file():
         require_same(run_dir, job.config)
     before = ((content or {}).get("trainer") or {}).get("max_epochs")
-    if not finished and isinstance(before, int) and before != epochs:
+    follows = job.task.hparams["sched"] not in ("constant", "multistep")
+    if not finished and follows and isinstance(before, int) and before != epochs:
         told.append(f"trainer.max_epochs was {before} and is {epochs} now: the learning rate follows it")
     record, timer = EpochRecord(run_dir / "metrics.csv"), Timer(job.trainer["max_time"])
     resumed = ["--resume", str(checkpoint)] if checkpoint else []

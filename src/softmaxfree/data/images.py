@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from softmaxfree.arguments import require_whole
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.loaders import eval_loader, train_loader
+from softmaxfree.data.places import PLACES
 from softmaxfree.errors import InputError
 from softmaxfree.images import read_image, resized_shape, stored_shape, tell_left_out
 from softmaxfree.printing import few
@@ -45,11 +46,6 @@ DENSE_PREPARATION: dict[str, Any] = {
     "crop_pct": 1.0,
 }
 """What all dense tasks do alike to an image, in timm's words."""
-
-PLACES = (  # not part of weights
-    "root", "split", "classes", "train_csv", "val_csv", "train_json", "val_json", "train_images", "val_images",
-    "features", "labels", "coords",
-)  # fmt: skip
 
 
 class AnnotationError(InputError):

@@ -16,12 +16,11 @@ from torchvision.transforms import v2
 from softmaxfree.data.class_folders import Listing
 from softmaxfree.data.images import AnnotationError, check_side, frame_hint
 from softmaxfree.data.mask_classes import COLOUR, IGNORED, MaskClasses, show_value
+from softmaxfree.data.splitting import head_digest
 from softmaxfree.images import open_upright, read_image
 from softmaxfree.printing import few
 
 __all__ = ["MaskImages", "MaskPair", "read_mask"]
-
-_HEAD = 2**16  # bytes of a mask that tell whether it was changed
 
 
 class MaskPair(NamedTuple):
@@ -101,10 +100,10 @@ class MaskImages(Dataset):
 
     def label_bytes(self, index: int) -> bytes:
         """Return what tells whether a mask was changed: size and beginning of its file; none if it cannot be read."""
-        path = Path(self.pairs[index].mask)
+        mask = Path(self.pairs[index].mask)
+        listing = Listing.of_files(mask.parent, [mask.name])
         try:
-            with path.open("rb") as file:
-                return f"{path.stat().st_size} ".encode() + file.read(_HEAD)
+            return str(listing.size(0)).encode() + head_digest(listing, 0)
         except OSError:  # it is told when it is trained on
             return b""
 

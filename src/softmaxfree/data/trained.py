@@ -78,7 +78,8 @@ def note_trained(run_dir: Path, data: Any, goes_on: bool, start: str | None = No
         for part in others
         if not part.start
     ]
-    if now is not None and any(_labels_differ(part, now) for part in before if part not in others):
+    same = [part for part in before if part not in others and not part.start]
+    if now is not None and any(_labels_differ(part, now) for part in same):
         told.append(f"labels of the training {unit}s were changed since the run began: its weights are trained on both")
     seen, total = _seen([part for part in others if part.start], data)
     if seen:
@@ -110,19 +111,20 @@ def require_trained(run_dir: Path, data: Any) -> None:
         InputError: files were added, taken away or changed since, or their labels.
     """
     before, now = read_trained(run_dir), _files_of(data, "train")
-    if before and now is not None and before[-1].files != now.files:
-        changed = sorted(name for name, _ in before[-1].files.items() ^ now.files.items())
-        raise InputError(
-            f"the run in {run_dir} is finished, and its training {getattr(data, 'unit', 'image')}s are others now, "
-            f"such as {changed[0]}: its report stays as it is; `softmaxfree validate` measures it, and a larger "
-            "trainer.max_epochs goes on"
-        )
-    if before and now is not None and _labels_differ(before[-1], now):
-        raise InputError(
-            f"the run in {run_dir} is finished, and the labels of its training {getattr(data, 'unit', 'image')}s were "
-            "changed since: its report stays as it is; `softmaxfree validate` measures it, and a larger "
-            "trainer.max_epochs goes on"
-        )
+    if not before or now is None:
+        return
+    unit, last = getattr(data, "unit", "image"), before[-1]
+    if last.files != now.files:
+        changed = min(name for name, _ in last.files.items() ^ now.files.items())
+        what = f"its training {unit}s are others now, such as {changed}"
+    elif _labels_differ(last, now):
+        what = f"the labels of its training {unit}s were changed since"
+    else:
+        return
+    raise InputError(
+        f"the run in {run_dir} is finished, and {what}: its report stays as it is; `softmaxfree validate` measures "
+        "it, and a larger trainer.max_epochs goes on"
+    )
 
 
 def _labels_differ(before: TrainedFiles, now: TrainedFiles) -> bool:

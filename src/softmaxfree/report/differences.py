@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from softmaxfree.data.places import PLACES, same_place
 from softmaxfree.errors import InputError
 from softmaxfree.report.page import ABSENT
 from softmaxfree.report.summary import read_config
@@ -38,7 +39,8 @@ def different_settings(folders: Sequence[Path]) -> list[tuple[str, list[str]]]:
         same = {key for key, _ in different if key == _MODEL or _all_equal([own.get(key) for own in built])}
     if _all_equal([_split(folder) for folder in folders]):
         same.add("data.split")
-    same |= {key for key, values in different if key == "data.root" and len({Path(value) for value in values}) == 1}
+    places = {f"data.{name}" for name in PLACES}
+    same |= {key for key, values in different if key in places and all(same_place(values[0], v) for v in values)}
     return [(key, values) for key, values in different if key not in same]
 
 

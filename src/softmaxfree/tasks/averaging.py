@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Timer, WeightAveraging
 
-__all__ = ["Average", "ema_decay_at", "too_short_for"]
+from softmaxfree.arguments import require
+from softmaxfree.errors import InputError
+
+__all__ = ["Average", "ema_decay_at", "require_averaged", "too_short_for"]
 
 _TENTH = 10  # with warm-up the average is over the last tenth of the updates so far
 
@@ -36,6 +39,26 @@ class Average(WeightAveraging):
     def state_key(self) -> str:
         """That of Lightning's class, under which earlier checkpoints hold the state."""
         return WeightAveraging.__qualname__
+
+
+def require_averaged(decay: float, sharded: bool, precision: str) -> None:
+    """Refuse an average that cannot be.
+
+    Args:
+        decay: of the average.
+        sharded: whether the weights are.
+        precision: of the Trainer.
+
+    Raises:
+        InputError: the decay is none, or weights are sharded or not in 32 bits.
+    """
+    require(0 <= decay <= 1, "model.ema_decay", decay, "from 0 to 1")
+    if sharded:
+        raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
+    if precision.endswith("-true") and precision != "32-true":
+        raise InputError(
+            f"model.ema_decay must be null with trainer.precision {precision}: weights are averaged in 32 bits alone"
+        )
 
 
 def ema_decay_at(count: int, decay: float, *, warmup: bool) -> float:

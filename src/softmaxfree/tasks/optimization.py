@@ -220,7 +220,7 @@ def create_schedule(
     rates: Any = {"warmup_lr": warmup_lr, "min_lr": min_lr, "decay_rate": decay_rate}
     try:
         schedule, _ = create_scheduler_v2(optimizer, name, trainer.max_epochs, **rates, **in_epochs)
-    except ValueError as error:  # "wsd" falls in the last tenth of the epochs
+    except ValueError as error:  # of "wsd", whose parts need whole epochs
         raise InputError(
             f"model.sched {name} does not fit trainer.max_epochs {trainer.max_epochs} and model.warmup_epochs "
             f"{warmup_epochs:g}: {error}"

@@ -175,10 +175,11 @@ class SegmentationTask(AbstractTask):
     def _loss(self, logits: list[Tensor], labels: list[Tensor]) -> Tensor:
         """Weighted mean over all labelled pixels; 0 if there are none."""
         ignored, weights = self.hparams["ignore_index"], self.class_weights
-        weights = weights.to(torch.promote_types(weights.dtype, logits[0].dtype))
+        weights = weights.to(torch.promote_types(weights.dtype, logits[0].dtype))  # one of them may be in 64 bits
         total, counted = weights.new_zeros(()), weights.new_zeros(())
         for own, label in zip(logits, labels, strict=True):
-            total = total + F.cross_entropy(own[None], label[None], weights, ignore_index=ignored, reduction="sum")
+            own = own[None].to(weights.dtype)
+            total = total + F.cross_entropy(own, label[None], weights, ignore_index=ignored, reduction="sum")
             own_weights = weights[label.clamp(0, len(weights) - 1)]
             counted = counted + own_weights.masked_fill(label == ignored, 0).sum()
         return total / counted.clamp(min=torch.finfo(counted.dtype).tiny)

@@ -20,7 +20,7 @@ from softmaxfree.arguments import require
 from softmaxfree.errors import InputError, NoWeightsError
 from softmaxfree.models.backbone import AbstractBackbone
 from softmaxfree.models.creation import standalone
-from softmaxfree.tasks.averaging import Average, too_short_for
+from softmaxfree.tasks.averaging import Average, require_averaged, too_short_for
 from softmaxfree.tasks.checkpoints import load_state, rename_kept
 from softmaxfree.tasks.class_names import require_same_names
 from softmaxfree.tasks.curvature import AbstractCurvatureTask, require_single_batches
@@ -319,14 +319,8 @@ class AbstractTask(AbstractCurvatureTask):
         decay = self.hparams["ema_decay"]
         if decay is None:
             return []
-        require(0 <= decay <= 1, "model.ema_decay", decay, "from 0 to 1")
-        if self._sharded():
-            raise InputError("model.ema_decay must be null with sharded weights (trainer.strategy)")
-        if self._trainer is not None and str(self._trainer.precision) in ("16-true", "bf16-true", "64-true"):
-            raise InputError(
-                f"model.ema_decay must be null with trainer.precision {self._trainer.precision}: an average is kept in "
-                "32 bits"
-            )
+        precision = "32-true" if self._trainer is None else str(self._trainer.precision)
+        require_averaged(decay, self._sharded(), precision)
         # of `configure_model`, which does nothing then
         warnings.filterwarnings("ignore", ".*WeightAveraging callback with a model that overrides")
         return [Average(decay, self.hparams["ema_warmup"])]

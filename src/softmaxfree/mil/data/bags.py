@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from softmaxfree.arguments import require_number, require_whole
-from softmaxfree.data.images import PLACES
+from softmaxfree.data.places import PLACES
 from softmaxfree.data.splits import EVERY
 from softmaxfree.errors import InputError
 from softmaxfree.images import natural_key
